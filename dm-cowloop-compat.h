@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What differs between the kernels that dm-cowloop builds for, all of it. Test
+ * for the feature where there is something to test, for the version only where
+ * there is not. COWLOOP_HAVE_* come from Kbuild, which looks at the headers.
+ */
+
+#ifndef DM_COWLOOP_COMPAT_H
+#define DM_COWLOOP_COMPAT_H
+
+#include <linux/blkdev.h>
+#include <linux/dm-io.h>
+
+/* Block devices were opened with file modes up to 6.4. */
+#ifndef BLK_OPEN_READ
+#define blk_mode_t	fmode_t
+#define BLK_OPEN_READ	FMODE_READ
+#define BLK_OPEN_WRITE	FMODE_WRITE
+#endif
+
+/* dm_io() takes an I/O priority since 6.8, and in the stable kernels that got it too. */
+static inline int cow_dm_io(struct dm_io_request *req, unsigned int num_regions,
+			    struct dm_io_region *where, unsigned long *sync_error_bits)
+{
+#ifdef COWLOOP_HAVE_DM_IO_IOPRIO
+	return dm_io(req, num_regions, where, sync_error_bits, IOPRIO_DEFAULT);
+#else
+	return dm_io(req, num_regions, where, sync_error_bits);
+#endif
+}
+
+#endif /* DM_COWLOOP_COMPAT_H */

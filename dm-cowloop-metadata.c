@@ -1,0 +1,1487 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * dm-cowloop: the cowfile's head and bitmap, in memory and on disk.
+ *
+ * In memory. The bitmap is cut into regions, each a few bitmap sectors that
+ * fit into a page together with what we have to remember about them. An array
+ * has a pointer for every region: NULL while it has not been read, a marker
+ * when all of its units are in one place, else its page. Looking up a unit is
+ * a few plain loads under RCU. The bits are kept in the byte order of the
+ * disk. A region goes from unread to EMPTY, FULL or a page when it is loaded,
+ * from EMPTY to a page before its first unit is written, and from a page to
+ * FULL when the disk says so; all of this happens in process context.
+ *
+ * The order of things on disk, which is what makes a crash harmless:
+ *
+ *  1. DIRTY is durable in the head before any data is written for a unit whose
+ *     bit is not set on disk. (Format 1 needs it: only DIRTY tells that there
+ *     may be such data. In format 2 it says that cowused has to be recounted.)
+ *  2. A bit is set in memory (cow_md_mark) after its unit's data was written
+ *     completely, and written to disk only when a flush of the cow device that
+ *     began after that has succeeded. So the bitmap on disk never claims a unit
+ *     whose data may be lost.
+ *  3. A head that is not DIRTY is written only after a commit with no write in
+ *     flight, when cowused is exact.
+ *
+ * For 2, a commit first copies the changed bitmap sectors aside as they are
+ * now, then flushes the cow device, and only then gives the copies to dm-bufio,
+ * which may write a dirty buffer whenever it likes. Bits that are set after
+ * the copy was made belong to the next commit.
+ *
+ * cow_md_mark() sets the bits, then flags the bitmap sectors as changed, then
+ * queues the region; a commit takes the region off the queue, then takes the
+ * flags, then copies the bits. All of these are full barriers, so whatever the
+ * interleaving, a bit that missed the copy has its region queued again.
+ *
+ * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
+ * the array of regions. cow_md_clean() takes the second inside the first.
+ */
+
+#include "dm-cowloop.h"
+#include "dm-cowloop-compat.h"
+
+#include <linux/blkdev.h>
+#include <linux/completion.h>
+#include <linux/crc32c.h>
+#include <linux/device-mapper.h>
+#include <linux/dm-bufio.h>
+#include <linux/dm-io.h>
+#include <linux/llist.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/rcupdate.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uuid.h>
+#include <linux/vmalloc.h>
+
+#define DM_MSG_PREFIX "cowloop"
+
+/* Bytes read at a time where much is read: fingerprint, repair, formatting. */
+#define COW_IO_SIZE		(256 * 1024)
+
+/* What one commit copies aside before it needs another pair of flushes. */
+#define COW_COMMIT_MAX_REGIONS	2048
+
+/* Regions that cow_md_count_some() does in a call. */
+#define COW_COUNT_REGIONS	256
+
+/*
+ * Bitmap sectors in a region: as many as go into a page, and such that no
+ * aligned MiB of the device crosses the end of a region.
+ */
+#define COW_V1_REGION_SECTORS	7
+#define COW_V2_REGION_SECTORS	8
+
+/* ---- Regions ---- */
+
+struct cow_region {
+	union {
+		struct llist_node changed;	/* in cow_md.changed */
+		struct rcu_head rcu;
+	};
+	unsigned long flags;
+	u32 index;
+	u32 bad;		/* bit n: bitmap sector n of the region is damaged */
+	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
+};
+
+/* cow_region.flags: bit n < 8 is set when bitmap sector n has changed; and */
+#define COW_REGION_QUEUED	8
+#define COW_REGION_SECTORS_MASK	0xffUL
+
+/* In the place of a pointer to a region. */
+#define COW_REGION_EMPTY	((struct cow_region *)1UL)
+#define COW_REGION_FULL		((struct cow_region *)2UL)
+
+/* A changed region's bitmap sectors, copied aside by a commit. */
+struct cow_stage {
+	struct cow_stage *next;
+	struct cow_region *region;
+	unsigned long sectors;	/* those that have changed */
+	bool full;		/* all the region's units are set on disk */
+	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES];
+};
+
+struct cow_md {
+	/* Read by lookups; constant but for the regions themselves. */
+	struct cow_region __rcu **regions;
+	u32 region_units;
+	u32 sector_units;	/* units in a bitmap sector */
+	u32 sector_bytes;	/* bytes of bits in a bitmap sector */
+	u32 region_sectors;
+	u64 nr_regions;
+	u64 nr_map_sectors;	/* those that have a bit of some unit */
+
+	struct cow_geometry geo;
+	const char *name;
+	struct block_device *cow;
+	struct dm_bufio_client *bufio;
+	unsigned int block_shift;	/* of dm-bufio's blocks, in bytes */
+
+	struct mutex load_lock;		/* changes of regions[], and: */
+	struct cow_region *scratch;
+	unsigned long *uncounted;	/* regions still to be counted, or NULL */
+	u64 count_next;
+
+	atomic64_t used ____cacheline_aligned;
+	struct llist_head changed;	/* regions with changed bitmap sectors */
+	bool unsaved;			/* what was taken off changed is not durable yet */
+
+	struct mutex commit_lock;	/* writes to the cowfile, and: */
+	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
+	bool dirty;
+	struct cow_head head;
+};
+
+static inline bool region_is_marker(const struct cow_region *r)
+{
+	return (unsigned long)r <= (unsigned long)COW_REGION_FULL;
+}
+
+static inline u64 region_first_unit(struct cow_md *md, u64 index)
+{
+	return index * md->region_units;
+}
+
+/* Units in region @index: the last one has fewer. */
+static u32 region_nr_units(struct cow_md *md, u64 index)
+{
+	return min_t(u64, md->region_units,
+		     md->geo.nr_units - region_first_unit(md, index));
+}
+
+static u32 region_nr_sectors(struct cow_md *md, u64 index)
+{
+	return min_t(u64, md->region_sectors,
+		     md->nr_map_sectors - index * md->region_sectors);
+}
+
+/*
+ * The lookup for a region with damaged bitmap sectors: a run ends where good
+ * and damaged ones meet.
+ */
+static enum cow_where lookup_damaged(struct cow_md *md, const struct cow_region *r,
+				     u32 bit, enum cow_where where, unsigned int *run)
+{
+	const u32 sector = bit / md->sector_units;
+	const bool bad = r->bad & BIT(sector);
+	u32 end = sector;
+
+	while (end < md->region_sectors && !!(r->bad & BIT(end)) == bad)
+		end++;
+	*run = min(*run, end * md->sector_units - bit);
+
+	return bad ? COW_BAD : where;
+}
+
+enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
+			     unsigned int *run)
+{
+	const struct cow_region *r;
+	enum cow_where where;
+	u32 bit;
+	u64 index = div_u64_rem(unit, md->region_units, &bit);
+
+	max = min(max, md->region_units - bit);
+	*run = max;
+
+	rcu_read_lock();
+	r = rcu_dereference(md->regions[index]);
+	if (region_is_marker(r)) {
+		if (r == COW_REGION_EMPTY)
+			where = COW_IN_RDO;
+		else if (r == COW_REGION_FULL)
+			where = COW_IN_COW;
+		else
+			where = COW_UNKNOWN;
+	} else {
+		where = test_bit_le(bit, r->bits) ? COW_IN_COW : COW_IN_RDO;
+		if (max > 1) {
+			u32 end = where == COW_IN_COW ?
+				find_next_zero_bit_le(r->bits, bit + max, bit) :
+				find_next_bit_le(r->bits, bit + max, bit);
+
+			/* The bit may have been set since: the unit itself is sure. */
+			*run = max(end - bit, 1U);
+		}
+		if (unlikely(r->bad))
+			where = lookup_damaged(md, r, bit, where, run);
+	}
+	rcu_read_unlock();
+
+	return where;
+}
+
+int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr)
+{
+	const struct cow_region *r;
+	u32 bit;
+	u64 index = div_u64_rem(unit, md->region_units, &bit);
+	int ret = 1;
+
+	rcu_read_lock();
+	r = rcu_dereference(md->regions[index]);
+	if (region_is_marker(r))
+		ret = r == COW_REGION_FULL;
+	else if (unlikely(r->bad) &&
+		 r->bad & GENMASK((bit + nr - 1) / md->sector_units, bit / md->sector_units))
+		ret = -EIO;
+	rcu_read_unlock();
+
+	return ret;
+}
+
+bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
+{
+	struct cow_region *r;
+	bool first = false;
+	u32 bit, i, fresh = 0;
+	u64 index = div_u64_rem(unit, md->region_units, &bit);
+
+	rcu_read_lock();
+	r = rcu_dereference(md->regions[index]);
+	/* All the bits of a FULL region are on disk. */
+	if (r != COW_REGION_FULL) {
+		for (i = bit; i < bit + nr; i++)
+			fresh += !test_and_set_bit_le(i, r->bits);
+		atomic64_add(fresh, &md->used);
+
+		for (i = bit / md->sector_units; i <= (bit + nr - 1) / md->sector_units; i++)
+			set_bit(i, &r->flags);
+		if (!test_and_set_bit(COW_REGION_QUEUED, &r->flags))
+			first = llist_add(&r->changed, &md->changed);
+	}
+	rcu_read_unlock();
+
+	return first;
+}
+
+bool cow_md_changed(struct cow_md *md)
+{
+	if (!llist_empty(&md->changed))
+		return true;
+	/* In this order: a commit sets unsaved before it takes the list. */
+	smp_rmb();
+	return READ_ONCE(md->unsaved);
+}
+
+/* ---- Bitmap sectors on disk ---- */
+
+static __le32 map_sector_csum(const struct cow_map_sector *s, u64 sector)
+{
+	const __le64 index = cpu_to_le64(sector);
+	u32 crc = crc32c(~0U, s->bits, sizeof(s->bits));
+
+	return cpu_to_le32(~crc32c(crc, &index, sizeof(index)));
+}
+
+/*
+ * Bitmap sector @sector in its dm-bufio block. *@buf holds the block; it is
+ * read when *@buf is NULL or holds another one, which is released.
+ */
+static void *map_sector_get(struct cow_md *md, u64 sector, struct dm_buffer **buf)
+{
+	const u64 byte = md->geo.moffset + sector * COW_MAP_SECTOR;
+	const sector_t block = byte >> md->block_shift;
+	void *data;
+
+	if (*buf && dm_bufio_get_block_number(*buf) != block) {
+		dm_bufio_release(*buf);
+		*buf = NULL;
+	}
+	if (!*buf) {
+		data = dm_bufio_read(md->bufio, block, buf);
+		if (IS_ERR(data)) {
+			*buf = NULL;
+			return data;
+		}
+	}
+	return dm_bufio_get_block_data(*buf) + (byte & (BIT(md->block_shift) - 1));
+}
+
+static bool map_sector_ends_block(struct cow_md *md, u64 sector)
+{
+	const u64 end = md->geo.moffset + (sector + 1) * COW_MAP_SECTOR;
+
+	return !(end & (BIT(md->block_shift) - 1));
+}
+
+/* False, and a line in the log, when a sector of format 2 is damaged. */
+static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_sector *s)
+{
+	const __le32 csum = map_sector_csum(s, sector);
+	u64 first, last;
+
+	if (s->csum == csum || !memchr_inv(s, 0, sizeof(*s)))
+		return true;
+
+	first = sector * md->sector_units;
+	last = min(first + md->sector_units, md->geo.nr_units) - 1;
+	DMERR("%s: cow device %pg: bitmap sector %llu: found checksum 0x%08x, expected 0x%08x: units %llu to %llu give I/O errors",
+	      md->name, md->cow, sector, le32_to_cpu(s->csum),
+	      le32_to_cpu(csum), first, last);
+	return false;
+}
+
+/*
+ * Read region @index into @r. *@raw is set to the number of bits set on disk,
+ * those that belong to no unit included; @r has none of these.
+ */
+static int region_read(struct cow_md *md, u64 index, struct cow_region *r, u32 *raw)
+{
+	const u32 nr_sectors = region_nr_sectors(md, index);
+	const u32 nr_units = region_nr_units(md, index);
+	const u64 first = index * md->region_sectors;
+	struct dm_buffer *buf = NULL;
+	const void *data;
+	u32 i;
+
+	memset(r, 0, sizeof(*r));
+	r->index = index;
+
+	for (i = 0; i < nr_sectors; i++) {
+		data = map_sector_get(md, first + i, &buf);
+		if (IS_ERR(data))
+			return PTR_ERR(data);
+		if (md->geo.format == 2 && !map_sector_good(md, first + i, data))
+			r->bad |= BIT(i);
+		else
+			memcpy(r->bits + i * md->sector_bytes, data, md->sector_bytes);
+	}
+	if (buf)
+		dm_bufio_release(buf);
+
+	*raw = bitmap_weight((unsigned long *)r->bits, sizeof(r->bits) * BITS_PER_BYTE);
+	for (i = nr_units; i < sizeof(r->bits) * BITS_PER_BYTE; i++) {
+		i = find_next_bit_le(r->bits, sizeof(r->bits) * BITS_PER_BYTE, i);
+		if (i < sizeof(r->bits) * BITS_PER_BYTE)
+			__clear_bit_le(i, r->bits);
+	}
+
+	return 0;
+}
+
+/*
+ * Load region @index, if that has not been done, and leave a marker for it, or
+ * its page if @keep is set. Counts its units when that is still to be done.
+ * *@raw, if wanted, is as in region_read(), but 0 for what was loaded before.
+ */
+static int region_load(struct cow_md *md, u64 index, bool keep, u32 *raw)
+{
+	struct cow_region *r = md->scratch;
+	u32 weight, on_disk = 0;
+	int ret = 0;
+
+	lockdep_assert_held(&md->load_lock);
+
+	if (rcu_access_pointer(md->regions[index]))
+		goto out;
+	ret = region_read(md, index, r, &on_disk);
+	if (ret)
+		goto out;
+
+	weight = bitmap_weight((unsigned long *)r->bits, sizeof(r->bits) * BITS_PER_BYTE);
+	if (!weight && !r->bad) {
+		r = COW_REGION_EMPTY;
+	} else if (weight == region_nr_units(md, index)) {
+		r = COW_REGION_FULL;
+	} else if (keep) {
+		struct cow_region *next = kmalloc(sizeof(*next), GFP_NOIO);
+
+		if (!next)
+			return -ENOMEM;
+		md->scratch = next;
+	} else {
+		r = NULL;
+	}
+
+	if (md->uncounted && __test_and_clear_bit(index, md->uncounted))
+		atomic64_add(weight, &md->used);
+	rcu_assign_pointer(md->regions[index], r);
+out:
+	if (raw)
+		*raw = on_disk;
+	return ret;
+}
+
+int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
+{
+	const u64 index = div_u64(unit, md->region_units);
+	struct cow_region *r;
+	int ret;
+
+	mutex_lock(&md->load_lock);
+	ret = region_load(md, index, true, NULL);
+	if (!ret && for_write &&
+	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY) {
+		r = kzalloc(sizeof(*r), GFP_NOIO);
+		if (r) {
+			r->index = index;
+			rcu_assign_pointer(md->regions[index], r);
+		} else {
+			ret = -ENOMEM;
+		}
+	}
+	mutex_unlock(&md->load_lock);
+
+	return ret;
+}
+
+/* ---- Counting ---- */
+
+u64 cow_md_used(struct cow_md *md)
+{
+	return atomic64_read(&md->used);
+}
+
+bool cow_md_counting(struct cow_md *md)
+{
+	return READ_ONCE(md->count_next) < md->nr_regions;
+}
+
+bool cow_md_is_dirty(struct cow_md *md)
+{
+	return READ_ONCE(md->dirty);
+}
+
+static int count_region(struct cow_md *md, u32 *raw)
+{
+	int r;
+
+	r = region_load(md, md->count_next, false, raw);
+	if (!r)
+		WRITE_ONCE(md->count_next, md->count_next + 1);
+	return r;
+}
+
+int cow_md_count_some(struct cow_md *md)
+{
+	int r = 0;
+	unsigned int i;
+
+	mutex_lock(&md->load_lock);
+	for (i = 0; i < COW_COUNT_REGIONS && !r && cow_md_counting(md); i++) {
+		r = count_region(md, NULL);
+		cond_resched();
+	}
+	mutex_unlock(&md->load_lock);
+
+	return r ? r : cow_md_counting(md);
+}
+
+static int count_all(struct cow_md *md)
+{
+	int r;
+
+	do
+		r = cow_md_count_some(md);
+	while (r > 0);
+
+	return r;
+}
+
+/* ---- Commit ---- */
+
+/*
+ * Write the head as it is in memory; on an error it is as if this had not been
+ * called, though either head may be on disk.
+ */
+static int head_write(struct cow_md *md)
+{
+	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
+	struct dm_buffer *buf;
+	void *data;
+
+	if (md->geo.format == 2)
+		md->head.csum = cpu_to_le32(~crc32c(~0U, &md->head,
+						    offsetof(struct cow_head, csum)));
+
+	data = dm_bufio_read(md->bufio, 0, &buf);
+	if (IS_ERR(data))
+		return PTR_ERR(data);
+	memcpy(data, &md->head, size);
+	dm_bufio_mark_partial_buffer_dirty(buf, 0, size);
+	dm_bufio_release(buf);
+
+	return dm_bufio_write_dirty_buffers(md->bufio);
+}
+
+static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
+{
+	const struct cow_head old = md->head;
+	int r;
+
+	md->head.flags = cpu_to_le16(flags);
+	md->head.cowused = cpu_to_le64(used);
+	r = head_write(md);
+	if (r)
+		md->head = old;
+	return r;
+}
+
+int cow_md_set_dirty(struct cow_md *md)
+{
+	int r = 0;
+
+	mutex_lock(&md->commit_lock);
+	if (!md->dirty) {
+		r = head_write_flags(md, le16_to_cpu(md->head.flags) | COW_FLAG_DIRTY,
+				     le64_to_cpu(md->head.cowused));
+		if (!r)
+			WRITE_ONCE(md->dirty, true);
+	}
+	mutex_unlock(&md->commit_lock);
+
+	return r;
+}
+
+/* Copy a region's changed bitmap sectors aside. */
+static void stage_region(struct cow_md *md, struct cow_stage *stage, struct cow_region *r)
+{
+	unsigned long i;
+
+	stage->region = r;
+	clear_bit(COW_REGION_QUEUED, &r->flags);
+	/* A full barrier each: see the top of the file. */
+	smp_mb__after_atomic();
+	stage->sectors = atomic_long_fetch_andnot(COW_REGION_SECTORS_MASK,
+						  (atomic_long_t *)&r->flags);
+	stage->sectors &= COW_REGION_SECTORS_MASK;
+	for_each_set_bit(i, &stage->sectors, md->region_sectors)
+		memcpy(stage->bits + i * md->sector_bytes,
+		       r->bits + i * md->sector_bytes, md->sector_bytes);
+}
+
+/* What was staged was not written: it has changed again. */
+static void unstage_region(struct cow_md *md, struct cow_stage *stage)
+{
+	struct cow_region *r = stage->region;
+	unsigned long i;
+
+	for_each_set_bit(i, &stage->sectors, md->region_sectors)
+		set_bit(i, &r->flags);
+	if (!test_and_set_bit(COW_REGION_QUEUED, &r->flags))
+		llist_add(&r->changed, &md->changed);
+}
+
+/*
+ * Put staged bitmap sectors into dm-bufio's buffers. A buffer is marked dirty
+ * once all of the region's sectors in it are in place, so that none is written
+ * while it changes.
+ */
+static int write_staged(struct cow_md *md, struct cow_stage *stage)
+{
+	const u64 index = stage->region->index;
+	const u64 first = index * md->region_sectors;
+	const u64 end = first + region_nr_sectors(md, index);
+	struct dm_buffer *buf = NULL;
+	bool touched = false;
+	u64 sector;
+
+	stage->full = region_nr_units(md, index) == md->region_units;
+
+	for (sector = first; sector < end; sector++) {
+		const u32 offset = (sector - first) * md->sector_bytes;
+		struct cow_map_sector *s = map_sector_get(md, sector, &buf);
+
+		if (IS_ERR(s))
+			return PTR_ERR(s);
+		if (stage->sectors & BIT(sector - first)) {
+			memcpy(s, stage->bits + offset, md->sector_bytes);
+			if (md->geo.format == 2)
+				s->csum = map_sector_csum(s, sector);
+			touched = true;
+		}
+		if (stage->full && memchr_inv(s, 0xff, md->sector_bytes))
+			stage->full = false;
+
+		if (touched && (sector + 1 == end || map_sector_ends_block(md, sector))) {
+			dm_bufio_mark_buffer_dirty(buf);
+			touched = false;
+		}
+	}
+	dm_bufio_release(buf);
+
+	return 0;
+}
+
+/*
+ * Replace the page of a region, all of whose bits are set on disk, by a
+ * marker. Whoever still marks units in it finds QUEUED set and leaves it alone.
+ */
+static void region_collapse(struct cow_md *md, struct cow_region *r)
+{
+	if (test_and_set_bit(COW_REGION_QUEUED, &r->flags))
+		return;
+	rcu_assign_pointer(md->regions[r->index], COW_REGION_FULL);
+	kfree_rcu(r, rcu);
+}
+
+/*
+ * Commit the regions on *@todo, as many as memory can be had for, but one at
+ * least, and take them off it.
+ */
+static int commit_some(struct cow_md *md, struct llist_node **todo)
+{
+	struct cow_stage *stage, *staged = NULL;
+	unsigned int nr = 0;
+	int r;
+
+	while (*todo && nr < COW_COMMIT_MAX_REGIONS) {
+		if (!nr)
+			stage = md->spare_stage;
+		else
+			stage = kmalloc(sizeof(*stage),
+					GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+		if (!stage)
+			break;
+		stage->next = staged;
+		staged = stage;
+		nr++;
+
+		/* The node may be queued again as soon as the region is staged. */
+		stage->region = llist_entry(*todo, struct cow_region, changed);
+		*todo = (*todo)->next;
+		stage_region(md, stage, stage->region);
+	}
+
+	/* The data of all the bits staged was written before; make it durable. */
+	r = dm_bufio_issue_flush(md->bufio);
+	for (stage = staged; stage && !r; stage = stage->next)
+		r = write_staged(md, stage);
+	if (!r)
+		r = dm_bufio_write_dirty_buffers(md->bufio);
+
+	while ((stage = staged)) {
+		staged = stage->next;
+		if (r)
+			unstage_region(md, stage);
+		else if (stage->full)
+			region_collapse(md, stage->region);
+		if (stage != md->spare_stage)
+			kfree(stage);
+	}
+
+	return r;
+}
+
+static int commit_locked(struct cow_md *md)
+{
+	struct llist_node *todo;
+	int r = 0;
+
+	lockdep_assert_held(&md->commit_lock);
+
+	WRITE_ONCE(md->unsaved, true);
+	/* Before the list is taken; pairs with cow_md_changed(). */
+	smp_mb();
+	todo = llist_del_all(&md->changed);
+
+	if (!todo)
+		r = dm_bufio_issue_flush(md->bufio);
+	while (todo && !r)
+		r = commit_some(md, &todo);
+
+	while (todo) {
+		struct llist_node *next = todo->next;
+
+		llist_add(todo, &md->changed);
+		todo = next;
+	}
+	/* Pairs with cow_md_changed(). After an error there still is something. */
+	if (!r)
+		smp_store_release(&md->unsaved, false);
+	return r;
+}
+
+int cow_md_commit(struct cow_md *md)
+{
+	int r;
+
+	mutex_lock(&md->commit_lock);
+	r = commit_locked(md);
+	mutex_unlock(&md->commit_lock);
+
+	return r;
+}
+
+int cow_md_clean(struct cow_md *md)
+{
+	int r;
+
+	mutex_lock(&md->commit_lock);
+	r = commit_locked(md);
+	if (!r && md->dirty) {
+		r = count_all(md);
+		if (!r)
+			r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
+					     cow_md_used(md));
+		if (!r)
+			WRITE_ONCE(md->dirty, false);
+	}
+	mutex_unlock(&md->commit_lock);
+
+	return r;
+}
+
+/* ---- Reading devices at open ---- */
+
+static int read_sectors(const struct cow_md_args *args, struct block_device *bdev,
+			sector_t sector, sector_t count, void *to)
+{
+	struct dm_io_request req = {
+		.bi_opf = REQ_OP_READ | REQ_SYNC,
+		.client = args->io,
+	};
+	struct dm_io_region where = {
+		.bdev = bdev,
+		.sector = sector,
+		.count = count,
+	};
+
+	if (is_vmalloc_addr(to)) {
+		req.mem.type = DM_IO_VMA;
+		req.mem.ptr.vma = to;
+	} else {
+		req.mem.type = DM_IO_KMEM;
+		req.mem.ptr.addr = to;
+	}
+	if (fatal_signal_pending(current))
+		return -EINTR;
+	cond_resched();
+	return cow_dm_io(&req, 1, &where, NULL);
+}
+
+/*
+ * Log why a cowfile is refused: @what, which also goes to the user of dmsetup,
+ * and in detail what was found and expected.
+ */
+static __printf(4, 5)
+int refuse(const struct cow_md_args *args, char **error, char *what, const char *fmt, ...)
+{
+	struct va_format vaf = { .fmt = fmt };
+	va_list ap;
+
+	va_start(ap, fmt);
+	vaf.va = &ap;
+	DMERR("%s: cow device %pg: %s: %pV", args->name, args->cow, what, &vaf);
+	va_end(ap);
+	*error = what;
+
+	return -EINVAL;
+}
+
+static int refuse_io(const struct cow_md_args *args, char **error, int r,
+		     struct block_device *bdev, char *what)
+{
+	DMERR("%s: device %pg: %s: error %d", args->name, bdev, what, r);
+	*error = what;
+
+	return r;
+}
+
+/*
+ * The fingerprint of format 1: the byte sums of the first four 1024-byte
+ * blocks whose sum is not zero, put together by the original's C arithmetic,
+ * in which a fourth sum of 0x80 or more extends its sign into bits 32 to 63.
+ */
+static int fingerprint_v1(const struct cow_md_args *args, void *buf, u64 *fingerprint)
+{
+	const sector_t end = round_down(bdev_nr_sectors(args->rdo), COW_V1_MAPUNIT / 512);
+	sector_t sector, count;
+	unsigned int found = 0;
+	int r;
+
+	*fingerprint = 0;
+	for (sector = 0; sector < end && found < 4; sector += count) {
+		const u8 *byte = buf;
+
+		count = min_t(sector_t, end - sector, COW_IO_SIZE / 512);
+		r = read_sectors(args, args->rdo, sector, count, buf);
+		if (r)
+			return r;
+
+		while (byte < (u8 *)buf + count * 512 && found < 4) {
+			const u8 *block_end = byte + COW_V1_MAPUNIT;
+			u8 sum = 0;
+
+			while (byte < block_end)
+				sum += *byte++;
+			if (sum)
+				*fingerprint |= (s64)(s32)((u32)sum << 8 * found++);
+		}
+	}
+	return 0;
+}
+
+#define COW_SAMPLES		64
+#define COW_SAMPLE_SIZE		4096
+
+struct cow_samples {
+	atomic_t pending;
+	atomic_t errors;
+	struct completion done;
+};
+
+static void sample_read(unsigned long error, void *context)
+{
+	struct cow_samples *samples = context;
+
+	if (error)
+		atomic_inc(&samples->errors);
+	if (atomic_dec_and_test(&samples->pending))
+		complete(&samples->done);
+}
+
+/*
+ * The fingerprint of format 2: a CRC-32C over 64 samples spread over the
+ * device, all read at once, since the device may be far away.
+ */
+static int fingerprint_v2(const struct cow_md_args *args, void *buf, u64 *fingerprint)
+{
+	const sector_t nr_sectors = bdev_nr_sectors(args->rdo);
+	const u64 nr_blocks = max_t(u64, nr_sectors / (COW_SAMPLE_SIZE / 512), 1);
+	struct cow_samples samples = {
+		.pending = ATOMIC_INIT(COW_SAMPLES + 1),
+		.errors = ATOMIC_INIT(0),
+	};
+	struct dm_io_request req = {
+		.bi_opf = REQ_OP_READ,
+		.notify.fn = sample_read,
+		.notify.context = &samples,
+		.client = args->io,
+	};
+	struct dm_io_region where = {
+		.bdev = args->rdo,
+		.count = min_t(sector_t, nr_sectors, COW_SAMPLE_SIZE / 512),
+	};
+	unsigned int i;
+
+	BUILD_BUG_ON(COW_SAMPLES * COW_SAMPLE_SIZE > COW_IO_SIZE);
+	memset(buf, 0, COW_SAMPLES * COW_SAMPLE_SIZE);
+	init_completion(&samples.done);
+
+	for (i = 0; i < COW_SAMPLES; i++) {
+		where.sector = div_u64((nr_blocks - 1) * i, COW_SAMPLES - 1) *
+			       (COW_SAMPLE_SIZE / 512);
+		req.mem.type = DM_IO_VMA;
+		req.mem.ptr.vma = buf + i * COW_SAMPLE_SIZE;
+		if (cow_dm_io(&req, 1, &where, NULL))
+			sample_read(1, &samples);
+	}
+	sample_read(0, &samples);
+	wait_for_completion_io(&samples.done);
+	if (atomic_read(&samples.errors))
+		return -EIO;
+
+	*fingerprint = (u32)~crc32c(~0U, buf, COW_SAMPLES * COW_SAMPLE_SIZE);
+	return 0;
+}
+
+static int fingerprint(const struct cow_md_args *args, unsigned int format, u64 *result)
+{
+	void *buf = vmalloc(COW_IO_SIZE);
+	int r;
+
+	if (!buf)
+		return -ENOMEM;
+	r = format == 1 ? fingerprint_v1(args, buf, result) : fingerprint_v2(args, buf, result);
+	vfree(buf);
+
+	return r;
+}
+
+/* ---- Checking a head ---- */
+
+static u64 bdev_bytes(struct block_device *bdev)
+{
+	return (u64)bdev_nr_sectors(bdev) << SECTOR_SHIFT;
+}
+
+static int check_bitmap_fits(const struct cow_md_args *args, char **error,
+			     const struct cow_geometry *geo)
+{
+	const u64 need = geo->moffset + geo->mapsize;
+
+	if (bdev_bytes(args->cow) < need)
+		return refuse(args, error, "Cow device is too small for its own bitmap",
+			      "found %llu bytes, expected at least %llu",
+			      bdev_bytes(args->cow), need);
+	return 0;
+}
+
+static int check_rdo_size(const struct cow_md_args *args, char **error)
+{
+	if (!bdev_nr_sectors(args->rdo))
+		return refuse(args, error, "Read-only device is empty",
+			      "%pg has no sectors", args->rdo);
+	return 0;
+}
+
+/* The fields of a head that format 1 and format 2 share. */
+static int check_layout(const struct cow_md_args *args, char **error,
+			const struct cow_head *head, const struct cow_geometry *geo)
+{
+	u64 found;
+
+	found = le64_to_cpu(head->rdoblocks);
+	if (found != geo->nr_units)
+		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
+			      "found %llu units of %u bytes, expected %llu, as %pg has",
+			      found, geo->mapunit, geo->nr_units, args->rdo);
+
+	found = le64_to_cpu(head->mapsize);
+	if (found != geo->mapsize)
+		return refuse(args, error, "Wrong bitmap size in cowfile",
+			      "found mapsize %llu, expected %llu", found, geo->mapsize);
+	return 0;
+}
+
+static int check_head_v1(const struct cow_md_args *args, char **error,
+			 const struct cow_head *head, struct cow_geometry *geo)
+{
+	u64 found;
+	int r;
+
+	found = le64_to_cpu(head->mapunit);
+	if (found != COW_V1_MAPUNIT)
+		return refuse(args, error, "Wrong unit size in cowfile",
+			      "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
+
+	cow_geometry_init(geo, 1, COW_V1_MAPUNIT, bdev_nr_sectors(args->rdo));
+	r = check_layout(args, error, head, geo);
+	if (r)
+		return r;
+
+	found = le64_to_cpu(head->doffset);
+	if (found != geo->doffset)
+		return refuse(args, error, "Wrong data offset in cowfile",
+			      "found doffset %llu, expected %llu", found, geo->doffset);
+
+	if (!(le16_to_cpu(head->flags) & COW_FLAG_DIRTY))
+		return 0;
+	if (!args->repair)
+		return refuse(args, error, "Cowfile is dirty",
+			      "found DIRTY set, expected a cowfile that was closed or synced; option 'repair' accepts and repairs it");
+	if (args->read_only)
+		return refuse(args, error, "Cowfile is dirty and can't be repaired read-only",
+			      "found DIRTY set together with option 'read_only', expected 'repair' alone");
+	return 0;
+}
+
+static int check_head_v2(const struct cow_md_args *args, char **error,
+			 const struct cow_head *head, struct cow_geometry *geo)
+{
+	u64 found, align;
+	u32 csum, unknown;
+	int r;
+
+	csum = ~crc32c(~0U, head, offsetof(struct cow_head, csum));
+	if (le32_to_cpu(head->csum) != csum)
+		return refuse(args, error, "Cowfile's head is damaged",
+			      "found checksum 0x%08x, expected 0x%08x",
+			      le32_to_cpu(head->csum), csum);
+
+	unknown = le32_to_cpu(head->incompat) & ~COW_INCOMPAT_KNOWN;
+	if (unknown)
+		return refuse(args, error, "Cowfile needs features that this version lacks",
+			      "found incompat 0x%08x, expected none but 0x%08x",
+			      le32_to_cpu(head->incompat), COW_INCOMPAT_KNOWN);
+
+	found = le64_to_cpu(head->mapunit);
+	if (!cow_v2_mapunit_valid(found))
+		return refuse(args, error, "Wrong unit size in cowfile",
+			      "found mapunit %llu, expected a power of two from %u to %u",
+			      found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
+
+	cow_geometry_init(geo, 2, found, bdev_nr_sectors(args->rdo));
+
+	found = le64_to_cpu(head->rdosectors);
+	if (found != geo->rdo_sectors)
+		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
+			      "found %llu sectors, expected %llu, as %pg has",
+			      found, geo->rdo_sectors, args->rdo);
+
+	r = check_layout(args, error, head, geo);
+	if (r)
+		return r;
+
+	found = le64_to_cpu(head->moffset);
+	if (found != geo->moffset)
+		return refuse(args, error, "Wrong bitmap offset in cowfile",
+			      "found moffset %llu, expected %llu", found, geo->moffset);
+
+	found = le64_to_cpu(head->doffset);
+	align = max(geo->mapunit, 4096U);
+	if (found < geo->doffset || found & (align - 1) || found > S64_MAX / 2)
+		return refuse(args, error, "Wrong data offset in cowfile",
+			      "found doffset %llu, expected a multiple of %llu from %llu on",
+			      found, align, geo->doffset);
+	geo->doffset = found;
+
+	found = le64_to_cpu(head->cowused);
+	if (!(le16_to_cpu(head->flags) & COW_FLAG_DIRTY) && found > geo->nr_units)
+		return refuse(args, error, "Wrong count of used units in cowfile",
+			      "found cowused %llu, expected at most %llu",
+			      found, geo->nr_units);
+	return 0;
+}
+
+static int check_fingerprint(const struct cow_md_args *args, char **error,
+			     const struct cow_head *head, unsigned int format)
+{
+	u64 is, found = le64_to_cpu(head->rdofingerprint);
+	int r;
+
+	r = fingerprint(args, format, &is);
+	if (r)
+		return refuse_io(args, error, r, args->rdo, "Cannot read the read-only device");
+	if (found != is)
+		return refuse(args, error, "Cowfile belongs to another read-only device",
+			      "found fingerprint 0x%016llx, expected 0x%016llx, as %pg has",
+			      found, is, args->rdo);
+	return 0;
+}
+
+/* The whole head, and the geometry that follows from it. */
+static int check_head(const struct cow_md_args *args, char **error,
+		      const struct cow_head *head, struct cow_geometry *geo)
+{
+	const unsigned int version = le16_to_cpu(head->version);
+	int r;
+
+	if (le32_to_cpu(head->magic) != COW_MAGIC)
+		return refuse(args, error, "Not a cowfile, and not blank",
+			      "found magic 0x%08x, expected 0x%08x or %u zero bytes",
+			      le32_to_cpu(head->magic), COW_MAGIC, COW_BLANK_SIZE);
+	if (version != 1 && version != 2)
+		return refuse(args, error, "Unknown version of cowfile",
+			      "found %u, expected 1 or 2", version);
+	if (le16_to_cpu(head->flags) & COW_FLAG_PACKED)
+		return refuse(args, error, "Cowfile is packed",
+			      "found PACKED set, expected a cowfile that was unpacked");
+
+	r = version == 1 ? check_head_v1(args, error, head, geo) :
+			   check_head_v2(args, error, head, geo);
+	if (r)
+		return r;
+	if (args->mapunit && args->mapunit != geo->mapunit)
+		return refuse(args, error, "Cowfile has another unit size than asked for",
+			      "found mapunit %u, expected %u", geo->mapunit, args->mapunit);
+	r = check_bitmap_fits(args, error, geo);
+	if (r)
+		return r;
+	return check_fingerprint(args, error, head, version);
+}
+
+int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const struct cow_geometry *geo = &md->geo;
+
+	if (args->mapunit && args->mapunit != geo->mapunit)
+		return refuse(args, error, "Cowfile has another unit size than asked for",
+			      "found mapunit %u, expected %u", geo->mapunit, args->mapunit);
+	if (bdev_nr_sectors(args->rdo) < geo->rdo_sectors ||
+	    bdev_nr_sectors(args->rdo) - geo->rdo_sectors >= geo->mapunit / 512)
+		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
+			      "found %llu sectors, expected %llu, as %pg has",
+			      geo->rdo_sectors, (u64)bdev_nr_sectors(args->rdo), args->rdo);
+
+	return check_fingerprint(args, error, &md->head, geo->format);
+}
+
+/* ---- Formatting ---- */
+
+/*
+ * See to it that head and bitmap are zeroes on the cow device. Where the
+ * device can't do that cheaply, what is not zero is looked for: the cow device
+ * is often sparse, and would not be afterwards.
+ */
+static int zero_bitmap(const struct cow_md_args *args, const struct cow_geometry *geo)
+{
+	const u64 lbs = bdev_logical_block_size(args->cow);
+	const sector_t end = min_t(u64, round_up(geo->moffset + geo->mapsize, lbs),
+				   bdev_bytes(args->cow)) >> SECTOR_SHIFT;
+	sector_t sector, count;
+	void *buf;
+	int r;
+
+	r = blkdev_issue_zeroout(args->cow, 0, end, GFP_KERNEL, BLKDEV_ZERO_NOFALLBACK);
+	if (r != -EOPNOTSUPP)
+		return r;
+
+	buf = vmalloc(COW_IO_SIZE);
+	if (!buf)
+		return -ENOMEM;
+	for (sector = 0, r = 0; sector < end && !r; sector += count) {
+		count = min_t(sector_t, end - sector, COW_IO_SIZE / 512);
+		r = read_sectors(args, args->cow, sector, count, buf);
+		if (!r && memchr_inv(buf, 0, count * 512))
+			r = blkdev_issue_zeroout(args->cow, sector, count, GFP_KERNEL, 0);
+	}
+	vfree(buf);
+
+	return r;
+}
+
+static int choose_geometry(const struct cow_md_args *args, char **error,
+			   struct cow_geometry *geo)
+{
+	const unsigned int format = args->format ? args->format : 2;
+	const unsigned int mapunit = args->mapunit ? args->mapunit :
+				     format == 1 ? COW_V1_MAPUNIT : COW_V2_MAPUNIT;
+
+	if (args->read_only)
+		return refuse(args, error, "Cannot format a blank cow device read-only",
+			      "found %u zero bytes, expected a cowfile", COW_BLANK_SIZE);
+	if (format == 1 ? mapunit != COW_V1_MAPUNIT : !cow_v2_mapunit_valid(mapunit))
+		return refuse(args, error, "Wrong unit size for the format",
+			      "found mapunit %u, expected %s for format %u", mapunit,
+			      format == 1 ? "1024" : "a power of two from 4096 to 1048576",
+			      format);
+
+	cow_geometry_init(geo, format, mapunit, bdev_nr_sectors(args->rdo));
+	if (!geo->nr_units)
+		return refuse(args, error, "Read-only device is too small",
+			      "found %llu bytes, expected at least %u",
+			      bdev_bytes(args->rdo), mapunit);
+
+	return check_bitmap_fits(args, error, geo);
+}
+
+static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const struct cow_geometry *geo = &md->geo;
+	struct cow_head *head = &md->head;
+	u64 print;
+	int r;
+
+	r = fingerprint(args, geo->format, &print);
+	if (r)
+		return refuse_io(args, error, r, args->rdo, "Cannot read the read-only device");
+
+	memset(head, 0, sizeof(*head));
+	head->magic = cpu_to_le32(COW_MAGIC);
+	head->version = cpu_to_le16(geo->format);
+	head->mapunit = cpu_to_le64(geo->mapunit);
+	head->mapsize = cpu_to_le64(geo->mapsize);
+	head->doffset = cpu_to_le64(geo->doffset);
+	head->rdoblocks = cpu_to_le64(geo->nr_units);
+	head->rdofingerprint = cpu_to_le64(print);
+	if (geo->format == 2) {
+		head->rdosectors = cpu_to_le64(geo->rdo_sectors);
+		head->moffset = cpu_to_le64(geo->moffset);
+		generate_random_uuid(head->uuid);
+	}
+
+	r = zero_bitmap(args, geo);
+	/* Not a cowfile before its bitmap is durable. */
+	if (!r)
+		r = dm_bufio_issue_flush(md->bufio);
+	if (!r)
+		r = head_write(md);
+	if (r)
+		return refuse_io(args, error, r, args->cow, "Cannot format the cow device");
+
+	return 0;
+}
+
+/* ---- Opening ---- */
+
+/*
+ * Format 1 units may be smaller than the blocks of the devices. That works as
+ * long as all the units of a block are in the same place, as they are when the
+ * cowfile was always used on such devices: I/O then never asks for less.
+ */
+static unsigned int units_per_block(struct cow_md *md, const struct cow_md_args *args)
+{
+	const unsigned int lbs = max(bdev_logical_block_size(args->cow),
+				     bdev_logical_block_size(args->rdo));
+
+	return max(lbs / md->geo.mapunit, 1U);
+}
+
+/* The first unit of a block whose units are not all in the same place, or the end. */
+static u64 find_mixed_block(struct cow_md *md, u64 index, unsigned int per_block)
+{
+	const struct cow_region *r = md->scratch;
+	const u32 nr_units = region_nr_units(md, index);
+	u32 bit, i;
+
+	for (bit = 0; bit < nr_units; bit += per_block)
+		for (i = bit + 1; i < min(bit + per_block, nr_units); i++)
+			if (!!test_bit_le(i, r->bits) != !!test_bit_le(bit, r->bits))
+				return region_first_unit(md, index) + bit;
+	return md->geo.nr_units;
+}
+
+/* Walk the whole bitmap of a format 1 cowfile: count it and check it. */
+static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const unsigned int per_block = units_per_block(md, args);
+	u64 found = le64_to_cpu(md->head.cowused), on_disk = 0, mixed;
+	u32 raw;
+	int r;
+
+	while (cow_md_counting(md)) {
+		const u64 index = md->count_next;
+
+		mutex_lock(&md->load_lock);
+		r = count_region(md, &raw);
+		mixed = per_block > 1 && !r ? find_mixed_block(md, index, per_block) :
+					      md->geo.nr_units;
+		mutex_unlock(&md->load_lock);
+		if (!r && fatal_signal_pending(current))
+			r = -EINTR;
+		if (r)
+			return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
+		if (mixed < md->geo.nr_units)
+			return refuse(args, error, "Cowfile needs devices with smaller blocks",
+				      "found only some of the units of a block written from unit %llu on, expected all or none of %u units",
+				      mixed, per_block);
+		on_disk += raw;
+		cond_resched();
+	}
+
+	if (!md->dirty && found != on_disk)
+		return refuse(args, error, "Wrong count of used units in cowfile",
+			      "found cowused %llu, expected %llu, as the bitmap has",
+			      found, on_disk);
+	return 0;
+}
+
+/* Set the bits of all the units in @buf, from @unit on, that are not all zeroes. */
+static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void *buf,
+			unsigned int per_block, u64 *repaired)
+{
+	const unsigned int unit_size = md->geo.mapunit;
+	unsigned int i, n, run;
+	int r;
+
+	for (i = 0; i < nr; i += n) {
+		n = min(per_block, nr - i);
+		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
+			continue;
+		r = cow_md_load(md, unit + i, true);
+		if (r)
+			return r;
+		if (cow_md_lookup(md, unit + i, 1, &run) == COW_IN_COW)
+			continue;
+		cow_md_mark(md, unit + i, n);
+		*repaired += n;
+	}
+	return 0;
+}
+
+/*
+ * Repair a DIRTY format 1 cowfile: every unit that is not all zeroes has been
+ * written, whatever the bitmap says. The head is cleaned last, so that an
+ * interrupted repair can be done again.
+ */
+static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const unsigned int unit_sectors = md->geo.mapunit / 512;
+	const unsigned int per_block = units_per_block(md, args);
+	const u64 data = cow_md_data_sector(md);
+	const u64 cow_sectors = bdev_nr_sectors(args->cow);
+	u64 unit, in_file, repaired = 0;
+	unsigned int nr;
+	void *buf;
+	int r = 0;
+
+	in_file = cow_sectors <= data ? 0 :
+		  min(md->geo.nr_units, div_u64(cow_sectors - data, unit_sectors));
+	buf = vmalloc(COW_IO_SIZE);
+	if (!buf)
+		return -ENOMEM;
+	for (unit = 0; unit < in_file && !r; unit += nr) {
+		nr = min_t(u64, in_file - unit, COW_IO_SIZE / md->geo.mapunit);
+		r = read_sectors(args, args->cow, data + unit * unit_sectors,
+				 nr * unit_sectors, buf);
+		if (!r)
+			r = repair_units(md, unit, nr, buf, per_block, &repaired);
+	}
+	vfree(buf);
+	if (!r)
+		r = cow_md_clean(md);
+	if (r)
+		return refuse_io(args, error, r, args->cow, "Cannot repair the cowfile");
+
+	DMWARN("%s: cow device %pg: repaired: %llu units added to the bitmap, %llu used now",
+	       args->name, args->cow, repaired, cow_md_used(md));
+	return 0;
+}
+
+/* What depends on the geometry only. */
+static int md_alloc(struct cow_md *md, const struct cow_md_args *args)
+{
+	const struct cow_geometry *geo = &md->geo;
+	unsigned int block_size = 4096;
+
+	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
+	if (round_up(geo->moffset + geo->mapsize, block_size) > bdev_bytes(args->cow))
+		block_size = COW_V1_MAPUNIT;
+	md->block_shift = ilog2(block_size);
+
+	md->region_sectors = geo->format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;
+	md->sector_bytes = geo->format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
+	md->sector_units = md->sector_bytes * BITS_PER_BYTE;
+	md->region_units = md->region_sectors * md->sector_units;
+	md->nr_map_sectors = div_u64(geo->nr_units + md->sector_units - 1, md->sector_units);
+	md->nr_regions = div_u64(geo->nr_units + md->region_units - 1, md->region_units);
+	if (md->nr_regions > U32_MAX)
+		return -EFBIG;
+
+	md->regions = kvcalloc(md->nr_regions, sizeof(*md->regions), GFP_KERNEL);
+	md->scratch = kmalloc(sizeof(*md->scratch), GFP_KERNEL);
+	md->spare_stage = kmalloc(sizeof(*md->spare_stage), GFP_KERNEL);
+	if (!md->regions || !md->scratch || !md->spare_stage)
+		return -ENOMEM;
+
+	md->bufio = dm_bufio_client_create(args->cow, block_size, 1, 0, NULL, NULL, 0);
+	if (IS_ERR(md->bufio)) {
+		int r = PTR_ERR(md->bufio);
+
+		md->bufio = NULL;
+		return r;
+	}
+	return 0;
+}
+
+static int open_existing(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	int r;
+
+	md->dirty = le16_to_cpu(md->head.flags) & COW_FLAG_DIRTY;
+	if (!md->dirty && md->geo.format == 2) {
+		atomic64_set(&md->used, le64_to_cpu(md->head.cowused));
+		return 0;
+	}
+
+	md->count_next = 0;
+	md->uncounted = kvcalloc(BITS_TO_LONGS(md->nr_regions), sizeof(long), GFP_KERNEL);
+	if (!md->uncounted)
+		return -ENOMEM;
+	bitmap_set(md->uncounted, 0, md->nr_regions);
+	if (md->geo.format == 2)
+		return 0;	/* counted at leisure */
+
+	r = check_bitmap_v1(md, args, error);
+	if (!r && md->dirty)
+		r = repair_v1(md, args, error);
+	return r;
+}
+
+static int md_open(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const unsigned int max_lbs = max(bdev_logical_block_size(args->cow),
+					 bdev_logical_block_size(args->rdo));
+	const u64 size = min_t(u64, bdev_bytes(args->cow), COW_BLANK_SIZE);
+	bool blank;
+	void *start;
+	int r;
+
+	if (max_lbs > 4096)
+		return refuse(args, error, "Devices have blocks that are too large",
+			      "found %u bytes, expected at most 4096", max_lbs);
+	r = check_rdo_size(args, error);
+	if (r)
+		return r;
+	if (size < COW_V1_MAPUNIT)
+		return refuse(args, error, "Cow device is shorter than a head",
+			      "found %llu bytes, expected at least %u", size, COW_V1_MAPUNIT);
+
+	start = kmalloc(COW_BLANK_SIZE, GFP_KERNEL);
+	if (!start)
+		return -ENOMEM;
+	r = read_sectors(args, args->cow, 0, size >> SECTOR_SHIFT, start);
+	blank = !r && !memchr_inv(start, 0, size);
+	memcpy(&md->head, start, sizeof(md->head));
+	kfree(start);
+	if (r)
+		return refuse_io(args, error, r, args->cow, "Cannot read the head");
+
+	r = blank ? choose_geometry(args, error, &md->geo) :
+		    check_head(args, error, &md->head, &md->geo);
+	if (r)
+		return r;
+	if (bdev_nr_sectors(args->rdo) != md->geo.rdo_sectors)
+		DMWARN("%s: the last %llu bytes of %pg do not fill a unit and are left out",
+		       args->name, bdev_bytes(args->rdo) % md->geo.mapunit, args->rdo);
+
+	r = md_alloc(md, args);
+	if (r) {
+		*error = "Cannot set up the cowfile's metadata";
+		return r;
+	}
+	md->count_next = md->nr_regions;
+
+	return blank ? format_cow(md, args, error) : open_existing(md, args, error);
+}
+
+struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
+{
+	struct cow_md *md;
+	int r;
+
+	BUILD_BUG_ON(sizeof(struct cow_head) != COW_V2_HEAD_SIZE);
+	BUILD_BUG_ON(offsetof(struct cow_head, rdosectors) != COW_V1_HEAD_SIZE);
+	BUILD_BUG_ON(sizeof(struct cow_map_sector) != COW_MAP_SECTOR);
+	BUILD_BUG_ON(sizeof(struct cow_region) > 4096);
+	BUILD_BUG_ON(sizeof(struct cow_stage) > 4096);
+	BUILD_BUG_ON(COW_V1_REGION_SECTORS * COW_V1_SECTOR_BYTES >
+		     sizeof_field(struct cow_region, bits));
+
+	*error = "Cannot open the cowfile";
+	md = kzalloc(sizeof(*md), GFP_KERNEL);
+	if (!md)
+		return ERR_PTR(-ENOMEM);
+	md->name = args->name;
+	md->cow = args->cow;
+	mutex_init(&md->load_lock);
+	mutex_init(&md->commit_lock);
+	init_llist_head(&md->changed);
+
+	r = md_open(md, args, error);
+	if (r) {
+		cow_md_close(md);
+		return ERR_PTR(r);
+	}
+	return md;
+}
+
+void cow_md_close(struct cow_md *md)
+{
+	u64 i;
+
+	for (i = 0; md->regions && i < md->nr_regions; i++) {
+		struct cow_region *r = rcu_access_pointer(md->regions[i]);
+
+		if (!region_is_marker(r))
+			kfree(r);
+	}
+	kvfree(md->regions);
+	kvfree(md->uncounted);
+	kfree(md->scratch);
+	kfree(md->spare_stage);
+	if (md->bufio)
+		dm_bufio_client_destroy(md->bufio);
+	kfree(md);
+}
+
+const struct cow_geometry *cow_md_geometry(const struct cow_md *md)
+{
+	return &md->geo;
+}
+
+u64 cow_md_data_sector(const struct cow_md *md)
+{
+	return md->geo.doffset >> SECTOR_SHIFT;
+}
+
+bool cow_md_must_be_read_only(const struct cow_md *md)
+{
+	return md->geo.format == 2 &&
+	       (le32_to_cpu(md->head.compat_ro) & ~COW_COMPAT_RO_KNOWN);
+}

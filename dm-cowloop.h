@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * dm-cowloop: the cowfile on disk, and what the target and its metadata share.
+ *
+ * The first half describes the cowfile and compiles in userspace too. The
+ * second half is the interface of dm-cowloop-metadata.c: the only way in
+ * which the target (dm-cowloop.c) knows of heads, bitmaps and checksums.
+ *
+ * A cowfile is a head, a bitmap with a bit for every unit of the read-only
+ * device (rdo), and room for all the units, each at its own place:
+ *
+ *	+--------+ 0
+ *	| head   |
+ *	+--------+ moffset
+ *	| bitmap | mapsize bytes
+ *	+--------+ doffset
+ *	| unit 0 |
+ *	| unit 1 | unit n is at doffset + n * mapunit, if its bit is set
+ *	| ...    |
+ *	+--------+
+ *
+ * All integers are little-endian. All offsets and sizes are bytes unless a
+ * name says otherwise.
+ */
+
+#ifndef DM_COWLOOP_H
+#define DM_COWLOOP_H
+
+#include <linux/types.h>
+
+#ifdef __KERNEL__
+#include <linux/math64.h>
+#else
+#ifndef __packed
+#define __packed	__attribute__((packed))
+#endif
+
+static inline __u64 div_u64(__u64 dividend, __u32 divisor)
+{
+	return dividend / divisor;
+}
+#endif
+
+#define COW_MAGIC		0x574f437fU	/* bytes 7f 43 4f 57 */
+
+/* cow_head.flags */
+#define COW_FLAG_DIRTY		0x0001	/* cowused (format 1: and the bitmap) may be behind */
+#define COW_FLAG_PACKED		0x0002	/* a packed file, for transport only */
+
+#define COW_V1_MAPUNIT		1024U	/* also the size of a format 1 head */
+#define COW_V2_MAPUNIT		4096U	/* the default */
+#define COW_V2_MAPUNIT_MAX	(1024U * 1024)
+#define COW_V2_MOFFSET		4096U
+#define COW_BLANK_SIZE		4096U	/* a cow device that begins with so many zeroes is blank */
+
+/*
+ * The bitmap is handled in sectors. Those of format 1 are all bits. Those of
+ * format 2 stand for themselves: the bits, then a CRC-32C of the bits and of
+ * the sector's index (as a le64 that is not stored). A sector of zeroes only
+ * is valid: no unit is set.
+ */
+#define COW_MAP_SECTOR		512U
+#define COW_V1_SECTOR_BYTES	512U
+#define COW_V2_SECTOR_BYTES	508U
+
+/* The features this code knows. */
+#define COW_INCOMPAT_KNOWN	0U
+#define COW_COMPAT_RO_KNOWN	0U
+
+/* Format 1 ends with cowused, zero-padded to 1024 bytes. */
+struct cow_head {
+	__le32 magic;
+	__le16 version;
+	__le16 flags;
+	__le64 mapunit;
+	__le64 mapsize;
+	__le64 doffset;
+	__le64 rdoblocks;	/* units in the read-only device */
+	__le64 rdofingerprint;
+	__le64 cowused;		/* bits set; exact unless DIRTY */
+
+	__le64 rdosectors;	/* exact size of rdo, 512-byte sectors */
+	__le64 moffset;
+	__le32 incompat;	/* unknown bit set: refuse */
+	__le32 compat_ro;	/* unknown bit set: read-only at most */
+	__u8 uuid[16];
+	__u8 label[64];		/* UTF-8, NUL-padded */
+	__u8 rdospec[256];	/* where to find rdo at assembly, NUL-padded */
+	__u8 reserved[92];
+	__le32 csum;		/* CRC-32C of all that is before it */
+} __packed;
+
+#define COW_V1_HEAD_SIZE	56U	/* what is used of the 1024 bytes */
+#define COW_V2_HEAD_SIZE	512U
+
+/* A bitmap sector of format 2. */
+struct cow_map_sector {
+	__u8 bits[COW_V2_SECTOR_BYTES];
+	__le32 csum;
+} __packed;
+
+/* How a cowfile is laid out; follows from format, mapunit and rdo's size. */
+struct cow_geometry {
+	__u32 format;
+	__u32 mapunit;
+	__u64 nr_units;
+	__u64 moffset;
+	__u64 mapsize;
+	__u64 doffset;		/* of a new cowfile; format 2 may have a larger one */
+	__u64 rdo_sectors;	/* what the units span */
+};
+
+static inline __u64 cow_round_up(__u64 n, __u32 power_of_two)
+{
+	return (n + power_of_two - 1) & ~((__u64)power_of_two - 1);
+}
+
+/*
+ * Work out the geometry of a cowfile of @format (1 or 2) with units of
+ * @mapunit bytes (a valid one) over a read-only device of @rdo_sectors.
+ */
+static inline void cow_geometry_init(struct cow_geometry *geo, __u32 format,
+				     __u32 mapunit, __u64 rdo_sectors)
+{
+	const __u32 unit_sectors = mapunit / 512;
+
+	geo->format = format;
+	geo->mapunit = mapunit;
+	if (format == 1) {
+		geo->nr_units = div_u64(rdo_sectors, unit_sectors);
+		geo->rdo_sectors = geo->nr_units * unit_sectors;
+		geo->moffset = COW_V1_MAPUNIT;
+		/* Not quite DIV_ROUND_UP(nr_units, 8): the original's arithmetic. */
+		geo->mapsize = geo->nr_units;
+		if (geo->mapsize % 8)
+			geo->mapsize += 8;
+		geo->mapsize = cow_round_up(geo->mapsize / 8, 1024);
+		geo->doffset = cow_round_up(geo->moffset + geo->mapsize, 4096);
+	} else {
+		geo->nr_units = div_u64(rdo_sectors + unit_sectors - 1, unit_sectors);
+		geo->rdo_sectors = rdo_sectors;
+		geo->moffset = COW_V2_MOFFSET;
+		geo->mapsize = div_u64(geo->nr_units + COW_V2_SECTOR_BYTES * 8 - 1,
+				       COW_V2_SECTOR_BYTES * 8) * COW_MAP_SECTOR;
+		geo->mapsize = cow_round_up(geo->mapsize, 4096);
+		geo->doffset = cow_round_up(geo->moffset + geo->mapsize, mapunit);
+	}
+}
+
+static inline int cow_v2_mapunit_valid(__u64 mapunit)
+{
+	return mapunit >= COW_V2_MAPUNIT && mapunit <= COW_V2_MAPUNIT_MAX &&
+	       !(mapunit & (mapunit - 1));
+}
+
+#ifdef __KERNEL__
+
+struct block_device;
+struct dm_io_client;
+struct cow_md;
+
+/*
+ * What to open and how. @name and @cow must stay as long as the cow_md does,
+ * @rdo and @io are needed for the call only.
+ */
+struct cow_md_args {
+	const char *name;	/* of the dm device, for messages */
+	struct block_device *rdo;
+	struct block_device *cow;
+	struct dm_io_client *io;
+	unsigned int format;	/* to write to a blank cow device; 0: the default */
+	unsigned int mapunit;	/* bytes; 0: the default, or what is found */
+	bool repair;		/* a DIRTY format 1 cowfile */
+	bool read_only;		/* write nothing to the cow device */
+};
+
+/* Where the contents of a unit are. */
+enum cow_where {
+	COW_IN_RDO,
+	COW_IN_COW,
+	COW_UNKNOWN,		/* its part of the bitmap is not in memory: cow_md_load() */
+	COW_BAD,		/* its part of the bitmap is damaged */
+};
+
+/*
+ * Open the cowfile on a cow device, formatting it first when it is blank, and
+ * repairing it when that was asked for. Every refusal is logged in one line
+ * with what was found and expected; *@error is set to its short form.
+ *
+ * Sleeps, does I/O. Returns the cow_md, or an ERR_PTR with nothing left behind.
+ */
+struct cow_md *cow_md_open(const struct cow_md_args *args, char **error);
+
+/*
+ * Check whether an open cowfile may be continued with other @args, as a table
+ * reload does: same format and mapunit where they are given, and a read-only
+ * device of the same size and fingerprint. Sleeps, does I/O. Returns 0, or a
+ * negative errno with the refusal logged and *@error set.
+ */
+int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error);
+
+/*
+ * Free everything. Nothing is written: an orderly close calls cow_md_clean()
+ * first. No other call may be running. Sleeps.
+ */
+void cow_md_close(struct cow_md *md);
+
+/* Constant while open. */
+const struct cow_geometry *cow_md_geometry(const struct cow_md *md);
+u64 cow_md_data_sector(const struct cow_md *md);	/* unit 0 in the cow device */
+bool cow_md_must_be_read_only(const struct cow_md *md);	/* unknown compat_ro bits */
+
+/*
+ * The number of units in the cowfile. While cow_md_counting(), that is after a
+ * crash until the bitmap has been walked, it is too low. Any context.
+ */
+u64 cow_md_used(struct cow_md *md);
+bool cow_md_counting(struct cow_md *md);
+
+/* DIRTY is set in the head on disk. Any context. */
+bool cow_md_is_dirty(struct cow_md *md);
+
+/*
+ * Go on counting for a bounded piece of the bitmap. Returns 1 when there is
+ * more to do, 0 when done, or a negative errno. Sleeps, does I/O.
+ */
+int cow_md_count_some(struct cow_md *md);
+
+/*
+ * Where the contents of @unit are, and, in *@run, how many units from it on,
+ * at most @max (> 0), have the same answer for certain. Takes no lock, never
+ * sleeps: any context.
+ */
+enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
+			     unsigned int *run);
+
+/*
+ * Whether the bits of @nr units, all in one aligned MiB, can be set without
+ * allocating or reading anything, as cow_md_mark() requires: 1 if so, and it
+ * stays so; 0 if it takes a cow_md_load() for writing first; -EIO if their
+ * part of the bitmap is damaged. Any context.
+ */
+int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr);
+
+/*
+ * Bring the part of the bitmap that covers @unit into memory; with @for_write
+ * also make it ready for cow_md_mark(). Sleeps, does I/O (GFP_NOIO). Returns 0
+ * or a negative errno.
+ */
+int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
+
+/*
+ * Set the bits of @nr units, all in one aligned MiB, whose data has been
+ * written to the cow device. They are looked up as COW_IN_COW from now on, and
+ * are on disk after the next commit that starts after this returns. Any
+ * context. Returns true when these are the first changes since a commit.
+ */
+bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr);
+
+/* False when every bit set so far is on disk. Any context. */
+bool cow_md_changed(struct cow_md *md);
+
+/*
+ * Make all the data written and all the bits set before the call durable, in
+ * this order. Sleeps, does I/O; callers need no lock. On an error what was not
+ * written is still counted as changed, and the next commit tries again.
+ */
+int cow_md_commit(struct cow_md *md);
+
+/*
+ * Set DIRTY in the head, durably; must have succeeded before the first
+ * cow_md_mark() since the cowfile was clean, and before the data it is about
+ * is written. Sleeps, does I/O.
+ */
+int cow_md_set_dirty(struct cow_md *md);
+
+/*
+ * Commit, count, and write a clean head. The caller sees to it that there is
+ * no write in flight that will end in cow_md_mark(). Sleeps, does I/O.
+ */
+int cow_md_clean(struct cow_md *md);
+
+#endif /* __KERNEL__ */
+#endif /* DM_COWLOOP_H */
