@@ -1,0 +1,1571 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * dm-cowloop: a writable device made of a read-only device (rdo), which is
+ * never written, and a sparse cowfile, which takes every changed unit.
+ *
+ * Reads go to the cowfile for units whose bit is set, to rdo for all others; a
+ * bio is cut where the answer changes. Rewrites of units whose bits are set go
+ * to the cowfile. All of this is decided in map by cow_md_lookup(), without a
+ * lock and without state to be kept.
+ *
+ * First writes are those to units whose bit is not set. Whole units go straight
+ * to the cowfile, and their bits are set when the write has completed, not
+ * before: a read that races the write finds rdo's data, the old contents. When
+ * only a part of a unit is written it is copied up: the unit is read from rdo,
+ * the new data is laid over it, and the whole is stored in the cowfile. Other
+ * writes to parts of the unit that come in before it is stored are folded into
+ * the same copy-up.
+ *
+ * A copy-up must not store stale data of rdo over another write to its unit.
+ * Hence the table of first writes in flight, and this invariant:
+ *
+ *	While a copy-up of a unit is in the table, its bit is clear, and nothing
+ *	else in the table covers the unit.
+ *
+ * It holds because a bit is tested and an entry made under one lock, that of
+ * the entry's bucket, and because a bit is set before the entry that has set it
+ * goes away. A write that finds a copy-up in its way is folded or waits; a part
+ * of a unit that finds a write of the whole unit in its way waits. What waited
+ * is mapped again, and then usually is a rewrite. Whole units need not wait for
+ * each other: such writes race like two writes to any disk.
+ *
+ * Nothing in the table needs memory that it does not have, nor the worker that
+ * handles deferred bios: so that worker may wait for memory, for the bitmap to
+ * be read, or for a sync, and a sync may wait for the table to empty.
+ *
+ * The gate. DIRTY must be on disk before any first write is (see
+ * dm-cowloop-metadata.c), and must not be cleared while one is in flight. The
+ * gate is open while DIRTY is known to be set. A first write enters the table
+ * only with the gate open, which is tested under the bucket's lock; otherwise
+ * it is deferred, and the worker sets DIRTY and opens the gate. A sync shuts
+ * the gate, waits until every bucket is empty, and then cleans the head.
+ *
+ * Flushes. If no bit has changed since the last commit a flush goes down as it
+ * is. Otherwise it waits for a commit; one commit serves all that wait. A write
+ * with FUA is completed by a commit if bits have to be committed for it. A
+ * timer commits what nobody has asked for.
+ */
+
+#include "dm-cowloop.h"
+#include "dm-cowloop-compat.h"
+
+#include <linux/bio.h>
+#include <linux/blkdev.h>
+#include <linux/delay.h>
+#include <linux/device-mapper.h>
+#include <linux/dm-io.h>
+#include <linux/hash.h>
+#include <linux/init.h>
+#include <linux/list.h>
+#include <linux/mempool.h>
+#include <linux/module.h>
+#include <linux/mutex.h>
+#include <linux/percpu.h>
+#include <linux/rculist.h>
+#include <linux/slab.h>
+#include <linux/wait.h>
+#include <linux/workqueue.h>
+
+#define DM_MSG_PREFIX "cowloop"
+
+/*
+ * First writes are tracked by the aligned MiB they are in, and cut at its end.
+ * No unit is larger, and all the units of a MiB are in one region of the bitmap.
+ */
+#define COW_TRACK_SECTORS	2048
+#define COW_BUCKET_BITS		7
+
+/* Copy-ups that can always go on at the same time, however short memory is. */
+#define COW_MIN_COPYUPS		2
+
+/* How long changed bits wait for a flush before they are committed anyway. */
+#define COW_COMMIT_DELAY	(5 * HZ)
+
+/* A device in a later mode does not go back to an earlier one. */
+enum cow_mode {
+	COW_MODE_RW,
+	COW_MODE_RO,
+	COW_MODE_FAIL,
+};
+
+static const char * const cow_mode_names[] = {
+	[COW_MODE_RW] = "rw",
+	[COW_MODE_RO] = "ro",
+	[COW_MODE_FAIL] = "fail",
+};
+
+/* Optional parameters, as given on the table line; 0 where not given. */
+struct cow_options {
+	unsigned int format;
+	unsigned int mapunit;
+	bool repair;
+	bool read_only;
+};
+
+struct cow_stats {
+	unsigned long rdo_reads;
+	unsigned long cow_reads;
+	unsigned long cow_writes;	/* writes accepted */
+	unsigned long writes_done;	/* and ended, however they did */
+	unsigned long copyups;
+};
+
+/* First writes in flight in some of the device's MiBs. */
+struct cow_bucket {
+	spinlock_t lock;		/* the list, and the state of what is on it */
+	struct hlist_head writes;	/* of cow_io */
+};
+
+struct cowfile;
+
+struct cowloop {
+	/* What lookups need comes first. */
+	struct cow_md *md;
+	struct cow_stats __percpu *stats;
+	unsigned int unit_shift;	/* of a unit, in sectors */
+	enum cow_mode mode;
+	struct dm_dev *rdo;
+	struct dm_dev *cow;
+	sector_t data_sector;		/* of unit 0 in the cow device */
+	sector_t units_end;		/* what the units span; the last may be short */
+
+	struct dm_target *ti;
+	struct cow_options opt;
+	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
+	atomic_long_t commits;
+	atomic_long_t errors;
+
+	struct cow_bucket *buckets;
+	bool gate_open;
+	struct mutex gate_lock;		/* opens or shuts the gate; held by a sync */
+	wait_queue_head_t drained;	/* of the table, while the gate is shut */
+
+	spinlock_t lock;		/* the lists of bios, and changes of mode */
+	struct bio_list deferred;
+	struct bio_list commit_bios;
+
+	/*
+	 * Two queues, since what is deferred may have to wait for memory that
+	 * copy-ups will free, and for a sync that waits for them.
+	 */
+	struct workqueue_struct *deferred_wq;
+	struct workqueue_struct *io_wq;
+	struct work_struct deferred_work;
+	struct work_struct count_work;
+	struct delayed_work commit_work;
+
+	struct dm_io_client *io;
+	mempool_t units;		/* memory for a unit, for copy-ups */
+	struct bio_set splits;
+
+	struct cowfile *cowfile;
+	struct list_head user;		/* in cowfile->users */
+};
+
+enum cow_io_state {
+	COW_IO_OTHER,		/* a read or a flush */
+	COW_IO_WRITE,		/* a write that is not in the table */
+	COW_IO_FIRST,		/* in the table: whole units */
+	COW_IO_COPYUP_READ,	/* in the table: may be folded into */
+	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
+};
+
+/* What goes with each bio; only the first two are set up for all of them. */
+struct cow_io {
+	u8 state;
+	bool commit;			/* ends with a commit */
+	bool read_failed;
+	unsigned int nr;		/* units */
+	u64 unit;
+	struct hlist_node node;		/* in its bucket */
+	struct bio_list waiters;	/* to be mapped again afterwards */
+
+	/* of a copy-up; it lives with the first of its bios */
+	struct bio_list folded;
+	struct cowloop *cowloop;
+	void *data;
+	struct work_struct work;
+};
+
+/*
+ * A cowfile in use, and the targets that use it: more than one while a table
+ * is reloaded, of which one at most is live.
+ */
+struct cowfile {
+	struct list_head list;
+	dev_t dev;
+	struct mapped_device *owner;
+	struct cow_md *md;		/* NULL while it is being opened */
+	struct list_head users;
+};
+
+static DEFINE_MUTEX(cowfiles_lock);
+static LIST_HEAD(cowfiles);
+
+static const char *cow_name(struct cowloop *cow)
+{
+	return dm_device_name(dm_table_get_md(cow->ti->table));
+}
+
+/* ---- Remapping ---- */
+
+static u64 sector_to_unit(struct cowloop *cow, sector_t sector)
+{
+	return sector >> cow->unit_shift;
+}
+
+static sector_t unit_start(struct cowloop *cow, u64 unit)
+{
+	return (sector_t)unit << cow->unit_shift;
+}
+
+static sector_t unit_end(struct cowloop *cow, u64 unit)
+{
+	return min(unit_start(cow, unit + 1), cow->units_end);
+}
+
+/* Units that a bio touches. */
+static unsigned int bio_units(struct cowloop *cow, struct bio *bio)
+{
+	return sector_to_unit(cow, bio_end_sector(bio) - 1) -
+	       sector_to_unit(cow, bio->bi_iter.bi_sector) + 1;
+}
+
+/* Leave what is from sector @end on to a bio of its own; only within map. */
+static void trim_bio(struct bio *bio, sector_t end)
+{
+	if (end < bio_end_sector(bio))
+		dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
+}
+
+static int fail_bio(struct bio *bio, blk_status_t status)
+{
+	bio->bi_status = status;
+	bio_endio(bio);
+
+	return DM_MAPIO_SUBMITTED;
+}
+
+static int remap_to_rdo(struct cowloop *cow, struct bio *bio)
+{
+	bio_set_dev(bio, cow->rdo->bdev);
+
+	return DM_MAPIO_REMAPPED;
+}
+
+static int remap_to_cow(struct cowloop *cow, struct bio *bio)
+{
+	bio_set_dev(bio, cow->cow->bdev);
+	bio->bi_iter.bi_sector += cow->data_sector;
+
+	return DM_MAPIO_REMAPPED;
+}
+
+static void defer_bios(struct cowloop *cow, struct bio_list *bios)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	bio_list_merge(&cow->deferred, bios);
+	spin_unlock_irqrestore(&cow->lock, flags);
+	queue_work(cow->deferred_wq, &cow->deferred_work);
+}
+
+static int defer_bio(struct cowloop *cow, struct bio *bio)
+{
+	struct bio_list bios = BIO_EMPTY_LIST;
+
+	bio_list_add(&bios, bio);
+	defer_bios(cow, &bios);
+
+	return DM_MAPIO_SUBMITTED;
+}
+
+/* ---- Modes ---- */
+
+/* Sleeps: raises an event. */
+static void set_mode(struct cowloop *cow, enum cow_mode mode)
+{
+	bool change;
+
+	spin_lock_irq(&cow->lock);
+	change = mode > cow->mode;
+	if (change)
+		WRITE_ONCE(cow->mode, mode);
+	spin_unlock_irq(&cow->lock);
+
+	if (change)
+		dm_table_event(cow->ti->table);
+}
+
+static void metadata_failed(struct cowloop *cow, const char *what, int r)
+{
+	atomic_long_inc(&cow->errors);
+	DMERR("%s: cow device %s: %s failed: error %d; writes and flushes fail from now on",
+	      cow_name(cow), cow->cow->name, what, r);
+	set_mode(cow, COW_MODE_FAIL);
+}
+
+/* ---- Commits ---- */
+
+/* Complete @bio, after a commit. Any context. */
+static void commit_bio(struct cowloop *cow, struct bio *bio)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	bio_list_add(&cow->commit_bios, bio);
+	spin_unlock_irqrestore(&cow->lock, flags);
+	mod_delayed_work(cow->io_wq, &cow->commit_work, 0);
+}
+
+static int commit(struct cowloop *cow)
+{
+	int r;
+
+	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
+		return -EIO;
+	atomic_long_inc(&cow->commits);
+	r = cow_md_commit(cow->md);
+	if (r)
+		metadata_failed(cow, "commit", r);
+
+	return r;
+}
+
+static void do_commit(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, commit_work);
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio *bio;
+	int r = 0;
+
+	spin_lock_irq(&cow->lock);
+	bio_list_merge(&bios, &cow->commit_bios);
+	bio_list_init(&cow->commit_bios);
+	spin_unlock_irq(&cow->lock);
+
+	if (!bio_list_empty(&bios) || cow_md_changed(cow->md))
+		r = commit(cow);
+
+	while ((bio = bio_list_pop(&bios))) {
+		bio->bi_status = errno_to_blk_status(r);
+		bio_endio(bio);
+	}
+}
+
+static int map_flush(struct cowloop *cow, struct bio *bio)
+{
+	switch (READ_ONCE(cow->mode)) {
+	case COW_MODE_RW:
+		if (!cow_md_changed(cow->md)) {
+			bio_set_dev(bio, cow->cow->bdev);
+			return DM_MAPIO_REMAPPED;
+		}
+		commit_bio(cow, bio);
+		return DM_MAPIO_SUBMITTED;
+	case COW_MODE_RO:
+		/* There is nothing that could be flushed. */
+		return fail_bio(bio, BLK_STS_OK);
+	default:
+		return fail_bio(bio, BLK_STS_IOERR);
+	}
+}
+
+/* ---- The table of first writes in flight ---- */
+
+static struct cow_bucket *bucket_of(struct cowloop *cow, u64 unit)
+{
+	const u64 mib = unit_start(cow, unit) / COW_TRACK_SECTORS;
+
+	return &cow->buckets[hash_64(mib, COW_BUCKET_BITS)];
+}
+
+static struct cow_io *find_overlap(struct cow_bucket *bucket, u64 unit, unsigned int nr)
+{
+	struct cow_io *io;
+
+	lockdep_assert_held(&bucket->lock);
+	hlist_for_each_entry(io, &bucket->writes, node)
+		if (unit < io->unit + io->nr && io->unit < unit + nr)
+			return io;
+	return NULL;
+}
+
+static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned int nr)
+{
+	struct cow_io *io;
+
+	lockdep_assert_held(&bucket->lock);
+	hlist_for_each_entry(io, &bucket->writes, node)
+		if (unit < io->unit + io->nr && io->unit < unit + nr &&
+		    io->state != COW_IO_FIRST)
+			return io;
+	return NULL;
+}
+
+/* Whether first writes may enter the table; with the bucket's lock held. */
+static int may_enter(struct cowloop *cow, u64 unit, unsigned int nr)
+{
+	return READ_ONCE(cow->gate_open) ? cow_md_ready(cow->md, unit, nr) : 0;
+}
+
+static void enter_table(struct cow_bucket *bucket, struct cow_io *io,
+			enum cow_io_state state, u64 unit, unsigned int nr)
+{
+	lockdep_assert_held(&bucket->lock);
+	io->state = state;
+	io->unit = unit;
+	io->nr = nr;
+	bio_list_init(&io->waiters);
+	hlist_add_head(&io->node, &bucket->writes);
+}
+
+/* Any context. The bits that @io stands for have been set, if they will be. */
+static void leave_table(struct cowloop *cow, struct cow_io *io)
+{
+	struct cow_bucket *bucket = bucket_of(cow, io->unit);
+	struct bio_list waiters;
+	unsigned long flags;
+
+	spin_lock_irqsave(&bucket->lock, flags);
+	hlist_del(&io->node);
+	io->state = COW_IO_WRITE;
+	waiters = io->waiters;
+	spin_unlock_irqrestore(&bucket->lock, flags);
+
+	if (!bio_list_empty(&waiters))
+		defer_bios(cow, &waiters);
+	if (unlikely(!READ_ONCE(cow->gate_open)))
+		wake_up(&cow->drained);
+}
+
+static void mark_written(struct cowloop *cow, struct cow_io *io)
+{
+	if (cow_md_mark(cow->md, io->unit, io->nr))
+		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+}
+
+/* ---- The gate ---- */
+
+static int open_gate(struct cowloop *cow)
+{
+	int r = 0;
+
+	mutex_lock(&cow->gate_lock);
+	/* In mode ro, writes that were accepted before still come here. */
+	if (READ_ONCE(cow->mode) == COW_MODE_FAIL) {
+		r = -EIO;
+	} else if (!cow->gate_open) {
+		r = cow_md_set_dirty(cow->md);
+		if (r)
+			metadata_failed(cow, "marking the cowfile dirty", r);
+		else
+			WRITE_ONCE(cow->gate_open, true);
+	}
+	mutex_unlock(&cow->gate_lock);
+
+	return r;
+}
+
+static bool bucket_is_empty(struct cow_bucket *bucket)
+{
+	bool empty;
+
+	spin_lock_irq(&bucket->lock);
+	empty = hlist_empty(&bucket->writes);
+	spin_unlock_irq(&bucket->lock);
+
+	return empty;
+}
+
+static void shut_gate(struct cowloop *cow)
+{
+	unsigned int i;
+
+	lockdep_assert_held(&cow->gate_lock);
+	WRITE_ONCE(cow->gate_open, false);
+	for (i = 0; i < 1U << COW_BUCKET_BITS; i++)
+		wait_event(cow->drained, bucket_is_empty(&cow->buckets[i]));
+}
+
+/*
+ * Bring all completed writes and their bits to stable storage, and leave a
+ * clean head. First writes are held up meanwhile.
+ */
+static int sync_cowfile(struct cowloop *cow)
+{
+	int r = 0;
+
+	if (cow->opt.read_only)
+		return 0;
+
+	mutex_lock(&cow->gate_lock);
+	if (READ_ONCE(cow->mode) == COW_MODE_FAIL) {
+		r = -EIO;
+	} else {
+		shut_gate(cow);
+		atomic_long_inc(&cow->commits);
+		r = cow_md_clean(cow->md);
+		if (r)
+			metadata_failed(cow, "sync", r);
+	}
+	mutex_unlock(&cow->gate_lock);
+
+	return r;
+}
+
+static bool writes_in_flight(struct cowloop *cow)
+{
+	unsigned long started = 0, done = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		done += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->writes_done);
+	/* In this order, for none to be missed. */
+	smp_rmb();
+	for_each_possible_cpu(cpu)
+		started += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->cow_writes);
+
+	return started != done;
+}
+
+/* Refuse writes from now on, and return when those under way are safe. */
+static int make_read_only(struct cowloop *cow)
+{
+	int r;
+
+	set_mode(cow, COW_MODE_RO);
+	/* The mode is tested, and the write counted, in one RCU section. */
+	synchronize_rcu();
+	while (writes_in_flight(cow))
+		fsleep(1000);
+
+	r = sync_cowfile(cow);
+	if (!r)
+		cow->opt.read_only = true;
+	return r;
+}
+
+/* ---- Reads ---- */
+
+static int map_read(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const unsigned int nr = bio_units(cow, bio);
+	enum cow_where where;
+	unsigned int run;
+
+	where = cow_md_lookup(cow->md, unit, nr, &run);
+	if (run < nr)
+		trim_bio(bio, unit_start(cow, unit + run));
+
+	switch (where) {
+	case COW_IN_RDO:
+		this_cpu_inc(cow->stats->rdo_reads);
+		return remap_to_rdo(cow, bio);
+	case COW_IN_COW:
+		this_cpu_inc(cow->stats->cow_reads);
+		return remap_to_cow(cow, bio);
+	case COW_UNKNOWN:
+		return defer_bio(cow, bio);
+	default:
+		return fail_bio(bio, BLK_STS_IOERR);
+	}
+}
+
+/* A read that was deferred can't be trimmed any more: it is split instead. */
+static void deferred_read(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	unsigned int nr, run;
+	struct bio *split;
+	int r;
+
+	r = cow_md_load(cow->md, unit, false);
+	if (r) {
+		fail_bio(bio, errno_to_blk_status(r));
+		return;
+	}
+
+	do {
+		const sector_t sector = bio->bi_iter.bi_sector;
+		const u64 from = sector_to_unit(cow, sector);
+		enum cow_where where;
+
+		nr = bio_units(cow, bio);
+		where = cow_md_lookup(cow->md, from, nr, &run);
+		if (run < nr) {
+			split = bio_split(bio, unit_start(cow, from + run) - sector,
+					  GFP_NOIO, &cow->splits);
+			bio_chain(split, bio);
+		} else {
+			split = bio;
+		}
+
+		if (where == COW_IN_COW) {
+			this_cpu_inc(cow->stats->cow_reads);
+			remap_to_cow(cow, split);
+			submit_bio_noacct(split);
+		} else if (where == COW_IN_RDO) {
+			this_cpu_inc(cow->stats->rdo_reads);
+			remap_to_rdo(cow, split);
+			submit_bio_noacct(split);
+		} else {
+			fail_bio(split, BLK_STS_IOERR);
+		}
+	} while (run < nr);
+}
+
+/* ---- Copy-up ---- */
+
+/* Any context. @io goes away with the last of its bios. */
+static void copyup_end(struct cow_io *io, blk_status_t status)
+{
+	struct cowloop *cow = io->cowloop;
+	struct bio_list bios = io->folded;
+	struct bio *bio;
+
+	if (!status)
+		mark_written(cow, io);
+	mempool_free(io->data, &cow->units);
+	leave_table(cow, io);
+
+	while ((bio = bio_list_pop(&bios)))
+		fail_bio(bio, status);
+}
+
+static void copyup_stored(unsigned long error, void *context)
+{
+	copyup_end(context, error ? BLK_STS_IOERR : BLK_STS_OK);
+}
+
+static int copyup_io(struct cow_io *io, blk_opf_t opf, struct block_device *bdev,
+		     sector_t sector, io_notify_fn notify)
+{
+	struct cowloop *cow = io->cowloop;
+	struct dm_io_request req = {
+		.bi_opf = opf,
+		.mem.type = DM_IO_KMEM,
+		.mem.ptr.addr = io->data,
+		.notify.fn = notify,
+		.notify.context = io,
+		.client = cow->io,
+	};
+	struct dm_io_region where = {
+		.bdev = bdev,
+		.sector = sector,
+		.count = unit_end(cow, io->unit) - unit_start(cow, io->unit),
+	};
+
+	return cow_dm_io(&req, 1, &where, NULL);
+}
+
+/* Lay the data of @bio over the unit at @data, which begins at sector @start. */
+static void lay_over(void *data, sector_t start, struct bio *bio)
+{
+	void *to = data + ((bio->bi_iter.bi_sector - start) << SECTOR_SHIFT);
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	bio_for_each_segment(bv, bio, iter) {
+		memcpy_from_bvec(to, &bv);
+		to += bv.bv_len;
+	}
+}
+
+static void copyup_store(struct work_struct *work)
+{
+	struct cow_io *io = container_of(work, struct cow_io, work);
+	struct cowloop *cow = io->cowloop;
+	struct cow_bucket *bucket = bucket_of(cow, io->unit);
+	const sector_t start = unit_start(cow, io->unit);
+	const size_t size = (unit_end(cow, io->unit) - start) << SECTOR_SHIFT;
+	blk_opf_t opf = REQ_OP_WRITE;
+	bool needs_commit;
+	struct bio *bio;
+
+	spin_lock_irq(&bucket->lock);
+	io->state = COW_IO_COPYUP_STORE;
+	spin_unlock_irq(&bucket->lock);
+
+	if (io->read_failed) {
+		copyup_end(io, BLK_STS_IOERR);
+		return;
+	}
+
+	bio_list_for_each(bio, &io->folded) {
+		lay_over(io->data, start, bio);
+		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
+	}
+	needs_commit = cow->zero_needs_commit && !memchr_inv(io->data, 0, size);
+	if (needs_commit) {
+		bio_list_for_each(bio, &io->folded) {
+			struct cow_io *folded = dm_per_bio_data(bio, sizeof(*folded));
+
+			folded->commit = true;
+		}
+	}
+
+	if (copyup_io(io, opf, cow->cow->bdev, cow->data_sector + start, copyup_stored))
+		copyup_end(io, BLK_STS_IOERR);
+}
+
+static void copyup_read(unsigned long error, void *context)
+{
+	struct cow_io *io = context;
+
+	io->read_failed = error;
+	INIT_WORK(&io->work, copyup_store);
+	queue_work(io->cowloop->io_wq, &io->work);
+}
+
+static void copyup_start(struct work_struct *work)
+{
+	struct cow_io *io = container_of(work, struct cow_io, work);
+	struct cowloop *cow = io->cowloop;
+
+	this_cpu_inc(cow->stats->copyups);
+	if (copyup_io(io, REQ_OP_READ, cow->rdo->bdev, unit_start(cow, io->unit), copyup_read))
+		copyup_read(1, io);
+}
+
+/* ---- Writes ---- */
+
+/* A write that will set bits: durable only with a commit. */
+static void take_fua(struct cow_io *io, struct bio *bio)
+{
+	if (bio->bi_opf & REQ_FUA) {
+		bio->bi_opf &= ~REQ_FUA;
+		io->commit = true;
+	}
+}
+
+static int rewrite(struct cowloop *cow, struct bio *bio)
+{
+	/* The bits of the units may not be on disk yet. */
+	if (unlikely(bio->bi_opf & REQ_FUA) && cow_md_changed(cow->md))
+		take_fua(dm_per_bio_data(bio, sizeof(struct cow_io)), bio);
+
+	return remap_to_cow(cow, bio);
+}
+
+/* Whether a unit that @bio writes is all zeroes; @bio consists of whole units. */
+static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
+{
+	const unsigned int unit_size = 1U << (cow->unit_shift + SECTOR_SHIFT);
+	unsigned int left = unit_size;
+	bool zero = true;
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	bio_for_each_segment(bv, bio, iter) {
+		void *data = bvec_kmap_local(&bv);
+		unsigned int done, n;
+		bool found = false;
+
+		for (done = 0; done < bv.bv_len && !found; done += n) {
+			n = min(left, bv.bv_len - done);
+			zero = zero && !memchr_inv(data + done, 0, n);
+			left -= n;
+			if (!left) {
+				found = zero;
+				zero = true;
+				left = unit_size;
+			}
+		}
+		kunmap_local(data);
+		if (found)
+			return true;
+	}
+	return false;
+}
+
+/* The cow device may end before the last unit: then there is no space for it. */
+static bool has_space(struct cowloop *cow, sector_t end)
+{
+	return cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
+}
+
+/* Write whole units, none of which need have been written before. */
+static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned int nr)
+{
+	struct cow_bucket *bucket = bucket_of(cow, unit);
+	struct cow_io *copyup, *io = dm_per_bio_data(bio, sizeof(*io));
+	unsigned long flags;
+	int ready;
+
+	if (unlikely(!has_space(cow, bio_end_sector(bio))))
+		return fail_bio(bio, BLK_STS_NOSPC);
+	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
+		io->commit = true;
+
+	spin_lock_irqsave(&bucket->lock, flags);
+	ready = may_enter(cow, unit, nr);
+	if (ready <= 0) {
+		spin_unlock_irqrestore(&bucket->lock, flags);
+		return ready ? fail_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+	}
+	copyup = find_copyup(bucket, unit, nr);
+	if (unlikely(copyup))
+		bio_list_add(&copyup->waiters, bio);
+	else
+		enter_table(bucket, io, COW_IO_FIRST, unit, nr);
+	spin_unlock_irqrestore(&bucket->lock, flags);
+
+	if (unlikely(copyup))
+		return DM_MAPIO_SUBMITTED;
+	take_fua(io, bio);
+
+	return remap_to_cow(cow, bio);
+}
+
+/*
+ * Write a part of a unit that did not look written. *@data is memory for the
+ * unit, if there is some; it is set to NULL when it was used.
+ */
+static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **data)
+{
+	struct cow_bucket *bucket = bucket_of(cow, unit);
+	struct cow_io *other, *io = dm_per_bio_data(bio, sizeof(*io));
+	unsigned long flags;
+	unsigned int run;
+	int ready;
+
+	if (unlikely(!has_space(cow, unit_end(cow, unit))))
+		return fail_bio(bio, BLK_STS_NOSPC);
+
+	spin_lock_irqsave(&bucket->lock, flags);
+	/* Again, with the table locked: nobody can be about to set the bit. */
+	if (cow_md_lookup(cow->md, unit, 1, &run) == COW_IN_COW) {
+		spin_unlock_irqrestore(&bucket->lock, flags);
+		return rewrite(cow, bio);
+	}
+	ready = may_enter(cow, unit, 1);
+	other = find_overlap(bucket, unit, 1);
+	if (ready > 0 && !other) {
+		if (!*data)
+			*data = mempool_alloc(&cow->units, GFP_NOWAIT);
+		if (!*data)
+			ready = 0;
+	}
+	if (ready <= 0) {
+		spin_unlock_irqrestore(&bucket->lock, flags);
+		return ready ? fail_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+	}
+
+	if (!other) {
+		enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
+		bio_list_init(&io->folded);
+		bio_list_add(&io->folded, bio);
+		take_fua(io, bio);
+		io->cowloop = cow;
+		io->data = *data;
+		*data = NULL;
+	} else if (other->state == COW_IO_COPYUP_READ) {
+		take_fua(io, bio);
+		bio_list_add(&other->folded, bio);
+	} else {
+		bio_list_add(&other->waiters, bio);
+	}
+	spin_unlock_irqrestore(&bucket->lock, flags);
+
+	if (!other) {
+		INIT_WORK(&io->work, copyup_start);
+		queue_work(cow->io_wq, &io->work);
+	}
+	return DM_MAPIO_SUBMITTED;
+}
+
+/*
+ * Map a write. It is trimmed to one of three: units that are all written, whole
+ * units in one MiB, or a part of one unit. What has this shape already, as
+ * deferred bios do, is not trimmed again.
+ */
+static int map_write(struct cowloop *cow, struct bio *bio, void **data)
+{
+	const sector_t sector = bio->bi_iter.bi_sector;
+	const u64 unit = sector_to_unit(cow, sector);
+	const unsigned int nr = bio_units(cow, bio);
+	const bool aligned = sector == unit_start(cow, unit);
+	enum cow_where where;
+	unsigned int run;
+	sector_t end;
+	u64 end_unit;
+
+	where = cow_md_lookup(cow->md, unit, nr, &run);
+	if (where == COW_IN_COW && (run == nr || !aligned)) {
+		trim_bio(bio, unit_start(cow, unit + run));
+		return rewrite(cow, bio);
+	}
+	if (unlikely(where == COW_BAD)) {
+		trim_bio(bio, unit_start(cow, unit + run));
+		return fail_bio(bio, BLK_STS_IOERR);
+	}
+
+	if (!aligned || bio_end_sector(bio) < unit_end(cow, unit)) {
+		trim_bio(bio, unit_end(cow, unit));
+		return write_part(cow, bio, unit, data);
+	}
+
+	end = min(bio_end_sector(bio), round_down(sector, COW_TRACK_SECTORS) + COW_TRACK_SECTORS);
+	end_unit = end == cow->units_end ? sector_to_unit(cow, end - 1) + 1 :
+					   sector_to_unit(cow, end);
+	trim_bio(bio, unit_start(cow, end_unit));
+
+	return write_units(cow, bio, unit, end_unit - unit);
+}
+
+static int accept_write(struct cowloop *cow, struct bio *bio)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	void *data = NULL;
+
+	/* See make_read_only(). */
+	rcu_read_lock();
+	if (unlikely(READ_ONCE(cow->mode) != COW_MODE_RW)) {
+		rcu_read_unlock();
+		return fail_bio(bio, BLK_STS_IOERR);
+	}
+	this_cpu_inc(cow->stats->cow_writes);
+	rcu_read_unlock();
+	io->state = COW_IO_WRITE;
+
+	return map_write(cow, bio, &data);
+}
+
+static void deferred_write(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	void *data = NULL;
+	int r;
+
+	r = cow_md_load(cow->md, unit, true);
+	/* Here, since a bio that is deferred can't be trimmed to the good units. */
+	if (!r && cow_md_ready(cow->md, unit, bio_units(cow, bio)) < 0)
+		r = -EIO;
+	if (!r)
+		r = open_gate(cow);
+	if (r) {
+		fail_bio(bio, errno_to_blk_status(r));
+		return;
+	}
+
+	if (bio_end_sector(bio) - bio->bi_iter.bi_sector < 1U << cow->unit_shift)
+		data = mempool_alloc(&cow->units, GFP_NOIO);
+	if (map_write(cow, bio, &data) == DM_MAPIO_REMAPPED)
+		submit_bio_noacct(bio);
+	if (data)
+		mempool_free(data, &cow->units);
+}
+
+static void do_deferred(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(work, struct cowloop, deferred_work);
+	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio *bio;
+
+	spin_lock_irq(&cow->lock);
+	bio_list_merge(&bios, &cow->deferred);
+	bio_list_init(&cow->deferred);
+	spin_unlock_irq(&cow->lock);
+
+	while ((bio = bio_list_pop(&bios))) {
+		if (op_is_write(bio_op(bio)))
+			deferred_write(cow, bio);
+		else
+			deferred_read(cow, bio);
+		cond_resched();
+	}
+}
+
+/* After a crash the units in the cowfile are counted in the background. */
+static void do_count(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(work, struct cowloop, count_work);
+	int r = cow_md_count_some(cow->md);
+
+	if (r > 0)
+		queue_work(cow->deferred_wq, &cow->count_work);
+	else if (r < 0)
+		DMERR("%s: cow device %s: cannot count the units in use: error %d",
+		      cow_name(cow), cow->cow->name, r);
+}
+
+/* ---- Cowfiles in use ---- */
+
+static int in_use(struct cowloop *cow, struct dm_dev *dev, struct mapped_device *by,
+		  const char *as)
+{
+	DMERR("%s: device %s is in use by %s as its %s", cow_name(cow), dev->name,
+	      dm_device_name(by), as);
+	cow->ti->error = "Device is in use by another cowloop device";
+
+	return -EBUSY;
+}
+
+/* Another device must not have our cow device at all, nor our rdo as its cow device. */
+static int check_devices(struct cowloop *cow, struct mapped_device *md)
+{
+	struct cowfile *file;
+	struct cowloop *user;
+
+	list_for_each_entry(file, &cowfiles, list) {
+		if (file->dev == cow->rdo->bdev->bd_dev)
+			return in_use(cow, cow->rdo, file->owner, "cow device");
+		if (file->dev == cow->cow->bdev->bd_dev && (file->owner != md || !file->md))
+			return in_use(cow, cow->cow, file->owner, "cow device");
+		list_for_each_entry(user, &file->users, user) {
+			if (user->rdo->bdev == cow->cow->bdev)
+				return in_use(cow, cow->cow, file->owner, "read-only device");
+			if (file->dev == cow->cow->bdev->bd_dev &&
+			    user->ti->table == cow->ti->table)
+				return in_use(cow, cow->cow, md, "cow device in the same table");
+		}
+	}
+	return 0;
+}
+
+static struct cowfile *find_cowfile(dev_t dev)
+{
+	struct cowfile *file;
+
+	list_for_each_entry(file, &cowfiles, list)
+		if (file->dev == dev)
+			return file;
+	return NULL;
+}
+
+static void put_cowfile(struct cowloop *cow)
+{
+	struct cowfile *file = cow->cowfile;
+
+	mutex_lock(&cowfiles_lock);
+	list_del(&cow->user);
+	if (list_empty(&file->users))
+		list_del(&file->list);
+	else
+		file = NULL;
+	mutex_unlock(&cowfiles_lock);
+
+	if (file) {
+		if (file->md)
+			cow_md_close(file->md);
+		kfree(file);
+	}
+}
+
+/*
+ * Open the cowfile, or, when a table is reloaded, share the one that the old
+ * table has open. Opening may take long and is done without the lock.
+ */
+static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
+{
+	struct mapped_device *owner = dm_table_get_md(cow->ti->table);
+	struct cowfile *file;
+	struct cow_md *md;
+	int r;
+
+	mutex_lock(&cowfiles_lock);
+	r = check_devices(cow, owner);
+	if (r) {
+		mutex_unlock(&cowfiles_lock);
+		return r;
+	}
+	file = find_cowfile(cow->cow->bdev->bd_dev);
+	md = file ? file->md : NULL;
+	if (!file) {
+		file = kzalloc(sizeof(*file), GFP_KERNEL);
+		if (!file) {
+			mutex_unlock(&cowfiles_lock);
+			return -ENOMEM;
+		}
+		file->dev = cow->cow->bdev->bd_dev;
+		file->owner = owner;
+		INIT_LIST_HEAD(&file->users);
+		list_add(&file->list, &cowfiles);
+	}
+	cow->cowfile = file;
+	list_add(&cow->user, &file->users);
+	mutex_unlock(&cowfiles_lock);
+
+	if (md) {
+		r = cow_md_check(md, args, &cow->ti->error);
+	} else {
+		md = cow_md_open(args, &cow->ti->error);
+		r = PTR_ERR_OR_ZERO(md);
+		if (!r) {
+			mutex_lock(&cowfiles_lock);
+			file->md = md;
+			mutex_unlock(&cowfiles_lock);
+		}
+	}
+	if (r) {
+		put_cowfile(cow);
+		cow->cowfile = NULL;
+	} else {
+		cow->md = md;
+	}
+	return r;
+}
+
+/* ---- Constructor, destructor ---- */
+
+static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow_options *opt)
+{
+	static const struct dm_arg args[] = {
+		{0, 4, "Invalid number of optional parameters"},
+	};
+	unsigned int argc;
+	char dummy;
+	int r;
+
+	/* No optional parameters at all need not be counted. */
+	if (!as->argc)
+		return 0;
+	r = dm_read_arg_group(args, as, &argc, &ti->error);
+	if (r)
+		return r;
+	if (as->argc != argc) {
+		ti->error = "Number of optional parameters is not what follows";
+		return -EINVAL;
+	}
+
+	while (argc--) {
+		const char *arg = dm_shift_arg(as);
+
+		if (sscanf(arg, "format:%u%c", &opt->format, &dummy) == 1) {
+			if (opt->format != 1 && opt->format != 2) {
+				ti->error = "Invalid format, must be 1 or 2";
+				return -EINVAL;
+			}
+		} else if (sscanf(arg, "mapunit:%u%c", &opt->mapunit, &dummy) == 1) {
+			if (opt->mapunit != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(opt->mapunit)) {
+				ti->error = "Invalid mapunit: not 1024, nor 2^12 to 2^20";
+				return -EINVAL;
+			}
+		} else if (!strcasecmp(arg, "repair")) {
+			opt->repair = true;
+		} else if (!strcasecmp(arg, "read_only")) {
+			opt->read_only = true;
+		} else {
+			DMERR("%s: unrecognised optional parameter '%s'",
+			      dm_device_name(dm_table_get_md(ti->table)), arg);
+			ti->error = "Unrecognised optional parameter";
+			return -EINVAL;
+		}
+	}
+	return 0;
+}
+
+static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
+{
+	const blk_mode_t mode = cow->opt.read_only ? BLK_OPEN_READ :
+						     BLK_OPEN_READ | BLK_OPEN_WRITE;
+	int r;
+
+	r = dm_get_device(ti, argv[0], BLK_OPEN_READ, &cow->rdo);
+	if (r) {
+		DMERR("%s: cannot open the read-only device %s: error %d",
+		      cow_name(cow), argv[0], r);
+		ti->error = "Cannot open the read-only device";
+		return r;
+	}
+	r = dm_get_device(ti, argv[1], mode, &cow->cow);
+	if (r) {
+		DMERR("%s: cannot open the cow device %s: error %d", cow_name(cow), argv[1], r);
+		ti->error = "Cannot open the cow device";
+		return r;
+	}
+	if (cow->rdo->bdev == cow->cow->bdev) {
+		DMERR("%s: %s is given as the read-only device and as the cow device",
+		      cow_name(cow), cow->rdo->name);
+		ti->error = "Read-only device and cow device are the same";
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* Everything that does not depend on the cowfile. */
+static int alloc_resources(struct cowloop *cow)
+{
+	unsigned int i;
+	int r;
+
+	cow->buckets = kvcalloc(1U << COW_BUCKET_BITS, sizeof(*cow->buckets), GFP_KERNEL);
+	cow->stats = alloc_percpu(struct cow_stats);
+	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM, 0);
+	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM, 0);
+	if (!cow->buckets || !cow->stats || !cow->deferred_wq || !cow->io_wq)
+		return -ENOMEM;
+
+	cow->io = dm_io_client_create();
+	if (IS_ERR(cow->io)) {
+		r = PTR_ERR(cow->io);
+		cow->io = NULL;
+		return r;
+	}
+
+	for (i = 0; i < 1U << COW_BUCKET_BITS; i++) {
+		spin_lock_init(&cow->buckets[i].lock);
+		INIT_HLIST_HEAD(&cow->buckets[i].writes);
+	}
+	mutex_init(&cow->gate_lock);
+	init_waitqueue_head(&cow->drained);
+	spin_lock_init(&cow->lock);
+	bio_list_init(&cow->deferred);
+	bio_list_init(&cow->commit_bios);
+	INIT_WORK(&cow->deferred_work, do_deferred);
+	INIT_WORK(&cow->count_work, do_count);
+	INIT_DELAYED_WORK(&cow->commit_work, do_commit);
+
+	return bioset_init(&cow->splits, BIO_POOL_SIZE, 0, 0);
+}
+
+/* What depends on the cowfile. */
+static int set_up(struct cowloop *cow, struct dm_target *ti)
+{
+	const struct cow_geometry *geo = cow_md_geometry(cow->md);
+
+	cow->unit_shift = ilog2(geo->mapunit) - SECTOR_SHIFT;
+	cow->data_sector = cow_md_data_sector(cow->md);
+	cow->units_end = geo->rdo_sectors;
+	cow->zero_needs_commit = geo->format == 1;
+
+	if (ti->len > geo->rdo_sectors) {
+		DMERR("%s: device is longer than %s: found %llu sectors, expected at most %llu",
+		      cow_name(cow), cow->rdo->name, (u64)ti->len, geo->rdo_sectors);
+		ti->error = "Device is longer than the read-only device";
+		return -EINVAL;
+	}
+	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
+		DMWARN("%s: cow device %s: unknown compat_ro features: writes will fail",
+		       cow_name(cow), cow->cow->name);
+		cow->opt.read_only = true;
+	}
+	cow->mode = cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW;
+
+	return mempool_init_kmalloc_pool(&cow->units, COW_MIN_COPYUPS, geo->mapunit);
+}
+
+static void free_cowloop(struct cowloop *cow)
+{
+	/* The queues first: they may still be running what was completed last. */
+	if (cow->deferred_wq)
+		destroy_workqueue(cow->deferred_wq);
+	if (cow->io_wq)
+		destroy_workqueue(cow->io_wq);
+	if (cow->cowfile)
+		put_cowfile(cow);
+	mempool_exit(&cow->units);
+	bioset_exit(&cow->splits);
+	if (cow->io)
+		dm_io_client_destroy(cow->io);
+	if (cow->cow)
+		dm_put_device(cow->ti, cow->cow);
+	if (cow->rdo)
+		dm_put_device(cow->ti, cow->rdo);
+	free_percpu(cow->stats);
+	kvfree(cow->buckets);
+	kfree(cow);
+}
+
+/*
+ * <rdo_dev> <cow_dev> [<#opt_params> <opt_param>...]
+ *
+ * rdo_dev: the read-only device
+ * cow_dev: the device that holds the cowfile, or is blank
+ *
+ * format:<1|2>      what to write to a blank cow device
+ * mapunit:<bytes>   the unit; must agree with an existing cowfile's
+ * repair            accept and repair a DIRTY format 1 cowfile
+ * read_only         write nothing to the cow device; writes fail
+ */
+static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	struct dm_arg_set as = { .argc = argc, .argv = argv };
+	struct cow_md_args args;
+	struct cowloop *cow;
+	int r;
+
+	if (argc < 2) {
+		ti->error = "Requires <rdo_dev> <cow_dev>";
+		return -EINVAL;
+	}
+	cow = kzalloc(sizeof(*cow), GFP_KERNEL);
+	if (!cow) {
+		ti->error = "Cannot allocate memory for the target";
+		return -ENOMEM;
+	}
+	cow->ti = ti;
+
+	dm_consume_args(&as, 2);
+	r = parse_options(ti, &as, &cow->opt);
+	if (r)
+		goto bad;
+	if (!(dm_table_get_mode(ti->table) & BLK_OPEN_WRITE))
+		cow->opt.read_only = true;
+
+	ti->error = "Cannot allocate memory for the target";
+	r = alloc_resources(cow);
+	if (r)
+		goto bad;
+	r = get_devices(cow, ti, argv);
+	if (r)
+		goto bad;
+
+	args = (struct cow_md_args) {
+		.name = cow_name(cow),
+		.rdo = cow->rdo->bdev,
+		.cow = cow->cow->bdev,
+		.io = cow->io,
+		.format = cow->opt.format,
+		.mapunit = cow->opt.mapunit,
+		.repair = cow->opt.repair,
+		.read_only = cow->opt.read_only,
+	};
+	r = get_cowfile(cow, &args);
+	if (r)
+		goto bad;
+	r = set_up(cow, ti);
+	if (r)
+		goto bad;
+
+	ti->private = cow;
+	ti->num_flush_bios = 1;
+	/* A flush commits bits, whether or not the cow device needs flushes. */
+	ti->flush_supported = true;
+	ti->per_io_data_size = sizeof(struct cow_io);
+
+	return 0;
+
+bad:
+	free_cowloop(cow);
+	return r;
+}
+
+static void cowloop_dtr(struct dm_target *ti)
+{
+	free_cowloop(ti->private);
+}
+
+/* ---- Target interface ---- */
+
+static int cowloop_map(struct dm_target *ti, struct bio *bio)
+{
+	struct cowloop *cow = ti->private;
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	io->state = COW_IO_OTHER;
+	io->commit = false;
+
+	if (unlikely(bio->bi_opf & REQ_PREFLUSH))
+		return map_flush(cow, bio);
+
+	bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	switch (bio_op(bio)) {
+	case REQ_OP_READ:
+		return map_read(cow, bio);
+	case REQ_OP_WRITE:
+		return accept_write(cow, bio);
+	default:
+		return DM_MAPIO_KILL;
+	}
+}
+
+static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
+{
+	struct cowloop *cow = ti->private;
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	if (unlikely(*error))
+		atomic_long_inc(&cow->errors);
+	if (io->state == COW_IO_OTHER)
+		return DM_ENDIO_DONE;
+
+	if (io->state == COW_IO_FIRST) {
+		if (likely(!*error))
+			mark_written(cow, io);
+		leave_table(cow, io);
+	}
+	if (unlikely(io->commit) && !*error) {
+		io->commit = false;
+		commit_bio(cow, bio);
+		return DM_ENDIO_INCOMPLETE;
+	}
+	this_cpu_inc(cow->stats->writes_done);
+
+	return DM_ENDIO_DONE;
+}
+
+/* No bio is in flight any more, deferred ones included. */
+static void cowloop_postsuspend(struct dm_target *ti)
+{
+	struct cowloop *cow = ti->private;
+
+	cancel_work_sync(&cow->count_work);
+	/* Has failed before, or says so itself. */
+	(void)sync_cowfile(cow);
+	cancel_delayed_work_sync(&cow->commit_work);
+}
+
+static void cowloop_resume(struct dm_target *ti)
+{
+	struct cowloop *cow = ti->private;
+
+	if (cow_md_counting(cow->md))
+		queue_work(cow->deferred_wq, &cow->count_work);
+}
+
+static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
+			   char *result, unsigned int maxlen)
+{
+	struct cowloop *cow = ti->private;
+
+	if (argc == 1 && !strcasecmp(argv[0], "sync"))
+		return sync_cowfile(cow);
+	if (argc == 1 && !strcasecmp(argv[0], "read_only"))
+		return make_read_only(cow);
+
+	DMERR("%s: unrecognised message '%s' with %u arguments", cow_name(cow), argv[0],
+	      argc - 1);
+	return -EINVAL;
+}
+
+static struct cow_stats sum_stats(struct cowloop *cow)
+{
+	struct cow_stats sum = { };
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		const struct cow_stats *stats = per_cpu_ptr(cow->stats, cpu);
+
+		sum.rdo_reads += READ_ONCE(stats->rdo_reads);
+		sum.cow_reads += READ_ONCE(stats->cow_reads);
+		sum.cow_writes += READ_ONCE(stats->cow_writes);
+		sum.copyups += READ_ONCE(stats->copyups);
+	}
+	return sum;
+}
+
+/*
+ * <format> <mapunit> <used>/<total> <limit> <low_water> <clean|dirty> <mode>
+ * <#counters> [<name> <value>]...
+ */
+static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
+{
+	const struct cow_geometry *geo = cow_md_geometry(cow->md);
+	const struct cow_stats stats = sum_stats(cow);
+	unsigned int sz = 0;
+
+	DMEMIT("%u %u %llu/%llu 0 0 %s %s 6", geo->format, geo->mapunit,
+	       cow_md_used(cow->md), geo->nr_units,
+	       cow_md_is_dirty(cow->md) ? "dirty" : "clean",
+	       cow_mode_names[READ_ONCE(cow->mode)]);
+	DMEMIT(" rdo_reads %lu cow_reads %lu cow_writes %lu copyups %lu commits %lu errors %lu",
+	       stats.rdo_reads, stats.cow_reads, stats.cow_writes, stats.copyups,
+	       atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
+}
+
+static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
+{
+	const struct cow_options *opt = &cow->opt;
+	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + opt->read_only;
+	unsigned int sz = 0;
+
+	DMEMIT("%s %s", cow->rdo->name, cow->cow->name);
+	if (nr)
+		DMEMIT(" %u", nr);
+	if (opt->format)
+		DMEMIT(" format:%u", opt->format);
+	if (opt->mapunit)
+		DMEMIT(" mapunit:%u", opt->mapunit);
+	if (opt->repair)
+		DMEMIT(" repair");
+	if (opt->read_only)
+		DMEMIT(" read_only");
+}
+
+static void emit_ima(struct cowloop *cow, char *result, unsigned int maxlen)
+{
+	const struct cow_geometry *geo = cow_md_geometry(cow->md);
+	unsigned int sz = 0;
+
+	DMEMIT_TARGET_NAME_VERSION(cow->ti->type);
+	DMEMIT(",rdo_device_name=%s,cow_device_name=%s,format=%u,mapunit=%u,read_only=%c;",
+	       cow->rdo->name, cow->cow->name, geo->format, geo->mapunit,
+	       cow->opt.read_only ? 'y' : 'n');
+}
+
+static void cowloop_status(struct dm_target *ti, status_type_t type,
+			   unsigned int status_flags, char *result, unsigned int maxlen)
+{
+	struct cowloop *cow = ti->private;
+
+	switch (type) {
+	case STATUSTYPE_INFO:
+		emit_info(cow, result, maxlen);
+		break;
+	case STATUSTYPE_TABLE:
+		emit_table(cow, result, maxlen);
+		break;
+	case STATUSTYPE_IMA:
+		emit_ima(cow, result, maxlen);
+		break;
+	}
+}
+
+static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn,
+				   void *data)
+{
+	struct cowloop *cow = ti->private;
+	int r;
+
+	r = fn(ti, cow->rdo, 0, ti->len, data);
+	/* The cow device may end before its last unit: there is no fixed length to ask for. */
+	if (!r)
+		r = fn(ti, cow->cow, 0, bdev_nr_sectors(cow->cow->bdev), data);
+	return r;
+}
+
+static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
+{
+	struct cowloop *cow = ti->private;
+
+	/* Smaller writes may cost a copy-up. */
+	limits->io_min = max(limits->io_min, cow_md_geometry(cow->md)->mapunit);
+}
+
+static struct target_type cowloop_target = {
+	.name = "cowloop",
+	.version = {1, 0, 0},
+	.features = DM_TARGET_NOWAIT,
+	.module = THIS_MODULE,
+	.ctr = cowloop_ctr,
+	.dtr = cowloop_dtr,
+	.map = cowloop_map,
+	.end_io = cowloop_end_io,
+	.postsuspend = cowloop_postsuspend,
+	.resume = cowloop_resume,
+	.message = cowloop_message,
+	.status = cowloop_status,
+	.iterate_devices = cowloop_iterate_devices,
+	.io_hints = cowloop_io_hints,
+};
+
+static int __init dm_cowloop_init(void)
+{
+	return dm_register_target(&cowloop_target);
+}
+
+static void __exit dm_cowloop_exit(void)
+{
+	dm_unregister_target(&cowloop_target);
+}
+
+module_init(dm_cowloop_init);
+module_exit(dm_cowloop_exit);
+
+MODULE_DESCRIPTION(DM_NAME " copy-on-write target with a sparse cowfile");
+MODULE_AUTHOR("The dm-cowloop developers");
+MODULE_LICENSE("GPL");
