@@ -34,7 +34,7 @@
  * interleaving, a bit that missed the copy has its region queued again.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
- * the array of regions. cow_md_clean() takes the second inside the first.
+ * the array of regions. Neither is taken inside the other.
  */
 
 #include "dm-cowloop.h"
@@ -470,17 +470,6 @@ int cow_md_count_some(struct cow_md *md)
 	return r ? r : cow_md_counting(md);
 }
 
-static int count_all(struct cow_md *md)
-{
-	int r;
-
-	do
-		r = cow_md_count_some(md);
-	while (r > 0);
-
-	return r;
-}
-
 /* ---- Commit ---- */
 
 /*
@@ -708,15 +697,14 @@ int cow_md_commit(struct cow_md *md)
 
 int cow_md_clean(struct cow_md *md)
 {
-	int r;
+	int r = 0;
 
 	mutex_lock(&md->commit_lock);
-	r = commit_locked(md);
-	if (!r && md->dirty) {
-		r = count_all(md);
-		if (!r)
-			r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
-					     cow_md_used(md));
+	if (WARN_ON_ONCE(cow_md_changed(md) || cow_md_counting(md))) {
+		r = -EINVAL;
+	} else if (md->dirty) {
+		r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
+				     cow_md_used(md));
 		if (!r)
 			WRITE_ONCE(md->dirty, false);
 	}
@@ -1303,6 +1291,8 @@ static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **e
 			r = repair_units(md, unit, nr, buf, per_block, &repaired);
 	}
 	vfree(buf);
+	if (!r)
+		r = cow_md_commit(md);
 	if (!r)
 		r = cow_md_clean(md);
 	if (r)

@@ -490,26 +490,48 @@ static void shut_gate(struct cowloop *cow)
 }
 
 /*
+ * Count the units in use to the end, if that is still to be done. Where it
+ * can't be, the head stays DIRTY; nothing else depends on it.
+ */
+static int count_all(struct cowloop *cow)
+{
+	int r;
+
+	do
+		r = cow_md_count_some(cow->md);
+	while (r > 0);
+
+	if (r)
+		DMERR("%s: cow device %s: cannot count the units in use: error %d",
+		      cow_name(cow), cow->cow->name, r);
+	return r;
+}
+
+/*
  * Bring all completed writes and their bits to stable storage, and leave a
  * clean head. First writes are held up meanwhile.
  */
 static int sync_cowfile(struct cowloop *cow)
 {
-	int r = 0;
+	int r;
 
 	if (cow->opt.read_only)
 		return 0;
 
 	mutex_lock(&cow->gate_lock);
-	if (READ_ONCE(cow->mode) == COW_MODE_FAIL) {
-		r = -EIO;
-	} else {
-		shut_gate(cow);
-		atomic_long_inc(&cow->commits);
-		r = cow_md_clean(cow->md);
-		if (r)
-			metadata_failed(cow, "sync", r);
-	}
+	shut_gate(cow);
+	r = commit(cow);
+	if (r)
+		goto out;
+
+	r = count_all(cow);
+	if (r)
+		goto out;
+
+	r = cow_md_clean(cow->md);
+	if (r)
+		metadata_failed(cow, "marking the cowfile clean", r);
+out:
 	mutex_unlock(&cow->gate_lock);
 
 	return r;
@@ -1176,6 +1198,12 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		DMERR("%s: cannot open the cow device %s: error %d", cow_name(cow), argv[1], r);
 		ti->error = "Cannot open the cow device";
 		return r;
+	}
+	if (!cow->opt.read_only && bdev_read_only(cow->cow->bdev)) {
+		DMERR("%s: cow device %s: found a read-only device, expected a writable one or option 'read_only'",
+		      cow_name(cow), cow->cow->name);
+		ti->error = "Cow device is read-only";
+		return -EACCES;
 	}
 	if (cow->rdo->bdev == cow->cow->bdev) {
 		DMERR("%s: %s is given as the read-only device and as the cow device",

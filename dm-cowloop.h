@@ -275,8 +275,9 @@ int cow_md_commit(struct cow_md *md);
 int cow_md_set_dirty(struct cow_md *md);
 
 /*
- * Commit, count, and write a clean head. The caller sees to it that there is
- * no write in flight that will end in cow_md_mark(). Sleeps, does I/O.
+ * Write a clean head, durably. Everything must have been committed and counted,
+ * and no write may be in flight that will end in cow_md_mark(). Sleeps, does
+ * I/O.
  */
 int cow_md_clean(struct cow_md *md);
 
