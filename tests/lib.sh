@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+#
+# What the tests that run in the VM share: TAP, and short names for what they do all the time.
+# To be sourced:  . /cowloop/tests/lib.sh
+
+tap_count=0
+tap_failed=0
+
+# plan COUNT: how many there will be, when known beforehand; plan skip_all REASON: none
+plan() {
+	case $1 in
+	skip_all) shift; echo "1..0 # SKIP $*"; exit 0 ;;
+	*) tap_plan=$1; echo "1..$1" ;;
+	esac
+}
+
+# done_testing: last of all; the script's exit status is then that of the tests
+done_testing() {
+	[ -n "$tap_plan" ] || echo "1..$tap_count"
+	[ "$tap_count" -eq "${tap_plan:-$tap_count}" ] || exit 1
+	tap_left=$(dmsetup ls --target cowloop 2>/dev/null | grep -v '^No devices')
+	[ -z "$tap_left" ] || { diag "left behind: $tap_left"; exit 1; }
+	[ "$tap_failed" -eq 0 ]
+	exit
+}
+
+diag() { printf '%s\n' "$*" | sed 's/^/# /'; }
+
+# ok STATUS NAME: passes when STATUS is 0, as in:  cmp a b; ok $? "a and b are the same"
+ok() {
+	tap_count=$((tap_count + 1))
+	[ "$1" -eq 0 ] && echo "ok $tap_count - $2" && return 0
+	tap_failed=$((tap_failed + 1))
+	echo "not ok $tap_count - $2"
+	return 1
+}
+
+# is GOT WANT NAME
+is() {
+	[ "$1" = "$2" ]
+	ok $? "$3" || { diag "got:  $1"; diag "want: $2"; return 1; }
+}
+
+# like GOT REGEX NAME
+like() {
+	printf '%s\n' "$1" | grep -Eq -- "$2"
+	ok $? "$3" || { diag "got:       $1"; diag "not like:  $2"; return 1; }
+}
+
+# runs NAME COMMAND...: passes when COMMAND succeeds, and shows what it printed when not
+runs() {
+	tap_name=$1
+	shift
+	tap_out=$("$@" 2>&1)
+	ok $? "$tap_name" || { diag "$*"; diag "$tap_out"; return 1; }
+}
+
+# fails NAME COMMAND...: passes when COMMAND fails
+fails() {
+	tap_name=$1
+	shift
+	! tap_out=$("$@" 2>&1)
+	ok $? "$tap_name" || { diag "succeeded: $*"; diag "$tap_out"; return 1; }
+}
+
+skip() { tap_count=$((tap_count + 1)); echo "ok $tap_count # SKIP $*"; }
+
+# --- Devices ------------------------------------------------------------------------------------------------
+
+# loopdev FILE [LOSETUP-OPTION...]: prints the loop device
+loopdev() {
+	tap_file=$1
+	shift
+	losetup --find --show "$@" "$tap_file"
+}
+
+# sectors DEVICE: prints its size in 512-byte sectors
+sectors() { blockdev --getsz "$1"; }
+
+# --- Cowloop ------------------------------------------------------------------------------------------------
+
+# cowfile ARG...: the cowfile formats' other implementation
+cowfile() { perl /cowloop/tests/cowfile.pl "$@"; }
+
+# cowline RDO COW [OPTION...]: prints a table line that spans as much of RDO as can be used
+cowline() {
+	tap_rdo=$1 tap_cow=$2
+	shift 2
+	tap_unit=$(blockdev --getss "$tap_rdo" "$tap_cow" | sort -n | tail -n 1)
+	case " $* " in
+	*" format:1 "*) [ "$tap_unit" -gt 1024 ] || tap_unit=1024 ;;
+	esac
+	tap_unit=$((tap_unit / 512))
+	echo "0 $(($(sectors "$tap_rdo") / tap_unit * tap_unit)) cowloop $tap_rdo $tap_cow${*:+ $# $*}"
+}
+
+# cowopen NAME RDO COW [OPTION...]: makes /dev/mapper/NAME
+cowopen() {
+	tap_name=$1
+	shift
+	dmsetup create "$tap_name" --table "$(cowline "$@")"
+}
+
+# cowstat NAME FIELD...: prints fields of the status line, by the names in its documentation, in one line
+cowstat() {
+	tap_name=$1
+	shift
+	dmsetup status "$tap_name" | awk -v names="$*" '{
+		split($6, units, "/")
+		f["format"] = $4; f["mapunit"] = $5; f["used"] = units[1]; f["total"] = units[2]
+		f["limit"] = $7; f["low_water"] = $8; f["state"] = $9; f["mode"] = $10
+		for (i = 12; i < NF; i += 2)
+			f[$i] = $(i + 1)
+		n = split(names, name, " ")
+		for (i = 1; i <= n; i++)
+			printf "%s%s", f[name[i]], i < n ? " " : "\n"
+	}'
+}
+
+# cowhead FILE FIELD...: prints fields of a cowfile on disk, as `cowfile dump` names them, in one line;
+# fails when the file breaks a rule
+cowhead() {
+	tap_file=$1
+	shift
+	tap_out=$(cowfile dump "$tap_file") || { echo "$tap_out"; return 1; }
+	printf '%s\n' "$tap_out" | awk -F = -v names="$*" '
+		{ f[$1] = substr($0, length($1) + 2) }
+		END {
+			n = split(names, name, " ")
+			for (i = 1; i <= n; i++)
+				printf "%s%s", f[name[i]], i < n ? " " : "\n"
+		}'
+}
