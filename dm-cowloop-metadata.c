@@ -28,13 +28,19 @@
  * which may write a dirty buffer whenever it likes. Bits that are set after
  * the copy was made belong to the next commit.
  *
- * cow_md_mark() sets the bits, then flags the bitmap sectors as changed, then
- * queues the region; a commit takes the region off the queue, then takes the
- * flags, then copies the bits. All of these are full barriers, so whatever the
- * interleaving, a bit that missed the copy has its region queued again.
+ * cow_md_mark() queues the region for the next commit before it sets the first
+ * bit, so that whoever has seen the bit finds that there is something to commit;
+ * and it does both under the region's lock, so that a commit that finds the
+ * region in the queue waits for the bit. A write that saw the bit, and so went
+ * straight to the cowfile, can then rely on the flush that follows it.
+ *
+ * After an error of a write or flush of the metadata it is not known what is on
+ * disk. The cowfile is not written any more until it has been opened again.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
- * the array of regions. Neither is taken inside the other.
+ * the array of regions. Neither is taken inside the other. A region's spinlock,
+ * one of a few, covers its bits and whether they have changed; lookups do
+ * without it.
  */
 
 #include "dm-cowloop.h"
@@ -52,6 +58,7 @@
 #include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/uuid.h>
 #include <linux/vmalloc.h>
 
@@ -80,15 +87,19 @@ struct cow_region {
 		struct llist_node changed;	/* in cow_md.changed */
 		struct rcu_head rcu;
 	};
-	unsigned long flags;
 	u32 index;
-	u32 bad;		/* bit n: bitmap sector n of the region is damaged */
+	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
+	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
+	bool queued;		/* in cow_md.changed, or to be freed */
 	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
 };
 
-/* cow_region.flags: bit n < 8 is set when bitmap sector n has changed; and */
-#define COW_REGION_QUEUED	8
-#define COW_REGION_SECTORS_MASK	0xffUL
+/* Regions share spinlocks. */
+#define COW_REGION_LOCKS	16
+
+struct cow_region_lock {
+	spinlock_t lock;	/* the region but for its union, index and bad */
+} ____cacheline_aligned_in_smp;
 
 /* In the place of a pointer to a region. */
 #define COW_REGION_EMPTY	((struct cow_region *)1UL)
@@ -112,6 +123,7 @@ struct cow_md {
 	u32 region_sectors;
 	u64 nr_regions;
 	u64 nr_map_sectors;	/* those that have a bit of some unit */
+	unsigned int units_per_block;	/* of the devices; 1 if a block is no larger */
 
 	struct cow_geometry geo;
 	const char *name;
@@ -124,9 +136,11 @@ struct cow_md {
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
 	u64 count_next;
 
-	atomic64_t used ____cacheline_aligned;
+	struct cow_region_lock locks[COW_REGION_LOCKS];
+	atomic64_t used;
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
+	bool failed;			/* it is not known what is on disk */
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
@@ -137,6 +151,11 @@ struct cow_md {
 static inline bool region_is_marker(const struct cow_region *r)
 {
 	return (unsigned long)r <= (unsigned long)COW_REGION_FULL;
+}
+
+static spinlock_t *region_lock(struct cow_md *md, const struct cow_region *r)
+{
+	return &md->locks[r->index % COW_REGION_LOCKS].lock;
 }
 
 static inline u64 region_first_unit(struct cow_md *md, u64 index)
@@ -232,9 +251,20 @@ int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr)
 	return ret;
 }
 
+/* With the region's lock held, and before its bits change. */
+static bool queue_region(struct cow_md *md, struct cow_region *r)
+{
+	if (r->queued)
+		return false;
+	r->queued = true;
+	/* A full barrier; pairs with cow_md_changed(). */
+	return llist_add(&r->changed, &md->changed);
+}
+
 bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
 {
 	struct cow_region *r;
+	unsigned long flags;
 	bool first = false;
 	u32 bit, i, fresh = 0;
 	u64 index = div_u64_rem(unit, md->region_units, &bit);
@@ -243,14 +273,14 @@ bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
 	r = rcu_dereference(md->regions[index]);
 	/* All the bits of a FULL region are on disk. */
 	if (r != COW_REGION_FULL) {
+		spin_lock_irqsave(region_lock(md, r), flags);
+		first = queue_region(md, r);
+		r->changed_sectors |= GENMASK((bit + nr - 1) / md->sector_units,
+					      bit / md->sector_units);
 		for (i = bit; i < bit + nr; i++)
-			fresh += !test_and_set_bit_le(i, r->bits);
+			fresh += !__test_and_set_bit_le(i, r->bits);
+		spin_unlock_irqrestore(region_lock(md, r), flags);
 		atomic64_add(fresh, &md->used);
-
-		for (i = bit / md->sector_units; i <= (bit + nr - 1) / md->sector_units; i++)
-			set_bit(i, &r->flags);
-		if (!test_and_set_bit(COW_REGION_QUEUED, &r->flags))
-			first = llist_add(&r->changed, &md->changed);
 	}
 	rcu_read_unlock();
 
@@ -259,11 +289,18 @@ bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
 
 bool cow_md_changed(struct cow_md *md)
 {
+	/* Whoever has seen a bit must find its region queued, or taken. */
+	smp_rmb();
 	if (!llist_empty(&md->changed))
 		return true;
 	/* In this order: a commit sets unsaved before it takes the list. */
 	smp_rmb();
 	return READ_ONCE(md->unsaved);
+}
+
+bool cow_md_failed(struct cow_md *md)
+{
+	return READ_ONCE(md->failed);
 }
 
 /* ---- Bitmap sectors on disk ---- */
@@ -318,17 +355,14 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 
 	first = sector * md->sector_units;
 	last = min(first + md->sector_units, md->geo.nr_units) - 1;
-	DMERR("%s: cow device %pg: bitmap sector %llu: found checksum 0x%08x, expected 0x%08x: units %llu to %llu give I/O errors",
+	DMERR("%s: %pg: bitmap sector %llu: found csum %08x, expected %08x: units %llu-%llu fail",
 	      md->name, md->cow, sector, le32_to_cpu(s->csum),
 	      le32_to_cpu(csum), first, last);
 	return false;
 }
 
-/*
- * Read region @index into @r. *@raw is set to the number of bits set on disk,
- * those that belong to no unit included; @r has none of these.
- */
-static int region_read(struct cow_md *md, u64 index, struct cow_region *r, u32 *raw)
+/* Read region @index into @r; bits that belong to no unit are left out. */
+static int region_read(struct cow_md *md, u64 index, struct cow_region *r)
 {
 	const u32 nr_sectors = region_nr_sectors(md, index);
 	const u32 nr_units = region_nr_units(md, index);
@@ -352,12 +386,10 @@ static int region_read(struct cow_md *md, u64 index, struct cow_region *r, u32 *
 	if (buf)
 		dm_bufio_release(buf);
 
-	*raw = bitmap_weight((unsigned long *)r->bits, sizeof(r->bits) * BITS_PER_BYTE);
-	for (i = nr_units; i < sizeof(r->bits) * BITS_PER_BYTE; i++) {
-		i = find_next_bit_le(r->bits, sizeof(r->bits) * BITS_PER_BYTE, i);
-		if (i < sizeof(r->bits) * BITS_PER_BYTE)
-			__clear_bit_le(i, r->bits);
-	}
+	for (i = nr_units; i < round_up(nr_units, BITS_PER_BYTE); i++)
+		__clear_bit_le(i, r->bits);
+	memset(r->bits + DIV_ROUND_UP(nr_units, BITS_PER_BYTE), 0,
+	       sizeof(r->bits) - DIV_ROUND_UP(nr_units, BITS_PER_BYTE));
 
 	return 0;
 }
@@ -365,21 +397,20 @@ static int region_read(struct cow_md *md, u64 index, struct cow_region *r, u32 *
 /*
  * Load region @index, if that has not been done, and leave a marker for it, or
  * its page if @keep is set. Counts its units when that is still to be done.
- * *@raw, if wanted, is as in region_read(), but 0 for what was loaded before.
  */
-static int region_load(struct cow_md *md, u64 index, bool keep, u32 *raw)
+static int region_load(struct cow_md *md, u64 index, bool keep)
 {
 	struct cow_region *r = md->scratch;
-	u32 weight, on_disk = 0;
-	int ret = 0;
+	u32 weight;
+	int ret;
 
 	lockdep_assert_held(&md->load_lock);
 
 	if (rcu_access_pointer(md->regions[index]))
-		goto out;
-	ret = region_read(md, index, r, &on_disk);
+		return 0;
+	ret = region_read(md, index, r);
 	if (ret)
-		goto out;
+		return ret;
 
 	weight = bitmap_weight((unsigned long *)r->bits, sizeof(r->bits) * BITS_PER_BYTE);
 	if (!weight && !r->bad) {
@@ -399,10 +430,8 @@ static int region_load(struct cow_md *md, u64 index, bool keep, u32 *raw)
 	if (md->uncounted && __test_and_clear_bit(index, md->uncounted))
 		atomic64_add(weight, &md->used);
 	rcu_assign_pointer(md->regions[index], r);
-out:
-	if (raw)
-		*raw = on_disk;
-	return ret;
+
+	return 0;
 }
 
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
@@ -412,7 +441,7 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 	int ret;
 
 	mutex_lock(&md->load_lock);
-	ret = region_load(md, index, true, NULL);
+	ret = region_load(md, index, true);
 	if (!ret && for_write &&
 	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY) {
 		r = kzalloc(sizeof(*r), GFP_NOIO);
@@ -445,11 +474,11 @@ bool cow_md_is_dirty(struct cow_md *md)
 	return READ_ONCE(md->dirty);
 }
 
-static int count_region(struct cow_md *md, u32 *raw)
+static int count_region(struct cow_md *md)
 {
 	int r;
 
-	r = region_load(md, md->count_next, false, raw);
+	r = region_load(md, md->count_next, false);
 	if (!r)
 		WRITE_ONCE(md->count_next, md->count_next + 1);
 	return r;
@@ -462,7 +491,7 @@ int cow_md_count_some(struct cow_md *md)
 
 	mutex_lock(&md->load_lock);
 	for (i = 0; i < COW_COUNT_REGIONS && !r && cow_md_counting(md); i++) {
-		r = count_region(md, NULL);
+		r = count_region(md);
 		cond_resched();
 	}
 	mutex_unlock(&md->load_lock);
@@ -472,10 +501,7 @@ int cow_md_count_some(struct cow_md *md)
 
 /* ---- Commit ---- */
 
-/*
- * Write the head as it is in memory; on an error it is as if this had not been
- * called, though either head may be on disk.
- */
+/* Write the head as it is in memory. */
 static int head_write(struct cow_md *md)
 {
 	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
@@ -498,14 +524,19 @@ static int head_write(struct cow_md *md)
 
 static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
 {
-	const struct cow_head old = md->head;
 	int r;
 
+	lockdep_assert_held(&md->commit_lock);
+
+	if (md->failed)
+		return -EIO;
 	md->head.flags = cpu_to_le16(flags);
 	md->head.cowused = cpu_to_le64(used);
 	r = head_write(md);
 	if (r)
-		md->head = old;
+		WRITE_ONCE(md->failed, true);
+	else
+		WRITE_ONCE(md->dirty, flags & COW_FLAG_DIRTY);
 	return r;
 }
 
@@ -514,50 +545,35 @@ int cow_md_set_dirty(struct cow_md *md)
 	int r = 0;
 
 	mutex_lock(&md->commit_lock);
-	if (!md->dirty) {
+	if (!md->dirty)
 		r = head_write_flags(md, le16_to_cpu(md->head.flags) | COW_FLAG_DIRTY,
 				     le64_to_cpu(md->head.cowused));
-		if (!r)
-			WRITE_ONCE(md->dirty, true);
-	}
 	mutex_unlock(&md->commit_lock);
 
 	return r;
 }
 
-/* Copy a region's changed bitmap sectors aside. */
+/* Copy a region's changed bitmap sectors aside; it is no longer queued. */
 static void stage_region(struct cow_md *md, struct cow_stage *stage, struct cow_region *r)
 {
 	unsigned long i;
 
 	stage->region = r;
-	clear_bit(COW_REGION_QUEUED, &r->flags);
-	/* A full barrier each: see the top of the file. */
-	smp_mb__after_atomic();
-	stage->sectors = atomic_long_fetch_andnot(COW_REGION_SECTORS_MASK,
-						  (atomic_long_t *)&r->flags);
-	stage->sectors &= COW_REGION_SECTORS_MASK;
+	spin_lock_irq(region_lock(md, r));
+	r->queued = false;
+	stage->sectors = r->changed_sectors;
+	r->changed_sectors = 0;
 	for_each_set_bit(i, &stage->sectors, md->region_sectors)
 		memcpy(stage->bits + i * md->sector_bytes,
 		       r->bits + i * md->sector_bytes, md->sector_bytes);
-}
-
-/* What was staged was not written: it has changed again. */
-static void unstage_region(struct cow_md *md, struct cow_stage *stage)
-{
-	struct cow_region *r = stage->region;
-	unsigned long i;
-
-	for_each_set_bit(i, &stage->sectors, md->region_sectors)
-		set_bit(i, &r->flags);
-	if (!test_and_set_bit(COW_REGION_QUEUED, &r->flags))
-		llist_add(&r->changed, &md->changed);
+	spin_unlock_irq(region_lock(md, r));
 }
 
 /*
  * Put staged bitmap sectors into dm-bufio's buffers. A buffer is marked dirty
- * once all of the region's sectors in it are in place, so that none is written
- * while it changes.
+ * once all of the region's sectors in it are in place, so that no checksum is
+ * written without its bits. (In format 1, which has no checksums, regions may
+ * share a buffer, and it may be written while the second one's bits are set.)
  */
 static int write_staged(struct cow_md *md, struct cow_stage *stage)
 {
@@ -568,7 +584,7 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 	bool touched = false;
 	u64 sector;
 
-	stage->full = region_nr_units(md, index) == md->region_units;
+	stage->full = !stage->region->bad && region_nr_units(md, index) == md->region_units;
 
 	for (sector = first; sector < end; sector++) {
 		const u32 offset = (sector - first) * md->sector_bytes;
@@ -596,15 +612,22 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 }
 
 /*
- * Replace the page of a region, all of whose bits are set on disk, by a
- * marker. Whoever still marks units in it finds QUEUED set and leaves it alone.
+ * Replace the page of a region, all of whose bits are set on disk, by a marker.
+ * Whoever still marks units in it finds it queued, and changes nothing.
  */
 static void region_collapse(struct cow_md *md, struct cow_region *r)
 {
-	if (test_and_set_bit(COW_REGION_QUEUED, &r->flags))
-		return;
-	rcu_assign_pointer(md->regions[r->index], COW_REGION_FULL);
-	kfree_rcu(r, rcu);
+	bool free;
+
+	spin_lock_irq(region_lock(md, r));
+	free = !r->queued;
+	r->queued = true;
+	spin_unlock_irq(region_lock(md, r));
+
+	if (free) {
+		rcu_assign_pointer(md->regions[r->index], COW_REGION_FULL);
+		kfree_rcu(r, rcu);
+	}
 }
 
 /*
@@ -644,9 +667,7 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 
 	while ((stage = staged)) {
 		staged = stage->next;
-		if (r)
-			unstage_region(md, stage);
-		else if (stage->full)
+		if (!r && stage->full)
 			region_collapse(md, stage->region);
 		if (stage != md->spare_stage)
 			kfree(stage);
@@ -662,6 +683,8 @@ static int commit_locked(struct cow_md *md)
 
 	lockdep_assert_held(&md->commit_lock);
 
+	if (md->failed)
+		return -EIO;
 	WRITE_ONCE(md->unsaved, true);
 	/* Before the list is taken; pairs with cow_md_changed(). */
 	smp_mb();
@@ -671,15 +694,11 @@ static int commit_locked(struct cow_md *md)
 		r = dm_bufio_issue_flush(md->bufio);
 	while (todo && !r)
 		r = commit_some(md, &todo);
-
-	while (todo) {
-		struct llist_node *next = todo->next;
-
-		llist_add(todo, &md->changed);
-		todo = next;
-	}
-	/* Pairs with cow_md_changed(). After an error there still is something. */
-	if (!r)
+	/* After an error there is something unsaved, for ever. */
+	if (r)
+		WRITE_ONCE(md->failed, true);
+	else
+		/* Pairs with cow_md_changed(). */
 		smp_store_release(&md->unsaved, false);
 	return r;
 }
@@ -700,14 +719,12 @@ int cow_md_clean(struct cow_md *md)
 	int r = 0;
 
 	mutex_lock(&md->commit_lock);
-	if (WARN_ON_ONCE(cow_md_changed(md) || cow_md_counting(md))) {
-		r = -EINVAL;
-	} else if (md->dirty) {
+	/* Not if another commit has failed since the caller's. */
+	if (cow_md_changed(md) || cow_md_counting(md))
+		r = -EIO;
+	else if (md->dirty)
 		r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
 				     cow_md_used(md));
-		if (!r)
-			WRITE_ONCE(md->dirty, false);
-	}
 	mutex_unlock(&md->commit_lock);
 
 	return r;
@@ -1063,34 +1080,69 @@ static int check_head(const struct cow_md_args *args, char **error,
 	return check_fingerprint(args, error, head, version);
 }
 
+static int check_length(const struct cow_md_args *args, char **error,
+			const struct cow_geometry *geo)
+{
+	if (args->length > geo->rdo_sectors)
+		return refuse(args, error, "Device is longer than the read-only device",
+			      "found a length of %llu sectors, expected at most %llu, as %pg has",
+			      args->length, geo->rdo_sectors, args->rdo);
+	return 0;
+}
+
+/*
+ * Format 1 units may be smaller than the blocks of the devices. That works as
+ * long as all the units of a block are in the same place, as they are when the
+ * cowfile was always used on such devices: I/O then never asks for less.
+ */
+static unsigned int units_per_block(const struct cow_md_args *args, const struct cow_geometry *geo)
+{
+	const unsigned int lbs = max(bdev_logical_block_size(args->cow),
+				     bdev_logical_block_size(args->rdo));
+
+	return max(lbs / geo->mapunit, 1U);
+}
+
 int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
-	const struct cow_geometry *geo = &md->geo;
+	struct cow_geometry geo;
+	int r;
 
-	if (args->mapunit && args->mapunit != geo->mapunit)
+	if (args->mapunit && args->mapunit != md->geo.mapunit)
 		return refuse(args, error, "Cowfile has another unit size than asked for",
-			      "found mapunit %u, expected %u", geo->mapunit, args->mapunit);
-	if (bdev_nr_sectors(args->rdo) < geo->rdo_sectors ||
-	    bdev_nr_sectors(args->rdo) - geo->rdo_sectors >= geo->mapunit / 512)
+			      "found mapunit %u, expected %u", md->geo.mapunit, args->mapunit);
+
+	cow_geometry_init(&geo, md->geo.format, md->geo.mapunit, bdev_nr_sectors(args->rdo));
+	if (geo.rdo_sectors != md->geo.rdo_sectors)
 		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
 			      "found %llu sectors, expected %llu, as %pg has",
-			      geo->rdo_sectors, (u64)bdev_nr_sectors(args->rdo), args->rdo);
+			      md->geo.rdo_sectors, geo.rdo_sectors, args->rdo);
+	if (units_per_block(args, &geo) > md->units_per_block)
+		return refuse(args, error, "Read-only device has too large blocks",
+			      "found %u bytes, expected at most %u",
+			      bdev_logical_block_size(args->rdo),
+			      md->units_per_block * geo.mapunit);
+	r = check_length(args, error, &geo);
+	if (r)
+		return r;
 
-	return check_fingerprint(args, error, &md->head, geo->format);
+	return check_fingerprint(args, error, &md->head, geo.format);
 }
 
 /* ---- Formatting ---- */
 
 /*
- * See to it that head and bitmap are zeroes on the cow device. Where the
+ * See to it that head and bitmap are zeroes on the cow device, and in format 1
+ * all the units too, since repair takes what is not zero for written. Where the
  * device can't do that cheaply, what is not zero is looked for: the cow device
  * is often sparse, and would not be afterwards.
  */
-static int zero_bitmap(const struct cow_md_args *args, const struct cow_geometry *geo)
+static int zero_cow(const struct cow_md_args *args, const struct cow_geometry *geo)
 {
 	const u64 lbs = bdev_logical_block_size(args->cow);
-	const sector_t end = min_t(u64, round_up(geo->moffset + geo->mapsize, lbs),
-				   bdev_bytes(args->cow)) >> SECTOR_SHIFT;
+	const u64 bytes = geo->format == 1 ? geo->doffset + geo->nr_units * geo->mapunit :
+					     geo->moffset + geo->mapsize;
+	const sector_t end = min(round_up(bytes, lbs), bdev_bytes(args->cow)) >> SECTOR_SHIFT;
 	sector_t sector, count;
 	void *buf;
 	int r;
@@ -1163,7 +1215,7 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 		generate_random_uuid(head->uuid);
 	}
 
-	r = zero_bitmap(args, geo);
+	r = zero_cow(args, geo);
 	/* Not a cowfile before its bitmap is durable. */
 	if (!r)
 		r = dm_bufio_issue_flush(md->bufio);
@@ -1176,19 +1228,6 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 }
 
 /* ---- Opening ---- */
-
-/*
- * Format 1 units may be smaller than the blocks of the devices. That works as
- * long as all the units of a block are in the same place, as they are when the
- * cowfile was always used on such devices: I/O then never asks for less.
- */
-static unsigned int units_per_block(struct cow_md *md, const struct cow_md_args *args)
-{
-	const unsigned int lbs = max(bdev_logical_block_size(args->cow),
-				     bdev_logical_block_size(args->rdo));
-
-	return max(lbs / md->geo.mapunit, 1U);
-}
 
 /* The first unit of a block whose units are not all in the same place, or the end. */
 static u64 find_mixed_block(struct cow_md *md, u64 index, unsigned int per_block)
@@ -1207,16 +1246,15 @@ static u64 find_mixed_block(struct cow_md *md, u64 index, unsigned int per_block
 /* Walk the whole bitmap of a format 1 cowfile: count it and check it. */
 static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
-	const unsigned int per_block = units_per_block(md, args);
-	u64 found = le64_to_cpu(md->head.cowused), on_disk = 0, mixed;
-	u32 raw;
+	const unsigned int per_block = md->units_per_block;
+	u64 mixed, found = le64_to_cpu(md->head.cowused);
 	int r;
 
 	while (cow_md_counting(md)) {
 		const u64 index = md->count_next;
 
 		mutex_lock(&md->load_lock);
-		r = count_region(md, &raw);
+		r = count_region(md);
 		mixed = per_block > 1 && !r ? find_mixed_block(md, index, per_block) :
 					      md->geo.nr_units;
 		mutex_unlock(&md->load_lock);
@@ -1228,14 +1266,13 @@ static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, ch
 			return refuse(args, error, "Cowfile needs devices with smaller blocks",
 				      "found only some of the units of a block written from unit %llu on, expected all or none of %u units",
 				      mixed, per_block);
-		on_disk += raw;
 		cond_resched();
 	}
 
-	if (!md->dirty && found != on_disk)
+	if (!md->dirty && found != cow_md_used(md))
 		return refuse(args, error, "Wrong count of used units in cowfile",
 			      "found cowused %llu, expected %llu, as the bitmap has",
-			      found, on_disk);
+			      found, cow_md_used(md));
 	return 0;
 }
 
@@ -1270,7 +1307,7 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const unsigned int unit_sectors = md->geo.mapunit / 512;
-	const unsigned int per_block = units_per_block(md, args);
+	const unsigned int per_block = md->units_per_block;
 	const u64 data = cow_md_data_sector(md);
 	const u64 cow_sectors = bdev_nr_sectors(args->cow);
 	u64 unit, in_file, repaired = 0;
@@ -1304,14 +1341,14 @@ static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **e
 }
 
 /* What depends on the geometry only. */
-static int md_alloc(struct cow_md *md, const struct cow_md_args *args)
+static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const struct cow_geometry *geo = &md->geo;
 	unsigned int block_size = 4096;
 
 	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
 	if (round_up(geo->moffset + geo->mapsize, block_size) > bdev_bytes(args->cow))
-		block_size = COW_V1_MAPUNIT;
+		block_size = max(COW_V1_MAPUNIT, bdev_logical_block_size(args->cow));
 	md->block_shift = ilog2(block_size);
 
 	md->region_sectors = geo->format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;
@@ -1320,8 +1357,11 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args)
 	md->region_units = md->region_sectors * md->sector_units;
 	md->nr_map_sectors = div_u64(geo->nr_units + md->sector_units - 1, md->sector_units);
 	md->nr_regions = div_u64(geo->nr_units + md->region_units - 1, md->region_units);
-	if (md->nr_regions > U32_MAX)
-		return -EFBIG;
+	md->units_per_block = units_per_block(args, geo);
+	if (md->nr_regions > INT_MAX / sizeof(*md->regions))
+		return refuse(args, error, "Read-only device is too large for the unit size",
+			      "found %llu units, expected at most %llu", geo->nr_units,
+			      (u64)INT_MAX / sizeof(*md->regions) * md->region_units);
 
 	md->regions = kvcalloc(md->nr_regions, sizeof(*md->regions), GFP_KERNEL);
 	md->scratch = kmalloc(sizeof(*md->scratch), GFP_KERNEL);
@@ -1400,11 +1440,12 @@ static int md_open(struct cow_md *md, const struct cow_md_args *args, char **err
 		DMWARN("%s: the last %llu bytes of %pg do not fill a unit and are left out",
 		       args->name, bdev_bytes(args->rdo) % md->geo.mapunit, args->rdo);
 
-	r = md_alloc(md, args);
-	if (r) {
-		*error = "Cannot set up the cowfile's metadata";
+	r = check_length(args, error, &md->geo);
+	if (r)
 		return r;
-	}
+	r = md_alloc(md, args, error);
+	if (r)
+		return r;
 	md->count_next = md->nr_regions;
 
 	return blank ? format_cow(md, args, error) : open_existing(md, args, error);
@@ -1413,6 +1454,7 @@ static int md_open(struct cow_md *md, const struct cow_md_args *args, char **err
 struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
 {
 	struct cow_md *md;
+	unsigned int i;
 	int r;
 
 	BUILD_BUG_ON(sizeof(struct cow_head) != COW_V2_HEAD_SIZE);
@@ -1429,6 +1471,8 @@ struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
 		return ERR_PTR(-ENOMEM);
 	md->name = args->name;
 	md->cow = args->cow;
+	for (i = 0; i < COW_REGION_LOCKS; i++)
+		spin_lock_init(&md->locks[i].lock);
 	mutex_init(&md->load_lock);
 	mutex_init(&md->commit_lock);
 	init_llist_head(&md->changed);

@@ -29,9 +29,10 @@
  * is mapped again, and then usually is a rewrite. Whole units need not wait for
  * each other: such writes race like two writes to any disk.
  *
- * Nothing in the table needs memory that it does not have, nor the worker that
- * handles deferred bios: so that worker may wait for memory, for the bitmap to
- * be read, or for a sync, and a sync may wait for the table to empty.
+ * Nothing in the table waits for memory that others hold (what it takes comes
+ * from mempools), nor for the worker that handles deferred bios: so that worker
+ * may wait for memory, for the bitmap to be read, or for a sync, and a sync may
+ * wait for the table to empty.
  *
  * The gate. DIRTY must be on disk before any first write is (see
  * dm-cowloop-metadata.c), and must not be cleared while one is in flight. The
@@ -156,7 +157,7 @@ struct cowloop {
 
 	struct dm_io_client *io;
 	mempool_t units;		/* memory for a unit, for copy-ups */
-	struct bio_set splits;
+	struct bio_set bios;		/* splits of deferred reads, stores of copy-ups */
 
 	struct cowfile *cowfile;
 	struct list_head user;		/* in cowfile->users */
@@ -193,7 +194,7 @@ struct cow_io {
  */
 struct cowfile {
 	struct list_head list;
-	dev_t dev;
+	struct block_device *bdev;
 	struct mapped_device *owner;
 	struct cow_md *md;		/* NULL while it is being opened */
 	struct list_head users;
@@ -238,7 +239,7 @@ static void trim_bio(struct bio *bio, sector_t end)
 		dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
 }
 
-static int fail_bio(struct bio *bio, blk_status_t status)
+static int end_bio(struct bio *bio, blk_status_t status)
 {
 	bio->bi_status = status;
 	bio_endio(bio);
@@ -267,8 +268,8 @@ static void defer_bios(struct cowloop *cow, struct bio_list *bios)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	bio_list_merge(&cow->deferred, bios);
-	spin_unlock_irqrestore(&cow->lock, flags);
 	queue_work(cow->deferred_wq, &cow->deferred_work);
+	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
 static int defer_bio(struct cowloop *cow, struct bio *bio)
@@ -308,15 +309,18 @@ static void metadata_failed(struct cowloop *cow, const char *what, int r)
 
 /* ---- Commits ---- */
 
-/* Complete @bio, after a commit. Any context. */
+/*
+ * Complete @bio, after a commit. Any context. The work is queued with the lock
+ * held: once the bio can be completed, @cow may go away.
+ */
 static void commit_bio(struct cowloop *cow, struct bio *bio)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&cow->lock, flags);
 	bio_list_add(&cow->commit_bios, bio);
-	spin_unlock_irqrestore(&cow->lock, flags);
 	mod_delayed_work(cow->io_wq, &cow->commit_work, 0);
+	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
 static int commit(struct cowloop *cow)
@@ -356,20 +360,19 @@ static void do_commit(struct work_struct *work)
 
 static int map_flush(struct cowloop *cow, struct bio *bio)
 {
-	switch (READ_ONCE(cow->mode)) {
-	case COW_MODE_RW:
-		if (!cow_md_changed(cow->md)) {
-			bio_set_dev(bio, cow->cow->bdev);
-			return DM_MAPIO_REMAPPED;
-		}
+	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
+		return end_bio(bio, BLK_STS_IOERR);
+	/* Nothing can have been written, or all of it has been synced. */
+	if (READ_ONCE(cow->opt.read_only))
+		return end_bio(bio, BLK_STS_OK);
+
+	if (cow_md_changed(cow->md)) {
 		commit_bio(cow, bio);
 		return DM_MAPIO_SUBMITTED;
-	case COW_MODE_RO:
-		/* There is nothing that could be flushed. */
-		return fail_bio(bio, BLK_STS_OK);
-	default:
-		return fail_bio(bio, BLK_STS_IOERR);
 	}
+	bio_set_dev(bio, cow->cow->bdev);
+
+	return DM_MAPIO_REMAPPED;
 }
 
 /* ---- The table of first writes in flight ---- */
@@ -513,28 +516,25 @@ static int count_all(struct cowloop *cow)
  */
 static int sync_cowfile(struct cowloop *cow)
 {
-	int r;
+	int r, counted;
 
 	if (cow->opt.read_only)
 		return 0;
 
+	/* May take long: not while first writes are held up. */
+	counted = count_all(cow);
+
 	mutex_lock(&cow->gate_lock);
 	shut_gate(cow);
 	r = commit(cow);
-	if (r)
-		goto out;
-
-	r = count_all(cow);
-	if (r)
-		goto out;
-
-	r = cow_md_clean(cow->md);
-	if (r)
-		metadata_failed(cow, "marking the cowfile clean", r);
-out:
+	if (!r && !counted) {
+		r = cow_md_clean(cow->md);
+		if (r)
+			metadata_failed(cow, "marking the cowfile clean", r);
+	}
 	mutex_unlock(&cow->gate_lock);
 
-	return r;
+	return r ? r : counted;
 }
 
 static bool writes_in_flight(struct cowloop *cow)
@@ -565,7 +565,7 @@ static int make_read_only(struct cowloop *cow)
 
 	r = sync_cowfile(cow);
 	if (!r)
-		cow->opt.read_only = true;
+		WRITE_ONCE(cow->opt.read_only, true);
 	return r;
 }
 
@@ -592,7 +592,7 @@ static int map_read(struct cowloop *cow, struct bio *bio)
 	case COW_UNKNOWN:
 		return defer_bio(cow, bio);
 	default:
-		return fail_bio(bio, BLK_STS_IOERR);
+		return end_bio(bio, BLK_STS_IOERR);
 	}
 }
 
@@ -606,7 +606,7 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 
 	r = cow_md_load(cow->md, unit, false);
 	if (r) {
-		fail_bio(bio, errno_to_blk_status(r));
+		end_bio(bio, errno_to_blk_status(r));
 		return;
 	}
 
@@ -618,8 +618,9 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 		nr = bio_units(cow, bio);
 		where = cow_md_lookup(cow->md, from, nr, &run);
 		if (run < nr) {
+			bio_clear_polled(bio);	/* nobody would poll the split */
 			split = bio_split(bio, unit_start(cow, from + run) - sector,
-					  GFP_NOIO, &cow->splits);
+					  GFP_NOIO, &cow->bios);
 			bio_chain(split, bio);
 		} else {
 			split = bio;
@@ -634,7 +635,7 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 			remap_to_rdo(cow, split);
 			submit_bio_noacct(split);
 		} else {
-			fail_bio(split, BLK_STS_IOERR);
+			end_bio(split, BLK_STS_IOERR);
 		}
 	} while (run < nr);
 }
@@ -654,33 +655,14 @@ static void copyup_end(struct cow_io *io, blk_status_t status)
 	leave_table(cow, io);
 
 	while ((bio = bio_list_pop(&bios)))
-		fail_bio(bio, status);
+		end_bio(bio, status);
 }
 
-static void copyup_stored(unsigned long error, void *context)
-{
-	copyup_end(context, error ? BLK_STS_IOERR : BLK_STS_OK);
-}
-
-static int copyup_io(struct cow_io *io, blk_opf_t opf, struct block_device *bdev,
-		     sector_t sector, io_notify_fn notify)
+static sector_t copyup_sectors(struct cow_io *io)
 {
 	struct cowloop *cow = io->cowloop;
-	struct dm_io_request req = {
-		.bi_opf = opf,
-		.mem.type = DM_IO_KMEM,
-		.mem.ptr.addr = io->data,
-		.notify.fn = notify,
-		.notify.context = io,
-		.client = cow->io,
-	};
-	struct dm_io_region where = {
-		.bdev = bdev,
-		.sector = sector,
-		.count = unit_end(cow, io->unit) - unit_start(cow, io->unit),
-	};
 
-	return cow_dm_io(&req, 1, &where, NULL);
+	return unit_end(cow, io->unit) - unit_start(cow, io->unit);
 }
 
 /* Lay the data of @bio over the unit at @data, which begins at sector @start. */
@@ -696,16 +678,28 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 	}
 }
 
+static void copyup_stored(struct bio *store)
+{
+	struct cow_io *io = store->bi_private;
+	const blk_status_t status = store->bi_status;
+
+	bio_put(store);
+	copyup_end(io, status);
+}
+
+/*
+ * Store the unit, with the data of all the bios laid over it. In a bio, since
+ * dm-io would not tell when the cow device is out of space.
+ */
 static void copyup_store(struct work_struct *work)
 {
 	struct cow_io *io = container_of(work, struct cow_io, work);
 	struct cowloop *cow = io->cowloop;
 	struct cow_bucket *bucket = bucket_of(cow, io->unit);
 	const sector_t start = unit_start(cow, io->unit);
-	const size_t size = (unit_end(cow, io->unit) - start) << SECTOR_SHIFT;
+	const size_t size = copyup_sectors(io) << SECTOR_SHIFT;
 	blk_opf_t opf = REQ_OP_WRITE;
-	bool needs_commit;
-	struct bio *bio;
+	struct bio *bio, *store;
 
 	spin_lock_irq(&bucket->lock);
 	io->state = COW_IO_COPYUP_STORE;
@@ -720,8 +714,7 @@ static void copyup_store(struct work_struct *work)
 		lay_over(io->data, start, bio);
 		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
 	}
-	needs_commit = cow->zero_needs_commit && !memchr_inv(io->data, 0, size);
-	if (needs_commit) {
+	if (cow->zero_needs_commit && !memchr_inv(io->data, 0, size)) {
 		bio_list_for_each(bio, &io->folded) {
 			struct cow_io *folded = dm_per_bio_data(bio, sizeof(*folded));
 
@@ -729,8 +722,13 @@ static void copyup_store(struct work_struct *work)
 		}
 	}
 
-	if (copyup_io(io, opf, cow->cow->bdev, cow->data_sector + start, copyup_stored))
-		copyup_end(io, BLK_STS_IOERR);
+	store = bio_alloc_bioset(cow->cow->bdev, 1, opf, GFP_NOIO, &cow->bios);
+	store->bi_iter.bi_sector = cow->data_sector + start;
+	store->bi_private = io;
+	store->bi_end_io = copyup_stored;
+	/* Memory from kmalloc() is contiguous, and so one vector, however large. */
+	__bio_add_page(store, virt_to_page(io->data), size, offset_in_page(io->data));
+	submit_bio_noacct(store);
 }
 
 static void copyup_read(unsigned long error, void *context)
@@ -746,9 +744,22 @@ static void copyup_start(struct work_struct *work)
 {
 	struct cow_io *io = container_of(work, struct cow_io, work);
 	struct cowloop *cow = io->cowloop;
+	struct dm_io_request req = {
+		.bi_opf = REQ_OP_READ,
+		.mem.type = DM_IO_KMEM,
+		.mem.ptr.addr = io->data,
+		.notify.fn = copyup_read,
+		.notify.context = io,
+		.client = cow->io,
+	};
+	struct dm_io_region where = {
+		.bdev = cow->rdo->bdev,
+		.sector = unit_start(cow, io->unit),
+		.count = copyup_sectors(io),
+	};
 
 	this_cpu_inc(cow->stats->copyups);
-	if (copyup_io(io, REQ_OP_READ, cow->rdo->bdev, unit_start(cow, io->unit), copyup_read))
+	if (cow_dm_io(&req, 1, &where, NULL))
 		copyup_read(1, io);
 }
 
@@ -818,7 +829,7 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 	int ready;
 
 	if (unlikely(!has_space(cow, bio_end_sector(bio))))
-		return fail_bio(bio, BLK_STS_NOSPC);
+		return end_bio(bio, BLK_STS_NOSPC);
 	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
 
@@ -826,7 +837,7 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 	ready = may_enter(cow, unit, nr);
 	if (ready <= 0) {
 		spin_unlock_irqrestore(&bucket->lock, flags);
-		return ready ? fail_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
 	}
 	copyup = find_copyup(bucket, unit, nr);
 	if (unlikely(copyup))
@@ -855,7 +866,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	int ready;
 
 	if (unlikely(!has_space(cow, unit_end(cow, unit))))
-		return fail_bio(bio, BLK_STS_NOSPC);
+		return end_bio(bio, BLK_STS_NOSPC);
 
 	spin_lock_irqsave(&bucket->lock, flags);
 	/* Again, with the table locked: nobody can be about to set the bit. */
@@ -873,7 +884,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	}
 	if (ready <= 0) {
 		spin_unlock_irqrestore(&bucket->lock, flags);
-		return ready ? fail_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
 	}
 
 	if (!other) {
@@ -922,7 +933,7 @@ static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 	}
 	if (unlikely(where == COW_BAD)) {
 		trim_bio(bio, unit_start(cow, unit + run));
-		return fail_bio(bio, BLK_STS_IOERR);
+		return end_bio(bio, BLK_STS_IOERR);
 	}
 
 	if (!aligned || bio_end_sector(bio) < unit_end(cow, unit)) {
@@ -947,7 +958,7 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	rcu_read_lock();
 	if (unlikely(READ_ONCE(cow->mode) != COW_MODE_RW)) {
 		rcu_read_unlock();
-		return fail_bio(bio, BLK_STS_IOERR);
+		return end_bio(bio, BLK_STS_IOERR);
 	}
 	this_cpu_inc(cow->stats->cow_writes);
 	rcu_read_unlock();
@@ -969,7 +980,7 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 	if (!r)
 		r = open_gate(cow);
 	if (r) {
-		fail_bio(bio, errno_to_blk_status(r));
+		end_bio(bio, errno_to_blk_status(r));
 		return;
 	}
 
@@ -1033,27 +1044,26 @@ static int check_devices(struct cowloop *cow, struct mapped_device *md)
 	struct cowloop *user;
 
 	list_for_each_entry(file, &cowfiles, list) {
-		if (file->dev == cow->rdo->bdev->bd_dev)
+		if (file->bdev == cow->rdo->bdev)
 			return in_use(cow, cow->rdo, file->owner, "cow device");
-		if (file->dev == cow->cow->bdev->bd_dev && (file->owner != md || !file->md))
+		if (file->bdev == cow->cow->bdev && (file->owner != md || !file->md))
 			return in_use(cow, cow->cow, file->owner, "cow device");
 		list_for_each_entry(user, &file->users, user) {
 			if (user->rdo->bdev == cow->cow->bdev)
 				return in_use(cow, cow->cow, file->owner, "read-only device");
-			if (file->dev == cow->cow->bdev->bd_dev &&
-			    user->ti->table == cow->ti->table)
+			if (file->bdev == cow->cow->bdev && user->ti->table == cow->ti->table)
 				return in_use(cow, cow->cow, md, "cow device in the same table");
 		}
 	}
 	return 0;
 }
 
-static struct cowfile *find_cowfile(dev_t dev)
+static struct cowfile *find_cowfile(struct block_device *bdev)
 {
 	struct cowfile *file;
 
 	list_for_each_entry(file, &cowfiles, list)
-		if (file->dev == dev)
+		if (file->bdev == bdev)
 			return file;
 	return NULL;
 }
@@ -1094,7 +1104,7 @@ static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 		mutex_unlock(&cowfiles_lock);
 		return r;
 	}
-	file = find_cowfile(cow->cow->bdev->bd_dev);
+	file = find_cowfile(cow->cow->bdev);
 	md = file ? file->md : NULL;
 	if (!file) {
 		file = kzalloc(sizeof(*file), GFP_KERNEL);
@@ -1102,7 +1112,7 @@ static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 			mutex_unlock(&cowfiles_lock);
 			return -ENOMEM;
 		}
-		file->dev = cow->cow->bdev->bd_dev;
+		file->bdev = cow->cow->bdev;
 		file->owner = owner;
 		INIT_LIST_HEAD(&file->users);
 		list_add(&file->list, &cowfiles);
@@ -1200,7 +1210,7 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		return r;
 	}
 	if (!cow->opt.read_only && bdev_read_only(cow->cow->bdev)) {
-		DMERR("%s: cow device %s: found a read-only device, expected a writable one or option 'read_only'",
+		DMERR("%s: cow device %s is read-only, expected writable or option 'read_only'",
 		      cow_name(cow), cow->cow->name);
 		ti->error = "Cow device is read-only";
 		return -EACCES;
@@ -1247,11 +1257,11 @@ static int alloc_resources(struct cowloop *cow)
 	INIT_WORK(&cow->count_work, do_count);
 	INIT_DELAYED_WORK(&cow->commit_work, do_commit);
 
-	return bioset_init(&cow->splits, BIO_POOL_SIZE, 0, 0);
+	return bioset_init(&cow->bios, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
 }
 
 /* What depends on the cowfile. */
-static int set_up(struct cowloop *cow, struct dm_target *ti)
+static int set_up(struct cowloop *cow)
 {
 	const struct cow_geometry *geo = cow_md_geometry(cow->md);
 
@@ -1260,12 +1270,6 @@ static int set_up(struct cowloop *cow, struct dm_target *ti)
 	cow->units_end = geo->rdo_sectors;
 	cow->zero_needs_commit = geo->format == 1;
 
-	if (ti->len > geo->rdo_sectors) {
-		DMERR("%s: device is longer than %s: found %llu sectors, expected at most %llu",
-		      cow_name(cow), cow->rdo->name, (u64)ti->len, geo->rdo_sectors);
-		ti->error = "Device is longer than the read-only device";
-		return -EINVAL;
-	}
 	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
 		DMWARN("%s: cow device %s: unknown compat_ro features: writes will fail",
 		       cow_name(cow), cow->cow->name);
@@ -1286,7 +1290,7 @@ static void free_cowloop(struct cowloop *cow)
 	if (cow->cowfile)
 		put_cowfile(cow);
 	mempool_exit(&cow->units);
-	bioset_exit(&cow->splits);
+	bioset_exit(&cow->bios);
 	if (cow->io)
 		dm_io_client_destroy(cow->io);
 	if (cow->cow)
@@ -1347,6 +1351,7 @@ static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		.rdo = cow->rdo->bdev,
 		.cow = cow->cow->bdev,
 		.io = cow->io,
+		.length = ti->len,
 		.format = cow->opt.format,
 		.mapunit = cow->opt.mapunit,
 		.repair = cow->opt.repair,
@@ -1355,7 +1360,7 @@ static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	r = get_cowfile(cow, &args);
 	if (r)
 		goto bad;
-	r = set_up(cow, ti);
+	r = set_up(cow);
 	if (r)
 		goto bad;
 
@@ -1441,6 +1446,9 @@ static void cowloop_resume(struct dm_target *ti)
 {
 	struct cowloop *cow = ti->private;
 
+	/* The table that was live until now may have met an error. */
+	if (cow_md_failed(cow->md))
+		set_mode(cow, COW_MODE_FAIL);
 	if (cow_md_counting(cow->md))
 		queue_work(cow->deferred_wq, &cow->count_work);
 }
@@ -1547,12 +1555,17 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 				   void *data)
 {
 	struct cowloop *cow = ti->private;
+	/*
+	 * The cow device may end before its last unit, so there is no length to
+	 * ask for: take all of it, in rdo's blocks if they are larger.
+	 */
+	const sector_t cow_len = round_down(bdev_nr_sectors(cow->cow->bdev),
+					    bdev_logical_block_size(cow->rdo->bdev) / 512);
 	int r;
 
 	r = fn(ti, cow->rdo, 0, ti->len, data);
-	/* The cow device may end before its last unit: there is no fixed length to ask for. */
 	if (!r)
-		r = fn(ti, cow->cow, 0, bdev_nr_sectors(cow->cow->bdev), data);
+		r = fn(ti, cow->cow, 0, cow_len, data);
 	return r;
 }
 

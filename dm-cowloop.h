@@ -168,6 +168,7 @@ struct cow_md_args {
 	struct block_device *rdo;
 	struct block_device *cow;
 	struct dm_io_client *io;
+	u64 length;		/* of the dm device, in sectors */
 	unsigned int format;	/* to write to a blank cow device; 0: the default */
 	unsigned int mapunit;	/* bytes; 0: the default, or what is found */
 	bool repair;		/* a DIRTY format 1 cowfile */
@@ -193,9 +194,9 @@ struct cow_md *cow_md_open(const struct cow_md_args *args, char **error);
 
 /*
  * Check whether an open cowfile may be continued with other @args, as a table
- * reload does: same format and mapunit where they are given, and a read-only
- * device of the same size and fingerprint. Sleeps, does I/O. Returns 0, or a
- * negative errno with the refusal logged and *@error set.
+ * reload does: same mapunit if one is given, and a read-only device of the same
+ * size and fingerprint. Sleeps, does I/O. Returns 0, or a negative errno with
+ * the refusal logged and *@error set.
  */
 int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error);
 
@@ -262,10 +263,12 @@ bool cow_md_changed(struct cow_md *md);
 
 /*
  * Make all the data written and all the bits set before the call durable, in
- * this order. Sleeps, does I/O; callers need no lock. On an error what was not
- * written is still counted as changed, and the next commit tries again.
+ * this order. Sleeps, does I/O; callers need no lock. After an error, of this
+ * or of the two below, it is not known what is on disk: cow_md_failed() is true
+ * and nothing is written any more.
  */
 int cow_md_commit(struct cow_md *md);
+bool cow_md_failed(struct cow_md *md);
 
 /*
  * Set DIRTY in the head, durably; must have succeeded before the first
