@@ -1,0 +1,783 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The crash checker: a cowloop device must show what was flushed, whenever the
+ * machine dies.
+ *
+ *	cowcrash work	writes to a cowloop device whose cow device is recorded by
+ *			dm-log-writes, and keeps a journal of what it did
+ *	cowcrash check	replays the recording: for every prefix of it, and for
+ *			samples of the writes that a cache may have lost since the
+ *			last flush, it opens the cowfile and compares every sector
+ *
+ * Every sector that is written carries its number and a stamp, which is the
+ * number of the write, so that whatever is found can be told apart. A sector
+ * must be as it was when the last flush completed that is in the replayed part,
+ * or as any later write in the journal, up to the next flush, has left it.
+ *
+ * Flushes are tied to the recording by marks: after each flush (or sync, or
+ * suspend), a mark with its number goes into the log. What the log has between
+ * two marks was written by what the journal has between the same two.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <linux/aio_abi.h>
+#include <linux/dm-ioctl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SECTOR		512
+#define WORDS		(SECTOR / sizeof(uint64_t))
+#define MAGIC		0x6863617263776f63ULL	/* cowcrach */
+#define BASE		(1ULL << 63)		/* the stamp of rdo's sectors */
+#define MAX_SECTORS	65536
+#define MAX_BATCH	8
+
+static void die(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+
+static void die(const char *fmt, ...)
+{
+	va_list ap;
+
+	fprintf(stderr, "cowcrash: ");
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	if (errno)
+		fprintf(stderr, ": %s", strerror(errno));
+	fputc('\n', stderr);
+	exit(3);
+}
+
+/* ---- Contents ---- */
+
+static uint64_t mix(uint64_t x)
+{
+	x ^= x >> 30;
+	x *= 0xbf58476d1ce4e5b9ULL;
+	x ^= x >> 27;
+	x *= 0x94d049bb133111ebULL;
+	return x ^ x >> 31;
+}
+
+/* What sector @sector holds after write number @stamp; stamp 0 is zeroes. */
+static void make_sector(uint64_t *to, uint64_t sector, uint64_t stamp)
+{
+	const uint64_t key = mix(sector * 0x9e3779b97f4a7c15ULL + stamp);
+
+	if (!stamp) {
+		memset(to, 0, SECTOR);
+		return;
+	}
+	to[0] = MAGIC;
+	to[1] = sector;
+	to[2] = stamp;
+	for (size_t i = 3; i < WORDS; i++)
+		to[i] = key + i;
+}
+
+static uint64_t random_state;
+
+static uint64_t rnd(uint64_t below)
+{
+	random_state += 0x9e3779b97f4a7c15ULL;
+	return mix(random_state) % below;
+}
+
+/* ---- device-mapper ---- */
+
+static int dm_fd = -1;
+
+struct dm_call {
+	struct dm_ioctl io;
+	char data[4096];
+};
+
+/* One ioctl on device @name; the data behind the header is the caller's. */
+static int dm_call(struct dm_call *call, unsigned long request, const char *name)
+{
+	if (dm_fd < 0) {
+		dm_fd = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
+		if (dm_fd < 0)
+			die("/dev/mapper/control");
+	}
+	call->io.version[0] = DM_VERSION_MAJOR;
+	call->io.data_size = sizeof(*call);
+	call->io.data_start = sizeof(call->io);
+	snprintf(call->io.name, sizeof(call->io.name), "%s", name);
+	return ioctl(dm_fd, request, call);
+}
+
+static void dm_simple(unsigned long request, const char *name, uint32_t flags)
+{
+	struct dm_call call = { .io.flags = flags };
+
+	if (dm_call(&call, request, name))
+		die("device-mapper request %#lx on %s", request, name);
+}
+
+static void dm_message(const char *name, const char *fmt, ...)
+{
+	struct dm_call call = { };
+	struct dm_target_msg *msg = (void *)call.data;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(msg->message, sizeof(call.data) - sizeof(*msg), fmt, ap);
+	va_end(ap);
+	if (dm_call(&call, DM_TARGET_MSG, name))
+		die("message '%s' to %s", msg->message, name);
+}
+
+/* Create a device with one target; returns its minor number, or -1. */
+static int dm_create(const char *name, uint64_t sectors, const char *target, const char *params)
+{
+	struct dm_call call = { };
+	struct dm_target_spec *spec = (void *)call.data;
+
+	if (dm_call(&call, DM_DEV_CREATE, name))
+		die("creating %s", name);
+
+	memset(&call, 0, sizeof(call));
+	call.io.target_count = 1;
+	spec->length = sectors;
+	snprintf(spec->target_type, sizeof(spec->target_type), "%s", target);
+	snprintf((char *)(spec + 1), sizeof(call.data) - sizeof(*spec), "%s", params);
+	if (dm_call(&call, DM_TABLE_LOAD, name)) {
+		dm_simple(DM_DEV_REMOVE, name, 0);
+		return -1;
+	}
+	memset(&call, 0, sizeof(call));
+	if (dm_call(&call, DM_DEV_SUSPEND, name))	/* resumes */
+		die("resuming %s", name);
+	return minor(call.io.dev);
+}
+
+/* ---- The journal ---- */
+
+enum { JOURNAL_WRITE, JOURNAL_MARK };
+
+struct record {
+	uint32_t type;
+	uint32_t count;
+	uint64_t sector;
+	uint64_t stamp;		/* of the write; or the number of the mark */
+};
+
+struct options {
+	const char *log, *journal, *cowloop, *target_options, *rdo;
+	uint64_t seed, ops;
+	unsigned int samples, every, workers;
+	bool repair, quiet;
+};
+
+/* ---- work ---- */
+
+struct work {
+	const struct options *opt;
+	FILE *journal;
+	int fd;
+	uint64_t sectors, stamp, mark;
+	unsigned int lbs;
+	void *buf[MAX_BATCH];
+	aio_context_t aio;
+};
+
+static void put_record(struct work *work, const struct record *record)
+{
+	if (fwrite(record, sizeof(*record), 1, work->journal) != 1)
+		die("%s", work->opt->journal);
+}
+
+/* All that was done so far is durable. */
+static void put_mark(struct work *work)
+{
+	const struct record record = { .type = JOURNAL_MARK, .stamp = ++work->mark };
+
+	dm_message(work->opt->log, "mark m%" PRIu64, work->mark);
+	put_record(work, &record);
+}
+
+/* A size and a place, of the kinds that matter. */
+static void choose_range(struct work *work, uint64_t *sector, uint32_t *count)
+{
+	static const uint32_t sizes[] = { 1, 1, 2, 3, 7, 8, 8, 8, 16, 24, 64, 128, 129, 200 };
+	const uint32_t grain = work->lbs / SECTOR;
+	uint64_t size = sizes[rnd(sizeof(sizes) / sizeof(*sizes))];
+
+	size = (size + grain - 1) / grain * grain;
+	/* Half of it in a small part of the device, so that things meet. */
+	*sector = rnd(2) ? rnd(work->sectors) : rnd(256 < work->sectors ? 256 : work->sectors);
+	if (rnd(2))
+		*sector -= *sector % 8;
+	*sector -= *sector % grain;
+	if (*sector + size > work->sectors)
+		size = work->sectors - *sector;
+	*count = size;
+}
+
+/* Some writes at once, which do not overlap but may well share units. */
+static void write_batch(struct work *work)
+{
+	struct iocb iocbs[MAX_BATCH] = { }, *list[MAX_BATCH];
+	struct record records[MAX_BATCH] = { };
+	struct io_event events[MAX_BATCH];
+	unsigned int n = 0, want = rnd(2) ? 1 : 1 + rnd(MAX_BATCH);
+
+	while (n < want) {
+		struct record *r = &records[n];
+		bool clash = false;
+
+		if (n && rnd(2)) {
+			/* right behind the last one */
+			r->sector = records[n - 1].sector + records[n - 1].count;
+			r->count = work->lbs / SECTOR;
+			if (r->sector + r->count > work->sectors)
+				break;
+		} else {
+			choose_range(work, &r->sector, &r->count);
+		}
+		for (unsigned int i = 0; i < n; i++)
+			clash |= r->sector < records[i].sector + records[i].count &&
+				 records[i].sector < r->sector + r->count;
+		if (clash)
+			break;
+		r->type = JOURNAL_WRITE;
+		r->stamp = rnd(12) ? ++work->stamp : 0;
+		for (uint32_t i = 0; i < r->count; i++)
+			make_sector((uint64_t *)((char *)work->buf[n] + i * SECTOR),
+				    r->sector + i, r->stamp);
+		iocbs[n].aio_lio_opcode = IOCB_CMD_PWRITE;
+		iocbs[n].aio_fildes = work->fd;
+		iocbs[n].aio_buf = (uintptr_t)work->buf[n];
+		iocbs[n].aio_nbytes = (uint64_t)r->count * SECTOR;
+		iocbs[n].aio_offset = r->sector * SECTOR;
+		list[n] = &iocbs[n];
+		n++;
+	}
+
+	/* In the journal before they can be in the log. */
+	for (unsigned int i = 0; i < n; i++)
+		put_record(work, &records[i]);
+	if (syscall(SYS_io_submit, work->aio, n, list) != n)
+		die("io_submit");
+	for (unsigned int done = 0; done < n;) {
+		long got = syscall(SYS_io_getevents, work->aio, 1, n - done, events, NULL);
+
+		if (got < 1)
+			die("io_getevents");
+		for (long i = 0; i < got; i++)
+			if (events[i].res != (long)((struct iocb *)(uintptr_t)events[i].obj)->aio_nbytes)
+				die("a write of the work failed: %lld", (long long)events[i].res);
+		done += got;
+	}
+}
+
+static void flush(struct work *work)
+{
+	if (fdatasync(work->fd))
+		die("fdatasync");
+}
+
+static int work(const char *device, const struct options *opt)
+{
+	struct work work = { .opt = opt };
+	uint64_t bytes, flushes = 0, syncs = 0, suspends = 0;
+	int lbs;
+
+	random_state = opt->seed;
+	work.journal = fopen(opt->journal, "w");
+	if (!work.journal)
+		die("%s", opt->journal);
+	work.fd = open(device, O_RDWR | O_DIRECT);
+	if (work.fd < 0 || ioctl(work.fd, BLKGETSIZE64, &bytes) || ioctl(work.fd, BLKSSZGET, &lbs))
+		die("%s", device);
+	work.sectors = bytes / SECTOR;
+	work.lbs = lbs;
+	for (int i = 0; i < MAX_BATCH; i++)
+		if (posix_memalign(&work.buf[i], 4096, 256 * SECTOR))
+			die("memory");
+	if (syscall(SYS_io_setup, MAX_BATCH, &work.aio))
+		die("io_setup");
+
+	put_mark(&work);
+	for (uint64_t op = 0; op < opt->ops; op++) {
+		write_batch(&work);
+		switch (rnd(24)) {
+		case 0 ... 4:
+			flush(&work);
+			flushes++;
+			break;
+		case 5:
+			dm_message(opt->cowloop, "sync");
+			syncs++;
+			break;
+		case 6:
+			if (rnd(3))
+				continue;
+			dm_simple(DM_DEV_SUSPEND, opt->cowloop, DM_SUSPEND_FLAG);
+			dm_simple(DM_DEV_SUSPEND, opt->cowloop, 0);
+			suspends++;
+			break;
+		default:
+			continue;
+		}
+		put_mark(&work);
+	}
+	close(work.fd);
+	dm_simple(DM_DEV_REMOVE, opt->cowloop, 0);
+	put_mark(&work);
+	if (fclose(work.journal))
+		die("%s", opt->journal);
+
+	printf("cowcrash: work: %" PRIu64 " batches, %" PRIu64 " writes, %" PRIu64 " flushes, %" PRIu64
+	       " syncs, %" PRIu64 " suspends, and the removal\n", opt->ops, work.stamp, flushes, syncs,
+	       suspends);
+	return 0;
+}
+
+/* ---- The log that dm-log-writes has left ---- */
+
+#define LOG_MAGIC	0x6a736677736872ULL
+#define LOG_FLUSH	1
+#define LOG_FUA		2
+#define LOG_DISCARD	4
+#define LOG_MARK	8
+
+struct log_super {
+	uint64_t magic, version, nr_entries;
+	uint32_t sectorsize;
+} __attribute__((packed));
+
+struct log_entry {
+	uint64_t sector, nr_sectors, flags, data_len;
+};
+
+/* ---- check ---- */
+
+struct check {
+	const struct options *opt;
+	const char *replay;
+	char name[32];
+	int worker;
+
+	const char *log;		/* mapped */
+	struct record *records;
+	size_t nr_records, next;	/* the first after the marks that were passed */
+
+	uint64_t rdo_sectors, cow_sectors;
+	char *image;			/* of the cow device, at the present point of the log */
+	char *state;			/* the same after a crash */
+	char *found;			/* what the device shows */
+	int replay_fd;
+
+	/* What is allowed: what was durable, and all that may have been written since. */
+	uint64_t *durable;
+	uint64_t (*recent)[32];
+	uint8_t *nr_recent;
+	uint64_t *reached;		/* latest contents, journal-wise */
+
+	uint64_t states, prefixes, lost, torn, bad;
+};
+
+/* Pass mark number @mark: what is in the journal before it is durable. */
+static void pass_mark(struct check *check, uint64_t mark)
+{
+	size_t i;
+
+	for (i = check->next; i < check->nr_records; i++) {
+		const struct record *r = &check->records[i];
+
+		if (r->type == JOURNAL_MARK) {
+			if (r->stamp == mark)
+				break;
+			continue;
+		}
+		for (uint32_t s = 0; s < r->count; s++)
+			check->durable[r->sector + s] = r->stamp;
+	}
+	if (i == check->nr_records) {
+		errno = 0;
+		die("mark %" PRIu64 " is not in the journal", mark);
+	}
+	check->next = i + 1;
+
+	memset(check->nr_recent, 0, check->rdo_sectors);
+	for (i = check->next; i < check->nr_records && check->records[i].type == JOURNAL_WRITE; i++) {
+		const struct record *r = &check->records[i];
+
+		for (uint32_t s = 0; s < r->count; s++) {
+			uint8_t *nr = &check->nr_recent[r->sector + s];
+
+			if (*nr == 32) {
+				errno = 0;
+				die("too many writes to a sector without a flush");
+			}
+			check->recent[r->sector + s][(*nr)++] = r->stamp;
+		}
+	}
+}
+
+static bool sector_is(const char *found, uint64_t sector, uint64_t stamp)
+{
+	uint64_t want[WORDS];
+
+	make_sector(want, sector, stamp);
+	return !memcmp(found, want, SECTOR);
+}
+
+static bool sector_allowed(struct check *check, uint64_t sector)
+{
+	const char *found = check->found + sector * SECTOR;
+
+	if (sector_is(found, sector, check->durable[sector]))
+		return true;
+	for (unsigned int i = 0; i < check->nr_recent[sector]; i++)
+		if (sector_is(found, sector, check->recent[sector][i]))
+			return true;
+	return false;
+}
+
+/* Format 1 promises nothing for units that were written after the last flush. */
+static bool sector_promised(struct check *check, uint64_t sector)
+{
+	return !check->opt->repair ||
+	       (!check->nr_recent[sector & ~1ULL] && !check->nr_recent[sector | 1]);
+}
+
+static void complain(struct check *check, uint64_t sector, const char *what)
+{
+	uint64_t word[3];
+
+	memcpy(word, check->found + sector * SECTOR, sizeof(word));
+	fprintf(stderr, "cowcrash: %s: sector %" PRIu64 ": expected stamp %" PRIx64, what, sector,
+		check->durable[sector]);
+	for (unsigned int i = 0; i < check->nr_recent[sector]; i++)
+		fprintf(stderr, " or %" PRIx64, check->recent[sector][i]);
+	if (word[0] == MAGIC)
+		fprintf(stderr, ", found stamp %" PRIx64 " of sector %" PRIu64 "\n", word[2], word[1]);
+	else
+		fprintf(stderr, ", found %016" PRIx64 "...\n", word[0]);
+}
+
+/* Open the cowfile in @image as the machine would find it, and compare. */
+static void check_state(struct check *check, const char *image, const char *what)
+{
+	char params[256], path[64];
+	int fd, minor, bad = 0;
+
+	if (check->states++ % (check->opt->every * check->opt->workers) !=
+	    (unsigned int)check->worker * check->opt->every)
+		return;
+
+	if (pwrite(check->replay_fd, image, check->cow_sectors * SECTOR, 0) !=
+	    (ssize_t)(check->cow_sectors * SECTOR))
+		die("%s", check->replay);
+	snprintf(params, sizeof(params), "%s %s %s", check->opt->rdo, check->replay,
+		 check->opt->target_options);
+	errno = 0;
+	minor = dm_create(check->name, check->rdo_sectors, "cowloop", params);
+	if (minor < 0) {
+		fprintf(stderr, "cowcrash: %s: the cowfile does not open: %s\n", what, strerror(errno));
+		check->bad++;
+		return;
+	}
+	snprintf(path, sizeof(path), "/dev/dm-%d", minor);
+	fd = open(path, O_RDONLY | O_DIRECT);
+	if (fd < 0 || pread(fd, check->found, check->rdo_sectors * SECTOR, 0) !=
+	    (ssize_t)(check->rdo_sectors * SECTOR))
+		die("%s: %s", what, path);
+	close(fd);
+	for (uint64_t s = 0; s < check->rdo_sectors; s++)
+		if (sector_promised(check, s) && !sector_allowed(check, s) && bad++ < 5)
+			complain(check, s, what);
+	check->bad += !!bad;
+	dm_simple(DM_DEV_REMOVE, check->name, 0);
+}
+
+static void apply(char *image, const struct log_entry *entry, const char *data, uint64_t from,
+		  uint64_t to)
+{
+	char *at = image + entry->sector * SECTOR;
+
+	if (entry->flags & LOG_DISCARD)
+		memset(at + from * SECTOR, 0, (to - from) * SECTOR);
+	else
+		memcpy(at + from * SECTOR, data + from * SECTOR, (to - from) * SECTOR);
+}
+
+struct pending {
+	struct log_entry entry;
+	const char *data;
+};
+
+/* States in which some of the writes since the last flush are lost or torn. */
+static void check_lost(struct check *check, const char *before, const struct pending *pending,
+		       size_t nr)
+{
+	char what[96];
+
+	for (unsigned int sample = 0; nr && sample < check->opt->samples; sample++) {
+		uint64_t odds = 1 + rnd(4);
+		unsigned int lost = 0, torn = 0;
+
+		memcpy(check->state, before, check->cow_sectors * SECTOR);
+		for (size_t i = 0; i < nr; i++) {
+			const struct log_entry *entry = &pending[i].entry;
+
+			if (rnd(odds + 1)) {
+				apply(check->state, entry, pending[i].data, 0, entry->nr_sectors);
+			} else if (rnd(2) || entry->nr_sectors < 2) {
+				lost++;
+			} else {
+				for (uint64_t s = 0; s < entry->nr_sectors; s++)
+					if (rnd(2))
+						apply(check->state, entry, pending[i].data, s, s + 1);
+				torn++;
+			}
+		}
+		check->lost += !torn;
+		check->torn += !!torn;
+		snprintf(what, sizeof(what), "worker %d, at journal record %zu, %zu writes, %u lost, %u torn",
+			 check->worker, check->next, nr, lost, torn);
+		check_state(check, check->state, what);
+	}
+}
+
+static void replay(struct check *check)
+{
+	const struct log_super *super = (const void *)check->log;
+	const char *at = check->log + super->sectorsize;
+	char *flushed = malloc(check->cow_sectors * SECTOR);
+	struct pending *pending = calloc(super->nr_entries + 1, sizeof(*pending));
+	size_t nr = 0;
+	char what[96];
+
+	errno = 0;
+	if (super->magic != LOG_MAGIC || super->sectorsize != SECTOR)
+		die("not a log of dm-log-writes with sectors of 512 bytes");
+	if (!flushed || !pending)
+		die("memory");
+	memset(check->image, 0, check->cow_sectors * SECTOR);
+	memcpy(flushed, check->image, check->cow_sectors * SECTOR);
+
+	for (uint64_t i = 0; i < super->nr_entries; i++) {
+		const struct log_entry *entry = (const void *)at;
+		const char *data = at + SECTOR;
+
+		at = data;
+		if (!(entry->flags & LOG_DISCARD))
+			at += entry->nr_sectors * SECTOR;
+		if (entry->flags & LOG_MARK) {
+			if (((const char *)(entry + 1))[0] == 'm')
+				pass_mark(check, strtoull((const char *)(entry + 1) + 1, NULL, 10));
+			continue;
+		}
+		if (entry->sector + entry->nr_sectors > check->cow_sectors)
+			die("a write behind the end in the log");
+		if (entry->flags & LOG_FLUSH) {
+			/* before it has completed: what was written may be lost */
+			check_lost(check, flushed, pending, nr);
+			memcpy(flushed, check->image, check->cow_sectors * SECTOR);
+			nr = 0;
+		}
+		if (entry->nr_sectors) {
+			apply(check->image, entry, data, 0, entry->nr_sectors);
+			if (entry->flags & LOG_FUA)
+				apply(flushed, entry, data, 0, entry->nr_sectors);
+			else
+				pending[nr++] = (struct pending) { *entry, data };
+			check->prefixes++;
+			snprintf(what, sizeof(what), "worker %d, after entry %" PRIu64 " of the log",
+				 check->worker, i);
+			check_state(check, check->image, what);
+		}
+	}
+	free(pending);
+	free(flushed);
+}
+
+static void *map_file(const char *path, size_t *size)
+{
+	int fd = open(path, O_RDONLY);
+	off_t end = fd < 0 ? -1 : lseek(fd, 0, SEEK_END);
+	void *map;
+
+	if (end <= 0)
+		die("%s", path);
+	map = mmap(NULL, end, PROT_READ, MAP_PRIVATE, fd, 0);
+	if (map == MAP_FAILED)
+		die("%s", path);
+	close(fd);
+	*size = end;
+	return map;
+}
+
+static uint64_t device_sectors(const char *path)
+{
+	int fd = open(path, O_RDONLY);
+	uint64_t bytes;
+
+	if (fd < 0 || ioctl(fd, BLKGETSIZE64, &bytes))
+		die("%s", path);
+	close(fd);
+	return bytes / SECTOR;
+}
+
+/* Worker @worker checks its share of the states, on its own replay device. */
+static int check_share(int worker, const char *log, const char *replay_dev, const struct options *opt)
+{
+	struct check check = { .opt = opt, .worker = worker, .replay = replay_dev };
+	size_t size;
+
+	random_state = opt->seed;	/* the same states in all workers */
+	snprintf(check.name, sizeof(check.name), "crash%d", worker);
+	check.log = map_file(log, &size);
+	check.records = map_file(opt->journal, &size);
+	check.nr_records = size / sizeof(*check.records);
+	check.rdo_sectors = device_sectors(opt->rdo);
+	check.cow_sectors = device_sectors(replay_dev);
+	if (check.rdo_sectors > MAX_SECTORS || check.cow_sectors > 2 * MAX_SECTORS) {
+		errno = 0;
+		die("these devices are too large to be checked so often");
+	}
+	check.durable = calloc(check.rdo_sectors, sizeof(*check.durable));
+	check.recent = calloc(check.rdo_sectors, sizeof(*check.recent));
+	check.nr_recent = calloc(check.rdo_sectors, 1);
+	if (posix_memalign((void **)&check.image, 4096, check.cow_sectors * SECTOR) ||
+	    posix_memalign((void **)&check.state, 4096, check.cow_sectors * SECTOR) ||
+	    posix_memalign((void **)&check.found, 4096, check.rdo_sectors * SECTOR) ||
+	    !check.durable || !check.recent || !check.nr_recent)
+		die("memory");
+	for (uint64_t s = 0; s < check.rdo_sectors; s++)
+		check.durable[s] = BASE;
+	check.replay_fd = open(replay_dev, O_RDWR | O_DIRECT);
+	if (check.replay_fd < 0)
+		die("%s", replay_dev);
+
+	replay(&check);
+
+	if (!worker)
+		printf("cowcrash: check: %" PRIu64 " states: %" PRIu64 " prefixes, %" PRIu64
+		       " with writes lost, %" PRIu64 " with writes torn; one in %u looked at\n",
+		       check.states, check.prefixes, check.lost, check.torn, opt->every);
+	if (check.bad)
+		fprintf(stderr, "cowcrash: worker %d: %" PRIu64 " bad states\n", worker, check.bad);
+	return check.bad ? 1 : 0;
+}
+
+static int check(const char *log, char **replay_devs, unsigned int nr, struct options *opt)
+{
+	int worst = 0, status;
+
+	opt->workers = nr;
+	fflush(NULL);
+	for (unsigned int i = 0; i < nr; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			die("fork");
+		if (!pid)
+			exit(check_share(i, log, replay_devs[i], opt));
+	}
+	while (wait(&status) > 0) {
+		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 3;
+
+		worst = code > worst ? code : worst;
+	}
+	return worst;
+}
+
+/* ---- fill ---- */
+
+static int fill(const char *path)
+{
+	uint64_t sectors = device_sectors(path), sector[WORDS];
+	int fd = open(path, O_WRONLY);
+
+	if (fd < 0)
+		die("%s", path);
+	for (uint64_t s = 0; s < sectors; s++) {
+		make_sector(sector, s, BASE);
+		if (pwrite(fd, sector, SECTOR, s * SECTOR) != SECTOR)
+			die("%s", path);
+	}
+	if (fsync(fd) || close(fd))
+		die("%s", path);
+	return 0;
+}
+
+static void usage(void)
+{
+	fputs("Usage: cowcrash fill RDO\n"
+	      "       cowcrash work DEVICE --cowloop NAME --log NAME --journal FILE [--seed N] [--ops N]\n"
+	      "       cowcrash check LOGDEV REPLAYDEV... --rdo RDO --journal FILE [--options 'N OPTION...']\n"
+	      "                [--samples N] [--every N] [--seed N] [--repair]\n"
+	      "\n"
+	      "  --cowloop NAME   the cowloop device, --log NAME: the log-writes device below it\n"
+	      "  --samples N      states with lost writes for each flush (default 8)\n"
+	      "  --every N        look at every Nth state only\n"
+	      "  --repair         only what was flushed is promised: format 1\n"
+	      "\n"
+	      "Exit status: 0 all right, 1 a wrong sector was found, 2 usage, 3 something failed\n", stderr);
+	exit(2);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option longopts[] = {
+		{ "log", required_argument, NULL, 'l' },
+		{ "journal", required_argument, NULL, 'j' },
+		{ "cowloop", required_argument, NULL, 'c' },
+		{ "options", required_argument, NULL, 'o' },
+		{ "rdo", required_argument, NULL, 'r' },
+		{ "seed", required_argument, NULL, 's' },
+		{ "ops", required_argument, NULL, 'n' },
+		{ "samples", required_argument, NULL, 'm' },
+		{ "every", required_argument, NULL, 'e' },
+		{ "repair", no_argument, NULL, 'R' },
+		{ }
+	};
+	struct options opt = { .seed = 1, .ops = 100, .samples = 8, .every = 1, .target_options = "" };
+	int c;
+
+	setvbuf(stderr, NULL, _IOLBF, 0);
+	while ((c = getopt_long(argc, argv, "", longopts, NULL)) != -1) {
+		switch (c) {
+		case 'l': opt.log = optarg; break;
+		case 'j': opt.journal = optarg; break;
+		case 'c': opt.cowloop = optarg; break;
+		case 'o': opt.target_options = optarg; break;
+		case 'r': opt.rdo = optarg; break;
+		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
+		case 'n': opt.ops = strtoull(optarg, NULL, 0); break;
+		case 'm': opt.samples = strtoul(optarg, NULL, 0); break;
+		case 'e': opt.every = strtoul(optarg, NULL, 0); break;
+		case 'R': opt.repair = true; break;
+		default: usage();
+		}
+	}
+	argc -= optind;
+	argv += optind;
+
+	if (argc == 2 && !strcmp(argv[0], "fill"))
+		return fill(argv[1]);
+	if (argc == 2 && !strcmp(argv[0], "work") && opt.cowloop && opt.log && opt.journal)
+		return work(argv[1], &opt);
+	if (argc >= 3 && !strcmp(argv[0], "check") && opt.rdo && opt.journal && opt.every)
+		return check(argv[1], argv + 2, argc - 2, &opt);
+	usage();
+}
