@@ -5,7 +5,8 @@
 define HELP
 make                    the module, for the distribution's own kernel, and the tools
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
-make demo               shows the main job on a real filesystem image, in a VM
+make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
+make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
 make install            for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
@@ -46,6 +47,14 @@ modules:
 	$(KBUILD) modules
 
 # depmod is for a system's own directory, not for one that a package is made of
+# Modules that only tests need.
+kmod:
+	+$(Q)$(call KBUILD_DIR,$(KDIR))/kmod && \
+	exec 9<Makefile && flock 9 && \
+	mkdir -p "$$dir" && find "$$dir" -type l -delete && \
+	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
+	$(KBUILD) modules
+
 install:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
@@ -60,6 +69,7 @@ CFLAGS ?= -O2 -g
 GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
 
 tools: $(GUEST)
+	@:
 	@:
 
 build/guest/%: tests/%.c $(wildcard *.h)
@@ -77,8 +87,12 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules tools
+	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)prove --exec tests/run -j$(JOBS) $(if $(V),-v) $(T)
+
+bench: setup
+	$(Q)$(MAKE) --no-print-directory modules tools
+	$(Q)scripts/bench
 
 demo: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
@@ -90,4 +104,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules install tools setup check demo clean distclean
+.PHONY: all help modules kmod install tools setup check demo bench clean distclean
