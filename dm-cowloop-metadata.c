@@ -484,12 +484,25 @@ static int count_region(struct cow_md *md)
 	return r;
 }
 
+/* Have dm-bufio read the part of the bitmap that is counted next, all at once. */
+static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
+{
+	const u64 first = index * md->region_sectors;
+	const u64 end = min(first + nr * md->region_sectors, md->nr_map_sectors);
+	const u64 from = (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
+	const u64 to = (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
+
+	dm_bufio_prefetch(md->bufio, from, to - from + 1);
+}
+
 int cow_md_count_some(struct cow_md *md)
 {
 	int r = 0;
 	unsigned int i;
 
 	mutex_lock(&md->load_lock);
+	if (cow_md_counting(md))
+		prefetch_regions(md, md->count_next, COW_COUNT_REGIONS);
 	for (i = 0; i < COW_COUNT_REGIONS && !r && cow_md_counting(md); i++) {
 		r = count_region(md);
 		cond_resched();
@@ -924,7 +937,16 @@ static int check_rdo_size(const struct cow_md_args *args, char **error)
 	return 0;
 }
 
-/* The fields of a head that format 1 and format 2 share. */
+static int check_packed(const struct cow_md_args *args, char **error,
+			const struct cow_head *head)
+{
+	if (le16_to_cpu(head->flags) & COW_FLAG_PACKED)
+		return refuse(args, error, "Cowfile is packed",
+			      "found PACKED set, expected a cowfile that was unpacked");
+	return 0;
+}
+
+/* Sizes that both formats have. */
 static int check_layout(const struct cow_md_args *args, char **error,
 			const struct cow_head *head, const struct cow_geometry *geo)
 {
@@ -948,6 +970,10 @@ static int check_head_v1(const struct cow_md_args *args, char **error,
 {
 	u64 found;
 	int r;
+
+	r = check_packed(args, error, head);
+	if (r)
+		return r;
 
 	found = le64_to_cpu(head->mapunit);
 	if (found != COW_V1_MAPUNIT)
@@ -987,6 +1013,10 @@ static int check_head_v2(const struct cow_md_args *args, char **error,
 		return refuse(args, error, "Cowfile's head is damaged",
 			      "found checksum 0x%08x, expected 0x%08x",
 			      le32_to_cpu(head->csum), csum);
+
+	r = check_packed(args, error, head);
+	if (r)
+		return r;
 
 	unknown = le32_to_cpu(head->incompat) & ~COW_INCOMPAT_KNOWN;
 	if (unknown)
@@ -1063,9 +1093,6 @@ static int check_head(const struct cow_md_args *args, char **error,
 	if (version != 1 && version != 2)
 		return refuse(args, error, "Unknown version of cowfile",
 			      "found %u, expected 1 or 2", version);
-	if (le16_to_cpu(head->flags) & COW_FLAG_PACKED)
-		return refuse(args, error, "Cowfile is packed",
-			      "found PACKED set, expected a cowfile that was unpacked");
 
 	r = version == 1 ? check_head_v1(args, error, head, geo) :
 			   check_head_v2(args, error, head, geo);
@@ -1243,31 +1270,46 @@ static u64 find_mixed_block(struct cow_md *md, u64 index, unsigned int per_block
 	return md->geo.nr_units;
 }
 
-/* Walk the whole bitmap of a format 1 cowfile: count it and check it. */
-static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+/* Count a format 1 cowfile, for devices with blocks of several units. */
+static int count_blocks_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
-	const unsigned int per_block = md->units_per_block;
-	u64 mixed, found = le64_to_cpu(md->head.cowused);
-	int r;
-
 	while (cow_md_counting(md)) {
 		const u64 index = md->count_next;
+		u64 mixed = md->geo.nr_units;
+		int r;
 
 		mutex_lock(&md->load_lock);
 		r = count_region(md);
-		mixed = per_block > 1 && !r ? find_mixed_block(md, index, per_block) :
-					      md->geo.nr_units;
+		if (!r)
+			mixed = find_mixed_block(md, index, md->units_per_block);
 		mutex_unlock(&md->load_lock);
-		if (!r && fatal_signal_pending(current))
-			r = -EINTR;
 		if (r)
 			return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
 		if (mixed < md->geo.nr_units)
 			return refuse(args, error, "Cowfile needs devices with smaller blocks",
-				      "found only some of the units of a block written from unit %llu on, expected all or none of %u units",
-				      mixed, per_block);
+				      "found a block written in part at unit %llu, expected all %u units or none",
+				      mixed, md->units_per_block);
 		cond_resched();
 	}
+	return 0;
+}
+
+/* Walk the whole bitmap of a format 1 cowfile: count it and check it. */
+static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	const u64 found = le64_to_cpu(md->head.cowused);
+	int r;
+
+	if (md->units_per_block > 1) {
+		r = count_blocks_v1(md, args, error);
+		if (r)
+			return r;
+	}
+	do
+		r = fatal_signal_pending(current) ? -EINTR : cow_md_count_some(md);
+	while (r > 0);
+	if (r)
+		return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
 
 	if (!md->dirty && found != cow_md_used(md))
 		return refuse(args, error, "Wrong count of used units in cowfile",

@@ -302,8 +302,8 @@ static void set_mode(struct cowloop *cow, enum cow_mode mode)
 static void metadata_failed(struct cowloop *cow, const char *what, int r)
 {
 	atomic_long_inc(&cow->errors);
-	DMERR("%s: cow device %s: %s failed: error %d; writes and flushes fail from now on",
-	      cow_name(cow), cow->cow->name, what, r);
+	DMERR("%s: cow device %pg: %s failed: error %d; writes and flushes fail from now on",
+	      cow_name(cow), cow->cow->bdev, what, r);
 	set_mode(cow, COW_MODE_FAIL);
 }
 
@@ -505,8 +505,8 @@ static int count_all(struct cowloop *cow)
 	while (r > 0);
 
 	if (r)
-		DMERR("%s: cow device %s: cannot count the units in use: error %d",
-		      cow_name(cow), cow->cow->name, r);
+		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
+		      cow_name(cow), cow->cow->bdev, r);
 	return r;
 }
 
@@ -1021,8 +1021,8 @@ static void do_count(struct work_struct *work)
 	if (r > 0)
 		queue_work(cow->deferred_wq, &cow->count_work);
 	else if (r < 0)
-		DMERR("%s: cow device %s: cannot count the units in use: error %d",
-		      cow_name(cow), cow->cow->name, r);
+		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
+		      cow_name(cow), cow->cow->bdev, r);
 }
 
 /* ---- Cowfiles in use ---- */
@@ -1030,7 +1030,7 @@ static void do_count(struct work_struct *work)
 static int in_use(struct cowloop *cow, struct dm_dev *dev, struct mapped_device *by,
 		  const char *as)
 {
-	DMERR("%s: device %s is in use by %s as its %s", cow_name(cow), dev->name,
+	DMERR("%s: device %pg is in use by %s as its %s", cow_name(cow), dev->bdev,
 	      dm_device_name(by), as);
 	cow->ti->error = "Device is in use by another cowloop device";
 
@@ -1143,13 +1143,45 @@ static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 
 /* ---- Constructor, destructor ---- */
 
+/* True if @arg is @name and a value; *@value is 0 if that is not a number. */
+static bool option_value(const char *arg, const char *name, unsigned int *value)
+{
+	const size_t len = str_has_prefix(arg, name);
+
+	if (len && kstrtouint(arg + len, 10, value))
+		*value = 0;
+	return len;
+}
+
+static int parse_option(const char *arg, struct cow_options *opt, char **error)
+{
+	if (option_value(arg, "format:", &opt->format)) {
+		*error = "Invalid format, must be 1 or 2";
+		return opt->format == 1 || opt->format == 2 ? 0 : -EINVAL;
+	}
+	if (option_value(arg, "mapunit:", &opt->mapunit)) {
+		*error = "Invalid mapunit, must be 1024, or a power of two from 4096 to 1048576";
+		return opt->mapunit == COW_V1_MAPUNIT || cow_v2_mapunit_valid(opt->mapunit) ?
+			0 : -EINVAL;
+	}
+	if (!strcmp(arg, "repair")) {
+		opt->repair = true;
+		return 0;
+	}
+	if (!strcmp(arg, "read_only")) {
+		opt->read_only = true;
+		return 0;
+	}
+	*error = "Unrecognised optional parameter";
+	return -EINVAL;
+}
+
 static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow_options *opt)
 {
 	static const struct dm_arg args[] = {
 		{0, 4, "Invalid number of optional parameters"},
 	};
 	unsigned int argc;
-	char dummy;
 	int r;
 
 	/* No optional parameters at all need not be counted. */
@@ -1166,25 +1198,11 @@ static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow
 	while (argc--) {
 		const char *arg = dm_shift_arg(as);
 
-		if (sscanf(arg, "format:%u%c", &opt->format, &dummy) == 1) {
-			if (opt->format != 1 && opt->format != 2) {
-				ti->error = "Invalid format, must be 1 or 2";
-				return -EINVAL;
-			}
-		} else if (sscanf(arg, "mapunit:%u%c", &opt->mapunit, &dummy) == 1) {
-			if (opt->mapunit != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(opt->mapunit)) {
-				ti->error = "Invalid mapunit: not 1024, nor 2^12 to 2^20";
-				return -EINVAL;
-			}
-		} else if (!strcasecmp(arg, "repair")) {
-			opt->repair = true;
-		} else if (!strcasecmp(arg, "read_only")) {
-			opt->read_only = true;
-		} else {
-			DMERR("%s: unrecognised optional parameter '%s'",
-			      dm_device_name(dm_table_get_md(ti->table)), arg);
-			ti->error = "Unrecognised optional parameter";
-			return -EINVAL;
+		r = parse_option(arg, opt, &ti->error);
+		if (r) {
+			DMERR("%s: optional parameter '%s': %s",
+			      dm_device_name(dm_table_get_md(ti->table)), arg, ti->error);
+			return r;
 		}
 	}
 	return 0;
@@ -1210,14 +1228,14 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		return r;
 	}
 	if (!cow->opt.read_only && bdev_read_only(cow->cow->bdev)) {
-		DMERR("%s: cow device %s is read-only, expected writable or option 'read_only'",
-		      cow_name(cow), cow->cow->name);
+		DMERR("%s: cow device %pg is read-only, expected writable or option 'read_only'",
+		      cow_name(cow), cow->cow->bdev);
 		ti->error = "Cow device is read-only";
 		return -EACCES;
 	}
 	if (cow->rdo->bdev == cow->cow->bdev) {
-		DMERR("%s: %s is given as the read-only device and as the cow device",
-		      cow_name(cow), cow->rdo->name);
+		DMERR("%s: %pg is given as the read-only device and as the cow device",
+		      cow_name(cow), cow->rdo->bdev);
 		ti->error = "Read-only device and cow device are the same";
 		return -EINVAL;
 	}
@@ -1271,8 +1289,8 @@ static int set_up(struct cowloop *cow)
 	cow->zero_needs_commit = geo->format == 1;
 
 	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
-		DMWARN("%s: cow device %s: unknown compat_ro features: writes will fail",
-		       cow_name(cow), cow->cow->name);
+		DMWARN("%s: cow device %pg: unknown compat_ro features: writes will fail",
+		       cow_name(cow), cow->cow->bdev);
 		cow->opt.read_only = true;
 	}
 	cow->mode = cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW;

@@ -580,6 +580,7 @@ sub cmd_make {
 		write_at($cow, $_, ~$byte);
 	}
 	close_file($cow);
+	return 0;
 }
 
 # ---------- Reading a cowfile ----------
