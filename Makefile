@@ -6,6 +6,7 @@ define HELP
 make                    the module, for the distribution's own kernel, and the tools
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
+make check-crash        20,000 states that a crash may leave, and more
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -90,6 +91,10 @@ check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)prove --exec tests/run -j$(JOBS) $(if $(V),-v) $(T)
 
+check-crash: setup
+	$(Q)$(MAKE) --no-print-directory modules kmod tools
+	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=600 SAMPLES=40
+
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
@@ -104,4 +109,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check demo bench clean distclean
+.PHONY: all help modules kmod install tools setup check check-crash demo bench clean distclean

@@ -493,18 +493,14 @@ static void shut_gate(struct cowloop *cow)
 }
 
 /*
- * Count the units in use to the end, if that is still to be done. Where it
+ * Go on counting the units in use, which is to be done after a crash. Where it
  * can't be, the head stays DIRTY; nothing else depends on it.
  */
-static int count_all(struct cowloop *cow)
+static int count_some(struct cowloop *cow)
 {
-	int r;
+	int r = cow_md_count_some(cow->md);
 
-	do
-		r = cow_md_count_some(cow->md);
-	while (r > 0);
-
-	if (r)
+	if (r < 0)
 		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
 		      cow_name(cow), cow->cow->bdev, r);
 	return r;
@@ -522,7 +518,9 @@ static int sync_cowfile(struct cowloop *cow)
 		return 0;
 
 	/* May take long: not while first writes are held up. */
-	counted = count_all(cow);
+	do
+		counted = count_some(cow);
+	while (counted > 0);
 
 	mutex_lock(&cow->gate_lock);
 	shut_gate(cow);
@@ -1012,17 +1010,12 @@ static void do_deferred(struct work_struct *work)
 	}
 }
 
-/* After a crash the units in the cowfile are counted in the background. */
 static void do_count(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, count_work);
-	int r = cow_md_count_some(cow->md);
 
-	if (r > 0)
+	if (count_some(cow) > 0)
 		queue_work(cow->deferred_wq, &cow->count_work);
-	else if (r < 0)
-		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
-		      cow_name(cow), cow->cow->bdev, r);
 }
 
 /* ---- Cowfiles in use ---- */
@@ -1467,6 +1460,7 @@ static void cowloop_resume(struct dm_target *ti)
 	/* The table that was live until now may have met an error. */
 	if (cow_md_failed(cow->md))
 		set_mode(cow, COW_MODE_FAIL);
+	/* In the background. */
 	if (cow_md_counting(cow->md))
 		queue_work(cow->deferred_wq, &cow->count_work);
 }

@@ -4,11 +4,15 @@
 # vm: --smp 4 --mem 1G --timeout 1800
 #
 # Crashes: dm-log-writes records what reaches the cow device, and cowcrash opens what any prefix of it, and any of
-# it with writes lost or torn, would leave behind. OPS, SAMPLES and EVERY make it longer.
+# it with writes lost or torn, would leave behind. Arguments make it longer, OPS=500 SAMPLES=20, or do less: EVERY=5
+# looks at every fifth state, ONLY='format 2' at one of the cowfiles.
 
 . /cowloop/tests/lib.sh
 
-OPS=${OPS:-60} SAMPLES=${SAMPLES:-6} EVERY=${EVERY:-1}
+OPS=60 SAMPLES=6 EVERY=1 ONLY=''
+for setting; do
+	eval "${setting%%=*}='${setting#*=}'"
+done
 LOG_MIB=64
 
 modprobe brd rd_nr=3 rd_size=$((LOG_MIB * 1024))
@@ -21,6 +25,7 @@ slice() { dmsetup create "$1" --table "0 $4 linear $2 $3"; }
 recorded() {
 	name=$1 sectors=$2 options=$3
 	shift 3
+	[ "${ONLY:-$name}" = "$name" ] || return 0
 	cow_sectors=$((sectors + 384))
 	blkdiscard -z /dev/ram1 2>/dev/null || dd if=/dev/zero of=/dev/ram1 bs=1M count=8 oflag=direct status=none
 	slice rdo /dev/ram0 0 "$sectors"
