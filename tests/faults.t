@@ -1,0 +1,180 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+# vm: --smp 2 --mem 1G
+#
+# Faults: for each operation, the n-th I/O to a device fails, for every n until the operation passes untouched. What
+# failed says so, nothing else does, the device can be removed, and the cowfile opens again with all that was synced.
+#
+# 1 MiB of rdo; the first 128 KiB have been written and synced before, and must stay; an operation writes to sectors
+# in the second 128 KiB, which must be old or new afterwards.
+
+. /cowloop/tests/lib.sh
+
+SECTORS=2048 COW_SECTORS=2560
+DEV=/dev/mapper/w
+
+modprobe brd rd_nr=2 rd_size=4096
+cd /tmp || exit 1
+dmsetup create rdo --table "0 $SECTORS linear /dev/ram0 0"
+dmsetup create cow --table "0 $COW_SECTORS linear /dev/ram1 0"
+cowtest fill /dev/mapper/rdo --seed 7 >/dev/null
+dmsetup create nrdo --table "0 $SECTORS nth /dev/mapper/rdo"
+dmsetup create ncow --table "0 $COW_SECTORS nth /dev/mapper/cow"
+
+create() { dmsetup create w --table "0 $SECTORS cowloop /dev/mapper/nrdo /dev/mapper/ncow $*" 2>&1; }
+put() { cowtest io $DEV "$1" "$2" --write --stamp "$3" --model model; }
+mode() { dmsetup status w | cut -d ' ' -f 10; }
+field() { dmsetup info -c --noheadings -o "$1" w; }
+restore() { dd if=saved of=/dev/mapper/cow bs=1M oflag=direct status=none; }
+disarm() { dmsetup message nrdo 0 disarm && dmsetup message ncow 0 disarm; }
+
+# prepare OPTIONS: a cowfile in which something has been written and synced
+prepare() {
+	options=$1
+	dd if=/dev/zero of=/dev/mapper/cow bs=1M oflag=direct status=none 2>/dev/null
+	cowtest verify /dev/mapper/rdo --base-seed 7 >/dev/null && rm -f model
+	create "$options" && cowtest run $DEV --model model --base-seed 7 --ops 60 --region 0:128K >/dev/null &&
+		dmsetup remove w
+	dd if=/dev/mapper/cow of=saved bs=1M iflag=direct status=none
+	cp model saved-model
+}
+
+# what is written behind the synced part: whole units, parts of one, next to each other
+write_some() { put 131072 16384 1000 && put 163840 512 1001 && put 164864 1024 1002; }
+
+# --- Operations: pre_X before the fault is armed, op_X after ------------------------------------------------
+
+pre_open() { :; }
+op_open() { create "$options"; }
+pre_format() { dd if=/dev/zero of=/dev/mapper/cow bs=1M oflag=direct status=none 2>/dev/null; cp fresh-model model; }
+op_format() { create "$options"; }
+pre_read() { create "$options"; }
+op_read() { cowtest verify $DEV --model model; }
+pre_first_write() { create "$options"; }
+op_first_write() { put 131072 16384 1000; }
+pre_copyup() { create "$options"; }
+op_copyup() { put 163840 512 1001; }
+pre_commit() { create "$options" && write_some; }
+op_commit() { cowtest io $DEV --flush; }
+pre_sync() { create "$options" && write_some; }
+op_sync() { dmsetup message w 0 sync; }
+pre_removal() { create "$options" && write_some; }
+op_removal() { dmsetup remove w; }
+# a dirty cowfile of format 1, as a crash leaves it
+pre_repair() {
+	create "$options" && write_some && cowtest io $DEV --flush && dd if=/dev/mapper/cow of=dirty bs=1M iflag=direct \
+		status=none && dmsetup remove w && dd if=dirty of=/dev/mapper/cow bs=1M oflag=direct status=none
+}
+op_repair() { create '1 repair'; }
+
+# --- A trial ------------------------------------------------------------------------------------------------
+
+problem() { problems="$problems
+$op, $device $kind $n $how: $*"; }
+
+# old_or_new: each sector behind the synced part is as it was, or as the trial has written it
+old_or_new() {
+	cowtest io $DEV 131072 131072 --read --model saved-model >found 2>&1 || return 1
+	! awk '$3 != "base" && $3 != 0 && !($3 >= 1000 && $3 <= 1002)' found | grep -q .
+}
+
+# trial: one fault; sets hit when the fault was met
+trial() {
+	restore
+	cp saved-model model
+	"pre_$op" >out 2>&1 || { problem "the preparation failed: $(cat out)"; }
+	events=$(field events 2>/dev/null || echo 0)
+	dmsetup message "n$device" 0 "arm $kind $n $how"
+	"op_$op" >out 2>&1
+	result=$?
+	hit=$(dmsetup status "n$device" | cut -d ' ' -f 5)
+	disarm
+	# the model is for what was synced; the trial's own writes are looked at apart
+	cp saved-model model
+	[ "$op" != format ] || cp fresh-model model
+
+	if [ "$hit" -gt 0 ] && [ $result = 0 ]; then
+		case $op-$device-$kind in
+		removal-*) ;; # can't fail
+		repair-cow-read) ;; # the bitmap is read ahead, and read again where that has failed
+		*) problem "a fault was met, and nobody was told" ;;
+		esac
+	elif [ "$hit" = 0 ] && [ $result != 0 ]; then
+		problem "failed without a fault: $(cat out)"
+	fi
+
+	if field events >/dev/null 2>&1; then
+		case $(mode) in
+		rw)
+			[ "$op" != commit ] && [ "$op" != sync ] || [ $result = 0 ] || problem "mode rw after a failed commit"
+			put 262144 4096 1000 >out 2>&1 && dmsetup message w 0 sync >>out 2>&1 ||
+				problem "mode rw, but writes fail after the fault: $(cat out)"
+			;;
+		fail)
+			[ "$(field events)" -gt "$events" ] || problem "mode fail without an event"
+			put 262144 4096 1000 >out 2>&1 && problem "mode fail, but a write succeeds"
+			cowtest io $DEV --flush >out 2>&1 && problem "mode fail, but a flush succeeds"
+			dmsetup message w 0 sync >out 2>&1 && problem "mode fail, but a sync succeeds"
+			;;
+		*) problem "mode $(mode)" ;;
+		esac
+		cowtest verify $DEV --model model --region 0:128K >out 2>&1 || problem "synced data is gone: $(cat out)"
+		old_or_new || problem "neither old nor new: $(cat found)"
+		dmsetup remove w || problem "can't be removed"
+	fi
+
+	if ! create "$options" >out; then
+		create '1 repair' >>out || { problem "does not open again: $(cat out)"; return; }
+	fi
+	cowtest verify $DEV --model model --region 0:128K >out 2>&1 || problem "synced data is gone: $(cat out)"
+	old_or_new || problem "neither old nor new after opening again: $(cat found)"
+	if [ $result = 0 ]; then
+		case $op in
+		commit | sync)
+			awk '$3 ~ /^[0-9]+$/ && $3 >= 1000 { n += $2 } END { exit n != 35 }' found ||
+				problem "what was committed is not there: $(cat found)" ;;
+		esac
+	fi
+	dmsetup remove w || problem "can't be removed after opening again"
+}
+
+# faults OP DEVICE KIND HOW: for every n until the operation passes untouched
+faults() {
+	op=$1 device=$2 kind=$3 how=$4 n=1 problems=''
+	while :; do
+		trial
+		[ "$hit" -gt 0 ] && [ $n -lt 100 ] || break
+		# the 64 samples of a fingerprint are all read alike
+		case $op$device-$n in
+		openrdo-4 | formatrdo-4) n=62 ;;
+		esac
+		n=$((n + 1))
+	done
+	[ ! "$problems" ]
+	ok $? "${options:-format 2}: $op: $((n - 1)) faults of $device: $kind $how" || diag "$problems"
+	met=$((met + n - 1))
+}
+
+met=0
+for options in '' '1 format:1'; do
+	prepare "$options"
+	cp saved-model fresh-model
+	# of a cowfile that is new, nothing has been written
+	rm -f fresh-model
+	cowtest run /dev/mapper/rdo --model fresh-model --base-seed 7 --ops 0 >/dev/null
+	for op in open format read first_write copyup commit sync removal repair; do
+		[ "$op" != repair ] || [ "$options" ] || continue
+		for fault in 'rdo read' 'cow read' 'cow write' 'cow flush'; do
+			# shellcheck disable=SC2086
+			faults $op $fault eio
+		done
+	done
+	faults first_write cow write enospc
+	faults copyup cow write timeout
+done
+[ $met -gt 60 ]
+ok $? "$met faults in all"
+
+dmsetup remove ncow nrdo cow rdo
+done_testing
