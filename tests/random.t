@@ -1,0 +1,114 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# Random reads, writes and flushes of all sizes and offsets, by one thread and by eight, held against a model. In
+# all combinations of formats, units, block sizes and kinds of cow device that differ in what the code does. The
+# device is opened again and again, and what its cowfile says on disk is worked out a second time, independently.
+#
+# vm: --smp 2 --mem 1G
+
+# shellcheck source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+modprobe brd rd_nr=2 rd_size=$((20 * 1024)) max_part=0
+dev=/dev/mapper/t
+
+# attach_cow BACKING BLOCK_SIZE: sets $cow, a blank device, and $cow_loop
+attach_cow() {
+	cow_loop=''
+	case $1 in
+	ram*)
+		cow=/dev/$1
+		;;
+	file)
+		truncate -s 20M cow
+		cow=$(loopdev cow --sector-size "$2")
+		cow_loop=$cow
+		;;
+	part)
+		# the second partition begins and ends where nothing is aligned but sectors
+		truncate -s 24M cow
+		cow_loop=$(loopdev cow --sector-size "$2")
+		printf 'start=%d, size=8\nstart=%d\n' 256 265 | sfdisk -q --no-reread --no-tell-kernel "$cow_loop"
+		losetup -d "$cow_loop"
+		cow_loop=$(loopdev cow --sector-size "$2" --partscan)
+		cow=${cow_loop}p2
+		;;
+	esac
+}
+
+detach() {
+	losetup -d "$rdo"
+	[ ! "$cow_loop" ] || losetup -d "$cow_loop"
+}
+
+# same: the device is what the model and the cowfile on disk say
+same() {
+	runs "$name: what the model says" cowtest verify $dev --model model
+	cmp $dev image
+	ok $? "$name: what the cowfile says"
+}
+
+# random SEED OPTION...
+random() {
+	runs "$name: run $*" cowtest run $dev --model model --base-seed "$base_seed" --seed "$@"
+	used=$(cowstat t used)
+	like "$(cowstat t state mode errors)" '^(clean|dirty) rw 0$' "$name: no error, no change of mode"
+	dmsetup remove t
+	is "$(cowhead "$cow" format mapunit dirty cowused popcount)" "$format $mapunit 0 $used $used" \
+		"$name: a good cowfile, clean, with as many units as the status said"
+	cowfile image --rdo rdo --cow "$cow" --out image >out
+	ok $? "$name: it is the cowfile of this rdo" || diag "$(cat out)"
+	truncate -s "$length" image
+}
+
+# trial FORMAT MAPUNIT RDO_BLOCK_SIZE COW_BLOCK_SIZE BACKING SECTORS OPTION...
+base_seed=0
+trial() {
+	name="$*"
+	format=$1 mapunit=$2 backing=$5
+	rm -f rdo model cow image
+	base_seed=$((base_seed + 1))
+	cowtest fill rdo --size $(($6 * 512 + 511)) --base-seed $base_seed >/dev/null
+	sum=$(sha256sum rdo)
+	rdo=$(loopdev rdo -r --sector-size "$3" 2>/dev/null)
+	attach_cow "$backing" "$4"
+	shift 6
+
+	if ! runs "$name: open a blank one" cowopen t "$rdo" "$cow" "format:$format" "mapunit:$mapunit" "$@"; then
+		detach
+		return
+	fi
+	length=$(($(sectors $dev) * 512))
+	head -c $length rdo >image
+	cmp $dev image
+	ok $? "$name: it is rdo"
+	random $((base_seed * 10)) --ops 400 --max-bytes 256K
+
+	runs "$name: open it again" cowopen t "$rdo" "$cow" "format:$format"
+	same
+	random $((base_seed * 10 + 1)) --ops 900 --threads 8 --sync-permille 20
+
+	runs "$name: and again" cowopen t "$rdo" "$cow" "format:$format" read_only
+	same
+	dmsetup remove t
+	is "$(sha256sum rdo)" "$sum" "$name: rdo is as it was"
+	detach
+}
+
+trial 2 4096 512 512 file 16391
+trial 2 4096 512 512 ram0 9001
+trial 2 65536 512 512 ram1 12347
+trial 2 1048576 512 512 part 10243
+trial 2 4096 4096 512 part 8200
+trial 2 4096 512 4096 file 10247
+trial 2 65536 4096 4096 part 12296
+trial 2 1048576 4096 4096 file 10247
+dd if=/dev/zero of=/dev/ram0 bs=1M count=20 oflag=direct status=none
+trial 1 1024 512 512 file 12345
+trial 1 1024 512 512 ram0 9001
+trial 1 1024 512 4096 part 10247
+trial 1 1024 4096 4096 file 8200
+
+done_testing
