@@ -89,7 +89,7 @@ setup:
 
 check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
-	$(Q)prove --exec tests/run -j$(JOBS) $(if $(V),-v) $(T)
+	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools

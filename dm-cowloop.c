@@ -1585,8 +1585,13 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 {
 	struct cowloop *cow = ti->private;
 
-	/* Smaller writes may cost a copy-up. */
-	limits->io_min = max(limits->io_min, cow_md_geometry(cow->md)->mapunit);
+	const unsigned int mapunit = cow_md_geometry(cow->md)->mapunit;
+
+	/* Smaller writes may cost a copy-up. Filesystems use 4 KiB as it is. */
+	if (mapunit > COW_V2_MAPUNIT) {
+		limits->io_min = max(limits->io_min, mapunit);
+		limits->io_opt = max(limits->io_opt, mapunit);
+	}
 }
 
 static struct target_type cowloop_target = {

@@ -95,9 +95,10 @@ trial() {
 	[ "$op" != format ] || cp fresh-model model
 
 	if [ "$hit" -gt 0 ] && [ $result = 0 ]; then
-		case $op-$device-$kind in
+		case $op-$device-$kind$options in
 		removal-*) ;; # can't fail
-		repair-cow-read) ;; # the bitmap is read ahead, and read again where that has failed
+		# the bitmap is read ahead, and read again where that has failed
+		open-cow-read*format:1 | repair-cow-read*) ;;
 		*) problem "a fault was met, and nobody was told" ;;
 		esac
 	elif [ "$hit" = 0 ] && [ $result != 0 ]; then

@@ -44,7 +44,8 @@ change() {
 			} elsif ($what == 2) {
 				truncate $file, int rand 9000 or die "$file: $!\n";
 			} elsif ($what < 5) {
-				open(my $fh, $what == 3 ? ">" : ">>", $file) or die "$file: $!\n";
+				my $mode = $what == 3 ? ">" : ">>";
+				open(my $fh, $mode, $file) or die "$file: $!\n";
 				print $fh "seed $seed: $file\n" x rand 3000;
 				close $fh or die "$file: $!\n";
 			}
