@@ -37,5 +37,5 @@ for patch in "${patches[@]}"; do
 	else
 		echo "not ok $n - $name is caught"
 	fi
-	sed 's/^#* */# /' <<<"$said"
+	printf '%s\n' "$said" | sed 's/^#* */# /'
 done

@@ -1,0 +1,42 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# The demo does what it says: on a small image of one's own, here a disk with a partition table.
+
+set -uo pipefail
+
+cd "$(dirname "$(realpath "$0")")/../.." || exit 1
+PATH=$PATH:/usr/sbin:/sbin
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+n=0
+ok() { # STATUS NAME
+	n=$((n + 1))
+	[ "$1" = 0 ] && echo "ok $n - $2" && return
+	echo "not ok $n - $2"
+	sed 's/^/# /' "$tmp/out"
+}
+
+echo 1..6
+truncate -s 33M "$tmp/disk"
+echo 'start=2048, type=83' | sfdisk -q "$tmp/disk"
+truncate -s 32M "$tmp/fs"
+mke2fs -q -t ext4 -b 4096 -d tests "$tmp/fs"
+dd if="$tmp/fs" of="$tmp/disk" bs=1M seek=1 conv=notrunc status=none
+before=$(sha256sum <"$tmp/disk")
+
+IMAGE=$tmp/disk scripts/demo >"$tmp/out" 2>&1
+ok $? 'the demo runs'
+[ "$(grep -cE '(alice|bob): 0 65536 cowloop [0-9:]+ [0-9:]+$' "$tmp/out")" = 2 ]
+ok $? 'it shows two tables'
+[ "$(grep -cE '(alice|bob): 0 65536 cowloop 2 4096 [1-9][0-9]*/8192 0 0 dirty rw' "$tmp/out")" = 2 ]
+ok $? 'and what is in both cowfiles'
+grep -q 'as it was' "$tmp/out" && grep -q 'What to try next' "$tmp/out"
+ok $? 'and that the image has not changed, and goes on from there'
+[ "$(sha256sum <"$tmp/disk")" = "$before" ]
+ok $? 'it has not'
+
+IMAGE=$tmp/none scripts/demo >"$tmp/out" 2>&1
+[ $? = 1 ] && grep -q 'none: not a file that can be read' "$tmp/out"
+ok $? 'an image that is not there is refused'
