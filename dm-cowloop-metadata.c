@@ -35,7 +35,7 @@
  * straight to the cowfile, can then rely on the flush that follows it.
  *
  * After an error of a write or flush of the metadata it is not known what is on
- * disk. The cowfile is not written any more until it has been opened again.
+ * disk. No commit is begun any more until the cowfile has been opened again.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
  * the array of regions. Neither is taken inside the other. A region's spinlock,
@@ -1153,7 +1153,13 @@ int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error
 	if (r)
 		return r;
 
-	return check_fingerprint(args, error, &md->head, geo.format);
+	r = check_fingerprint(args, error, &md->head, geo.format);
+	if (r)
+		return r;
+	/* On a device with smaller blocks, some may come to be written in part. */
+	md->units_per_block = min(md->units_per_block, units_per_block(args, &geo));
+
+	return 0;
 }
 
 /* ---- Formatting ---- */
@@ -1169,7 +1175,8 @@ static int zero_cow(const struct cow_md_args *args, const struct cow_geometry *g
 	const u64 lbs = bdev_logical_block_size(args->cow);
 	const u64 bytes = geo->format == 1 ? geo->doffset + geo->nr_units * geo->mapunit :
 					     geo->moffset + geo->mapsize;
-	const sector_t end = min(round_up(bytes, lbs), bdev_bytes(args->cow)) >> SECTOR_SHIFT;
+	const sector_t end = min(round_up(bytes, lbs),
+				 round_down(bdev_bytes(args->cow), lbs)) >> SECTOR_SHIFT;
 	sector_t sector, count;
 	void *buf;
 	int r;

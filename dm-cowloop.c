@@ -519,7 +519,7 @@ static int sync_cowfile(struct cowloop *cow)
 
 	/* May take long: not while first writes are held up. */
 	do
-		counted = count_some(cow);
+		counted = cow_md_failed(cow->md) ? -EIO : count_some(cow);
 	while (counted > 0);
 
 	mutex_lock(&cow->gate_lock);
@@ -695,7 +695,10 @@ static void copyup_store(struct work_struct *work)
 	struct cowloop *cow = io->cowloop;
 	struct cow_bucket *bucket = bucket_of(cow, io->unit);
 	const sector_t start = unit_start(cow, io->unit);
-	const size_t size = copyup_sectors(io) << SECTOR_SHIFT;
+	const size_t length = copyup_sectors(io) << SECTOR_SHIFT;
+	/* The last unit may end within a block of the cow device. */
+	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow->bdev)),
+				  1U << (cow->unit_shift + SECTOR_SHIFT));
 	blk_opf_t opf = REQ_OP_WRITE;
 	struct bio *bio, *store;
 
@@ -708,6 +711,7 @@ static void copyup_store(struct work_struct *work)
 		return;
 	}
 
+	memset(io->data + length, 0, size - length);
 	bio_list_for_each(bio, &io->folded) {
 		lay_over(io->data, start, bio);
 		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
@@ -1569,10 +1573,12 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 	struct cowloop *cow = ti->private;
 	/*
 	 * The cow device may end before its last unit, so there is no length to
-	 * ask for: take all of it, in rdo's blocks if they are larger.
+	 * ask for: take all of it, in the larger of both devices' blocks.
 	 */
+	const unsigned int block = max(bdev_logical_block_size(cow->rdo->bdev),
+				       bdev_logical_block_size(cow->cow->bdev));
 	const sector_t cow_len = round_down(bdev_nr_sectors(cow->cow->bdev),
-					    bdev_logical_block_size(cow->rdo->bdev) / 512);
+					    block >> SECTOR_SHIFT);
 	int r;
 
 	r = fn(ti, cow->rdo, 0, ti->len, data);

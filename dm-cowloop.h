@@ -265,7 +265,7 @@ bool cow_md_changed(struct cow_md *md);
  * Make all the data written and all the bits set before the call durable, in
  * this order. Sleeps, does I/O; callers need no lock. After an error, of this
  * or of the two below, it is not known what is on disk: cow_md_failed() is true
- * and nothing is written any more.
+ * and every further call of them fails.
  */
 int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
