@@ -93,7 +93,7 @@ check: setup
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
-	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=600 SAMPLES=40
+	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
