@@ -384,13 +384,18 @@ static struct cow_bucket *bucket_of(struct cowloop *cow, u64 unit)
 	return &cow->buckets[hash_64(mib, COW_BUCKET_BITS)];
 }
 
+static bool overlaps(const struct cow_io *io, u64 unit, unsigned int nr)
+{
+	return unit < io->unit + io->nr && io->unit < unit + nr;
+}
+
 static struct cow_io *find_overlap(struct cow_bucket *bucket, u64 unit, unsigned int nr)
 {
 	struct cow_io *io;
 
 	lockdep_assert_held(&bucket->lock);
 	hlist_for_each_entry(io, &bucket->writes, node)
-		if (unit < io->unit + io->nr && io->unit < unit + nr)
+		if (overlaps(io, unit, nr))
 			return io;
 	return NULL;
 }
@@ -401,8 +406,7 @@ static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned 
 
 	lockdep_assert_held(&bucket->lock);
 	hlist_for_each_entry(io, &bucket->writes, node)
-		if (unit < io->unit + io->nr && io->unit < unit + nr &&
-		    io->state != COW_IO_FIRST)
+		if (io->state != COW_IO_FIRST && overlaps(io, unit, nr))
 			return io;
 	return NULL;
 }
