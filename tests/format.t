@@ -29,7 +29,7 @@ while (<STDIN>) {
 	wait;
 	my $status = $? >> 8;
 	write_at(open_output('cow.before'), 0, read_at(open_file('cow', O_RDONLY), 0, $MIB))
-		if /^make/ && $status < 2;
+		if /^make/ && !$status;
 	print "$status\n";
 }
 END

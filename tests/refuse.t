@@ -31,7 +31,7 @@ while (<STDIN>) {
 	}
 	wait;
 	my $status = $? >> 8;
-	write_at(open_output('cow.before'), 0, slurp('cow')) if /^make/ && $status < 2;
+	write_at(open_output('cow.before'), 0, slurp('cow')) if /^make/ && !$status;
 	print "$status\n";
 }
 END
@@ -44,7 +44,7 @@ END
 make() {
 	echo "make --rdo rdo --cow cow $*" >&8
 	read -r made <&9
-	[ "$made" -lt 2 ] || { echo "Bail out! cowfile.pl make $*: $(cat cowfile.out)"; exit 1; }
+	[ "$made" = 0 ] || { echo "Bail out! cowfile.pl make $*: $(cat cowfile.out)"; exit 1; }
 }
 
 # --- The check --------------------------------------------------------------------------------------------------
