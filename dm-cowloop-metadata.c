@@ -11,6 +11,13 @@
  * from EMPTY to a page before its first unit is written, and from a page to
  * FULL when the disk says so; all of this happens in process context.
  *
+ * Memory. People swap on such devices, so a region must be loaded even where no
+ * memory can be had. A page whose bits are all on disk, and which no write in
+ * flight holds (cow_md_hold), can be evicted: its region becomes unread. One
+ * page is kept in reserve for each cowfile, so there is at least one that a
+ * commit, and the completion of what is in flight, will make free for eviction;
+ * neither of them needs memory that others hold.
+ *
  * The order of things on disk, which is what makes a crash harmless:
  *
  *  1. DIRTY is durable in the head before any data is written for a unit whose
@@ -38,9 +45,10 @@
  * disk. No commit is begun any more until the cowfile has been opened again.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
- * the array of regions. Neither is taken inside the other. A region's spinlock,
- * one of a few, covers its bits and whether they have changed; lookups do
- * without it.
+ * the array of regions; commit_lock may be taken inside load_lock. A region's
+ * spinlock, one of a few, covers its bits and whether they have changed; lookups
+ * do without it: they find a bit that is being set in its old or its new state,
+ * and both are right then.
  */
 
 #include "dm-cowloop.h"
@@ -88,9 +96,10 @@ struct cow_region {
 		struct rcu_head rcu;
 	};
 	u32 index;
+	atomic_t holds;		/* writes in flight; -1: evicted */
 	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
 	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
-	bool queued;		/* in cow_md.changed, or to be freed */
+	bool queued;		/* in cow_md.changed, or on its way out of regions[] */
 	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
 };
 
@@ -98,7 +107,7 @@ struct cow_region {
 #define COW_REGION_LOCKS	16
 
 struct cow_region_lock {
-	spinlock_t lock;	/* the region but for its union, index and bad */
+	spinlock_t lock;	/* the region but for its union, index, holds and bad */
 } ____cacheline_aligned_in_smp;
 
 /* In the place of a pointer to a region. */
@@ -132,7 +141,9 @@ struct cow_md {
 	unsigned int block_shift;	/* of dm-bufio's blocks, in bytes */
 
 	struct mutex load_lock;		/* changes of regions[], and: */
-	struct cow_region *scratch;
+	struct cow_region *scratch;	/* to read a region into */
+	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
+	u64 evict_next;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
 	u64 count_next;
 
@@ -215,11 +226,17 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 		else
 			where = COW_UNKNOWN;
 	} else {
-		where = test_bit_le(bit, r->bits) ? COW_IN_COW : COW_IN_RDO;
+		/* data_race(): bits that are being set may look either way. */
+		where = data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO;
 		if (max > 1) {
-			u32 end = where == COW_IN_COW ?
-				find_next_zero_bit_le(r->bits, bit + max, bit) :
-				find_next_bit_le(r->bits, bit + max, bit);
+			u32 end;
+
+			if (where == COW_IN_COW)
+				/* data_race(): as above. */
+				end = data_race(find_next_zero_bit_le(r->bits, bit + max, bit));
+			else
+				/* data_race(): as above. */
+				end = data_race(find_next_bit_le(r->bits, bit + max, bit));
 
 			/* The bit may have been set since: the unit itself is sure. */
 			*run = max(end - bit, 1U);
@@ -232,12 +249,12 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 	return where;
 }
 
-int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr)
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr)
 {
-	const struct cow_region *r;
+	struct cow_region *r;
 	u32 bit;
 	u64 index = div_u64_rem(unit, md->region_units, &bit);
-	int ret = 1;
+	int ret;
 
 	rcu_read_lock();
 	r = rcu_dereference(md->regions[index]);
@@ -246,9 +263,23 @@ int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr)
 	else if (unlikely(r->bad) &&
 		 r->bad & GENMASK((bit + nr - 1) / md->sector_units, bit / md->sector_units))
 		ret = -EIO;
+	else
+		ret = atomic_inc_unless_negative(&r->holds);
 	rcu_read_unlock();
 
 	return ret;
+}
+
+void cow_md_release(struct cow_md *md, u64 unit)
+{
+	struct cow_region *r;
+
+	rcu_read_lock();
+	r = rcu_dereference(md->regions[div_u64(unit, md->region_units)]);
+	/* A FULL region is not held, and stays what it is. */
+	if (r != COW_REGION_FULL)
+		atomic_dec(&r->holds);
+	rcu_read_unlock();
 }
 
 /* With the region's lock held, and before its bits change. */
@@ -278,9 +309,12 @@ bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
 		r->changed_sectors |= GENMASK((bit + nr - 1) / md->sector_units,
 					      bit / md->sector_units);
 		for (i = bit; i < bit + nr; i++)
-			fresh += !__test_and_set_bit_le(i, r->bits);
+			/* data_race(): with lookups, see there. */
+			fresh += !data_race(__test_and_set_bit_le(i, r->bits));
 		spin_unlock_irqrestore(region_lock(md, r), flags);
 		atomic64_add(fresh, &md->used);
+		/* Last: the region is queued now, and will not be evicted. */
+		atomic_dec(&r->holds);
 	}
 	rcu_read_unlock();
 
@@ -395,8 +429,68 @@ static int region_read(struct cow_md *md, u64 index, struct cow_region *r)
 }
 
 /*
+ * Evict a region, if one can be, and return its page. Any that has bits which
+ * are not on disk is queued, or a commit is at it, which the lock keeps away.
+ */
+static struct cow_region *region_evict(struct cow_md *md)
+{
+	struct cow_region *r = NULL;
+	bool evicted = false;
+	u64 i;
+
+	lockdep_assert_held(&md->load_lock);
+
+	mutex_lock(&md->commit_lock);
+	/* After an error it is not known what the disk has. */
+	for (i = 0; i < md->nr_regions && !evicted && !md->failed; i++) {
+		if (++md->evict_next >= md->nr_regions)
+			md->evict_next = 0;
+		r = rcu_access_pointer(md->regions[md->evict_next]);
+		/* One that is damaged would be reported each time it is read. */
+		if (region_is_marker(r) || r->bad)
+			continue;
+
+		spin_lock_irq(region_lock(md, r));
+		evicted = !r->queued && atomic_cmpxchg(&r->holds, 0, -1) == 0;
+		spin_unlock_irq(region_lock(md, r));
+		if (evicted)
+			RCU_INIT_POINTER(md->regions[md->evict_next], NULL);
+	}
+	mutex_unlock(&md->commit_lock);
+
+	if (!evicted)
+		return NULL;
+	synchronize_rcu();
+	return r;
+}
+
+/* A page for a region, or NULL if there will be none before a commit. */
+static struct cow_region *region_alloc(struct cow_md *md)
+{
+	const gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC | __GFP_NOWARN;
+	struct cow_region *r;
+
+	lockdep_assert_held(&md->load_lock);
+
+	if (!md->reserve)
+		md->reserve = kmalloc(sizeof(*r), gfp);
+	r = kmalloc(sizeof(*r), gfp);
+	if (!r) {
+		r = md->reserve;
+		md->reserve = NULL;
+	}
+	if (!r)
+		r = region_evict(md);
+	/* No commit will make one free any more. */
+	if (!r && cow_md_failed(md))
+		r = kmalloc(sizeof(*r), GFP_NOIO);
+	return r;
+}
+
+/*
  * Load region @index, if that has not been done, and leave a marker for it, or
  * its page if @keep is set. Counts its units when that is still to be done.
+ * Returns what cow_md_load() does.
  */
 static int region_load(struct cow_md *md, u64 index, bool keep)
 {
@@ -418,11 +512,10 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 	} else if (weight == region_nr_units(md, index)) {
 		r = COW_REGION_FULL;
 	} else if (keep) {
-		struct cow_region *next = kmalloc(sizeof(*next), GFP_NOIO);
-
-		if (!next)
-			return -ENOMEM;
-		md->scratch = next;
+		r = region_alloc(md);
+		if (!r)
+			return 1;
+		*r = *md->scratch;
 	} else {
 		r = NULL;
 	}
@@ -444,12 +537,13 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 	ret = region_load(md, index, true);
 	if (!ret && for_write &&
 	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY) {
-		r = kzalloc(sizeof(*r), GFP_NOIO);
+		r = region_alloc(md);
 		if (r) {
+			memset(r, 0, sizeof(*r));
 			r->index = index;
 			rcu_assign_pointer(md->regions[index], r);
 		} else {
-			ret = -ENOMEM;
+			ret = 1;
 		}
 	}
 	mutex_unlock(&md->load_lock);
@@ -1337,13 +1431,22 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 		n = min(per_block, nr - i);
 		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
 			continue;
-		r = cow_md_load(md, unit + i, true);
-		if (r)
+		while ((r = cow_md_hold(md, unit + i, n)) == 0) {
+			r = cow_md_load(md, unit + i, true);
+			/* It will be possible after a commit. */
+			if (r > 0)
+				r = cow_md_commit(md);
+			if (r)
+				return r;
+		}
+		if (r < 0)
 			return r;
-		if (cow_md_lookup(md, unit + i, 1, &run) == COW_IN_COW)
-			continue;
-		cow_md_mark(md, unit + i, n);
-		*repaired += n;
+		if (cow_md_lookup(md, unit + i, 1, &run) == COW_IN_COW) {
+			cow_md_release(md, unit + i);
+		} else {
+			cow_md_mark(md, unit + i, n);
+			*repaired += n;
+		}
 	}
 	return 0;
 }
@@ -1414,8 +1517,9 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 
 	md->regions = kvcalloc(md->nr_regions, sizeof(*md->regions), GFP_KERNEL);
 	md->scratch = kmalloc(sizeof(*md->scratch), GFP_KERNEL);
+	md->reserve = kmalloc(sizeof(*md->reserve), GFP_KERNEL);
 	md->spare_stage = kmalloc(sizeof(*md->spare_stage), GFP_KERNEL);
-	if (!md->regions || !md->scratch || !md->spare_stage)
+	if (!md->regions || !md->scratch || !md->reserve || !md->spare_stage)
 		return -ENOMEM;
 
 	md->bufio = dm_bufio_client_create(args->cow, block_size, 1, 0, NULL, NULL, 0);
@@ -1547,6 +1651,7 @@ void cow_md_close(struct cow_md *md)
 	kvfree(md->regions);
 	kvfree(md->uncounted);
 	kfree(md->scratch);
+	kfree(md->reserve);
 	kfree(md->spare_stage);
 	if (md->bufio)
 		dm_bufio_client_destroy(md->bufio);

@@ -79,6 +79,9 @@
 /* Copy-ups that can always go on at the same time, however short memory is. */
 #define COW_MIN_COPYUPS		2
 
+/* How long to wait, in microseconds, for what is in flight when memory is short. */
+#define COW_MEMORY_DELAY	1000
+
 /* How long changed bits wait for a flush before they are committed anyway. */
 #define COW_COMMIT_DELAY	(5 * HZ)
 
@@ -411,10 +414,13 @@ static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned 
 	return NULL;
 }
 
-/* Whether first writes may enter the table; with the bucket's lock held. */
+/*
+ * Whether a first write may enter the table, with the bucket's lock held: 1 if
+ * so, and its units are held then; else 0, or a negative errno.
+ */
 static int may_enter(struct cowloop *cow, u64 unit, unsigned int nr)
 {
-	return READ_ONCE(cow->gate_open) ? cow_md_ready(cow->md, unit, nr) : 0;
+	return READ_ONCE(cow->gate_open) ? cow_md_hold(cow->md, unit, nr) : 0;
 }
 
 static void enter_table(struct cow_bucket *bucket, struct cow_io *io,
@@ -447,10 +453,14 @@ static void leave_table(struct cowloop *cow, struct cow_io *io)
 		wake_up(&cow->drained);
 }
 
-static void mark_written(struct cowloop *cow, struct cow_io *io)
+/* The data of a first write has been written, or could not be. Any context. */
+static void end_first_write(struct cowloop *cow, struct cow_io *io, blk_status_t status)
 {
-	if (cow_md_mark(cow->md, io->unit, io->nr))
+	if (unlikely(status))
+		cow_md_release(cow->md, io->unit);
+	else if (cow_md_mark(cow->md, io->unit, io->nr))
 		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+	leave_table(cow, io);
 }
 
 /* ---- The gate ---- */
@@ -518,7 +528,7 @@ static int sync_cowfile(struct cowloop *cow)
 {
 	int r, counted;
 
-	if (cow->opt.read_only)
+	if (READ_ONCE(cow->opt.read_only))
 		return 0;
 
 	/* May take long: not while first writes are held up. */
@@ -571,6 +581,22 @@ static int make_read_only(struct cowloop *cow)
 	return r;
 }
 
+/* ---- Loading the bitmap ---- */
+
+/* Bring the bitmap's part for @unit into memory, however little there is. */
+static int load(struct cowloop *cow, u64 unit, bool for_write)
+{
+	int r;
+
+	while ((r = cow_md_load(cow->md, unit, for_write)) > 0) {
+		r = commit(cow);
+		if (r)
+			break;
+		fsleep(COW_MEMORY_DELAY);
+	}
+	return r;
+}
+
 /* ---- Reads ---- */
 
 static int map_read(struct cowloop *cow, struct bio *bio)
@@ -606,7 +632,7 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 	struct bio *split;
 	int r;
 
-	r = cow_md_load(cow->md, unit, false);
+	r = load(cow, unit, false);
 	if (r) {
 		end_bio(bio, errno_to_blk_status(r));
 		return;
@@ -651,10 +677,8 @@ static void copyup_end(struct cow_io *io, blk_status_t status)
 	struct bio_list bios = io->folded;
 	struct bio *bio;
 
-	if (!status)
-		mark_written(cow, io);
 	mempool_free(io->data, &cow->units);
-	leave_table(cow, io);
+	end_first_write(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios)))
 		end_bio(bio, status);
@@ -840,20 +864,19 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 		io->commit = true;
 
 	spin_lock_irqsave(&bucket->lock, flags);
-	ready = may_enter(cow, unit, nr);
-	if (ready <= 0) {
-		spin_unlock_irqrestore(&bucket->lock, flags);
-		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
-	}
 	copyup = find_copyup(bucket, unit, nr);
-	if (unlikely(copyup))
+	if (unlikely(copyup)) {
 		bio_list_add(&copyup->waiters, bio);
-	else
+		spin_unlock_irqrestore(&bucket->lock, flags);
+		return DM_MAPIO_SUBMITTED;
+	}
+	ready = may_enter(cow, unit, nr);
+	if (likely(ready > 0))
 		enter_table(bucket, io, COW_IO_FIRST, unit, nr);
 	spin_unlock_irqrestore(&bucket->lock, flags);
 
-	if (unlikely(copyup))
-		return DM_MAPIO_SUBMITTED;
+	if (unlikely(ready <= 0))
+		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
 	take_fua(io, bio);
 
 	return remap_to_cow(cow, bio);
@@ -880,39 +903,37 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 		spin_unlock_irqrestore(&bucket->lock, flags);
 		return rewrite(cow, bio);
 	}
-	ready = may_enter(cow, unit, 1);
 	other = find_overlap(bucket, unit, 1);
-	if (ready > 0 && !other) {
-		if (!*data)
-			*data = mempool_alloc(&cow->units, GFP_NOWAIT);
-		if (!*data)
-			ready = 0;
-	}
-	if (ready <= 0) {
+	if (other) {
+		if (other->state == COW_IO_COPYUP_READ) {
+			take_fua(io, bio);
+			bio_list_add(&other->folded, bio);
+		} else {
+			bio_list_add(&other->waiters, bio);
+		}
 		spin_unlock_irqrestore(&bucket->lock, flags);
-		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+		return DM_MAPIO_SUBMITTED;
 	}
 
-	if (!other) {
+	if (!*data)
+		*data = mempool_alloc(&cow->units, GFP_NOWAIT);
+	ready = *data ? may_enter(cow, unit, 1) : 0;
+	if (ready > 0) {
 		enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
 		bio_list_init(&io->folded);
 		bio_list_add(&io->folded, bio);
-		take_fua(io, bio);
 		io->cowloop = cow;
 		io->data = *data;
 		*data = NULL;
-	} else if (other->state == COW_IO_COPYUP_READ) {
 		take_fua(io, bio);
-		bio_list_add(&other->folded, bio);
-	} else {
-		bio_list_add(&other->waiters, bio);
 	}
 	spin_unlock_irqrestore(&bucket->lock, flags);
 
-	if (!other) {
-		INIT_WORK(&io->work, copyup_start);
-		queue_work(cow->io_wq, &io->work);
-	}
+	if (ready <= 0)
+		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+	INIT_WORK(&io->work, copyup_start);
+	queue_work(cow->io_wq, &io->work);
+
 	return DM_MAPIO_SUBMITTED;
 }
 
@@ -937,10 +958,8 @@ static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 		trim_bio(bio, unit_start(cow, unit + run));
 		return rewrite(cow, bio);
 	}
-	if (unlikely(where == COW_BAD)) {
-		trim_bio(bio, unit_start(cow, unit + run));
+	if (unlikely(where == COW_BAD))
 		return end_bio(bio, BLK_STS_IOERR);
-	}
 
 	if (!aligned || bio_end_sector(bio) < unit_end(cow, unit)) {
 		trim_bio(bio, unit_end(cow, unit));
@@ -959,6 +978,7 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 {
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 	void *data = NULL;
+	int r;
 
 	/* See make_read_only(). */
 	rcu_read_lock();
@@ -970,7 +990,10 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	rcu_read_unlock();
 	io->state = COW_IO_WRITE;
 
-	return map_write(cow, bio, &data);
+	r = map_write(cow, bio, &data);
+	if (unlikely(data))
+		mempool_free(data, &cow->units);
+	return r;
 }
 
 static void deferred_write(struct cowloop *cow, struct bio *bio)
@@ -979,10 +1002,7 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 	void *data = NULL;
 	int r;
 
-	r = cow_md_load(cow->md, unit, true);
-	/* Here, since a bio that is deferred can't be trimmed to the good units. */
-	if (!r && cow_md_ready(cow->md, unit, bio_units(cow, bio)) < 0)
-		r = -EIO;
+	r = load(cow, unit, true);
 	if (!r)
 		r = open_gate(cow);
 	if (r) {
@@ -1435,11 +1455,8 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 	if (io->state == COW_IO_OTHER)
 		return DM_ENDIO_DONE;
 
-	if (io->state == COW_IO_FIRST) {
-		if (likely(!*error))
-			mark_written(cow, io);
-		leave_table(cow, io);
-	}
+	if (io->state == COW_IO_FIRST)
+		end_first_write(cow, io, *error);
 	if (unlikely(io->commit) && !*error) {
 		io->commit = false;
 		commit_bio(cow, bio);
@@ -1526,7 +1543,8 @@ static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
 static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 {
 	const struct cow_options *opt = &cow->opt;
-	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + opt->read_only;
+	const bool read_only = READ_ONCE(opt->read_only);
+	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + read_only;
 	unsigned int sz = 0;
 
 	DMEMIT("%s %s", cow->rdo->name, cow->cow->name);
@@ -1538,7 +1556,7 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 		DMEMIT(" mapunit:%u", opt->mapunit);
 	if (opt->repair)
 		DMEMIT(" repair");
-	if (opt->read_only)
+	if (read_only)
 		DMEMIT(" read_only");
 }
 
@@ -1550,7 +1568,7 @@ static void emit_ima(struct cowloop *cow, char *result, unsigned int maxlen)
 	DMEMIT_TARGET_NAME_VERSION(cow->ti->type);
 	DMEMIT(",rdo_device_name=%s,cow_device_name=%s,format=%u,mapunit=%u,read_only=%c;",
 	       cow->rdo->name, cow->cow->name, geo->format, geo->mapunit,
-	       cow->opt.read_only ? 'y' : 'n');
+	       READ_ONCE(cow->opt.read_only) ? 'y' : 'n');
 }
 
 static void cowloop_status(struct dm_target *ti, status_type_t type,

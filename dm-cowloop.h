@@ -236,25 +236,30 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 			     unsigned int *run);
 
 /*
- * Whether the bits of @nr units, all in one aligned MiB, can be set without
- * allocating or reading anything, as cow_md_mark() requires: 1 if so, and it
- * stays so; 0 if it takes a cow_md_load() for writing first; -EIO if their
- * part of the bitmap is damaged. Any context.
+ * Before data is written for @nr units, all in one aligned MiB: make sure that
+ * their bits can be set without allocating or reading anything. Returns 1 if
+ * so, and it stays so until cow_md_mark() or cow_md_release() ends the hold; 0
+ * if it takes a cow_md_load() for writing first; -EIO if their part of the
+ * bitmap is damaged. Any context.
  */
-int cow_md_ready(struct cow_md *md, u64 unit, unsigned int nr);
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr);
+
+/* End a hold without setting the bits: the data was not written. Any context. */
+void cow_md_release(struct cow_md *md, u64 unit);
 
 /*
  * Bring the part of the bitmap that covers @unit into memory; with @for_write
- * also make it ready for cow_md_mark(). Sleeps, does I/O (GFP_NOIO). Returns 0
- * or a negative errno.
+ * also make it ready for cow_md_hold(). Sleeps, does I/O (GFP_NOIO). Returns 0,
+ * a negative errno, or 1 if there is no memory: then some becomes free by a
+ * cow_md_commit() and by the end of holds, after which to try again.
  */
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
 
 /*
- * Set the bits of @nr units, all in one aligned MiB, whose data has been
- * written to the cow device. They are looked up as COW_IN_COW from now on, and
- * are on disk after the next commit that starts after this returns. Any
- * context. Returns true when these are the first changes since a commit.
+ * End a hold by setting the bits of the @nr units: their data has been written
+ * to the cow device. They are looked up as COW_IN_COW from now on, and are on
+ * disk after the next commit that starts after this returns. Any context.
+ * Returns true when these are the first changes since a commit.
  */
 bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr);
 
