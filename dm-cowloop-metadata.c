@@ -13,10 +13,10 @@
  *
  * Memory. People swap on such devices, so a region must be loaded even where no
  * memory can be had. A page whose bits are all on disk, and which no write in
- * flight holds (cow_md_hold), can be evicted: its region becomes unread. One
- * page is kept in reserve for each cowfile, so there is at least one that a
- * commit, and the completion of what is in flight, will make free for eviction;
- * neither of them needs memory that others hold.
+ * flight holds (cow_md_hold), can be evicted: its region becomes unread. Each
+ * cowfile always has one page at least, in reserve or in use. So there is one
+ * that a commit, and the completion of what is in flight, will make free for
+ * eviction; neither of them needs memory that others hold.
  *
  * The order of things on disk, which is what makes a crash harmless:
  *
@@ -42,7 +42,8 @@
  * straight to the cowfile, can then rely on the flush that follows it.
  *
  * After an error of a write or flush of the metadata it is not known what is on
- * disk. No commit is begun any more until the cowfile has been opened again.
+ * disk. No commit is begun any more until the cowfile has been opened again, and
+ * the regions that it was about stay queued.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
  * the array of regions; commit_lock may be taken inside load_lock. A region's
@@ -389,9 +390,10 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 
 	first = sector * md->sector_units;
 	last = min(first + md->sector_units, md->geo.nr_units) - 1;
-	DMERR("%s: %pg: bitmap sector %llu: found csum %08x, expected %08x: units %llu-%llu fail",
-	      md->name, md->cow, sector, le32_to_cpu(s->csum),
-	      le32_to_cpu(csum), first, last);
+	/* Again each time it is read; it may be evicted. */
+	DMERR_LIMIT("%s: %pg: bitmap sector %llu: csum %08x, expected %08x: units %llu-%llu fail",
+		    md->name, md->cow, sector, le32_to_cpu(s->csum),
+		    le32_to_cpu(csum), first, last);
 	return false;
 }
 
@@ -441,13 +443,12 @@ static struct cow_region *region_evict(struct cow_md *md)
 	lockdep_assert_held(&md->load_lock);
 
 	mutex_lock(&md->commit_lock);
-	/* After an error it is not known what the disk has. */
-	for (i = 0; i < md->nr_regions && !evicted && !md->failed; i++) {
+	for (i = 0; i < md->nr_regions && !evicted; i++) {
+		cond_resched();
 		if (++md->evict_next >= md->nr_regions)
 			md->evict_next = 0;
 		r = rcu_access_pointer(md->regions[md->evict_next]);
-		/* One that is damaged would be reported each time it is read. */
-		if (region_is_marker(r) || r->bad)
+		if (region_is_marker(r))
 			continue;
 
 		spin_lock_irq(region_lock(md, r));
@@ -473,18 +474,13 @@ static struct cow_region *region_alloc(struct cow_md *md)
 	lockdep_assert_held(&md->load_lock);
 
 	if (!md->reserve)
-		md->reserve = kmalloc(sizeof(*r), gfp);
+		WRITE_ONCE(md->reserve, kmalloc(sizeof(*r), gfp));
 	r = kmalloc(sizeof(*r), gfp);
 	if (!r) {
 		r = md->reserve;
-		md->reserve = NULL;
+		WRITE_ONCE(md->reserve, NULL);
 	}
-	if (!r)
-		r = region_evict(md);
-	/* No commit will make one free any more. */
-	if (!r && cow_md_failed(md))
-		r = kmalloc(sizeof(*r), GFP_NOIO);
-	return r;
+	return r ? r : region_evict(md);
 }
 
 /*
@@ -720,11 +716,15 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 
 /*
  * Replace the page of a region, all of whose bits are set on disk, by a marker.
- * Whoever still marks units in it finds it queued, and changes nothing.
+ * Whoever still marks units in it finds it queued, and changes nothing. The
+ * last page is not given away; the region may be evicted then.
  */
 static void region_collapse(struct cow_md *md, struct cow_region *r)
 {
 	bool free;
+
+	if (!READ_ONCE(md->reserve))
+		return;
 
 	spin_lock_irq(region_lock(md, r));
 	free = !r->queued;
@@ -735,6 +735,14 @@ static void region_collapse(struct cow_md *md, struct cow_region *r)
 		rcu_assign_pointer(md->regions[r->index], COW_REGION_FULL);
 		kfree_rcu(r, rcu);
 	}
+}
+
+/* A commit has failed: some of the region's bits may never be on disk. */
+static void unstage_region(struct cow_md *md, struct cow_region *r)
+{
+	spin_lock_irq(region_lock(md, r));
+	r->queued = true;
+	spin_unlock_irq(region_lock(md, r));
 }
 
 /*
@@ -774,7 +782,9 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 
 	while ((stage = staged)) {
 		staged = stage->next;
-		if (!r && stage->full)
+		if (r)
+			unstage_region(md, stage->region);
+		else if (stage->full)
 			region_collapse(md, stage->region);
 		if (stage != md->spare_stage)
 			kfree(stage);

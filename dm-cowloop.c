@@ -589,27 +589,20 @@ static int load(struct cowloop *cow, u64 unit, bool for_write)
 	int r;
 
 	while ((r = cow_md_load(cow->md, unit, for_write)) > 0) {
-		r = commit(cow);
-		if (r)
-			break;
+		if (cow_md_failed(cow->md))
+			return -ENOMEM;
+		/* In this order: what ends meanwhile has bits to be committed. */
 		fsleep(COW_MEMORY_DELAY);
+		if (cow_md_changed(cow->md))
+			commit(cow);
 	}
 	return r;
 }
 
 /* ---- Reads ---- */
 
-static int map_read(struct cowloop *cow, struct bio *bio)
+static int remap_read(struct cowloop *cow, struct bio *bio, enum cow_where where)
 {
-	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
-	const unsigned int nr = bio_units(cow, bio);
-	enum cow_where where;
-	unsigned int run;
-
-	where = cow_md_lookup(cow->md, unit, nr, &run);
-	if (run < nr)
-		trim_bio(bio, unit_start(cow, unit + run));
-
 	switch (where) {
 	case COW_IN_RDO:
 		this_cpu_inc(cow->stats->rdo_reads);
@@ -624,48 +617,52 @@ static int map_read(struct cowloop *cow, struct bio *bio)
 	}
 }
 
+static int map_read(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const unsigned int nr = bio_units(cow, bio);
+	enum cow_where where;
+	unsigned int run;
+
+	where = cow_md_lookup(cow->md, unit, nr, &run);
+	if (run < nr)
+		trim_bio(bio, unit_start(cow, unit + run));
+
+	return remap_read(cow, bio, where);
+}
+
 /* A read that was deferred can't be trimmed any more: it is split instead. */
 static void deferred_read(struct cowloop *cow, struct bio *bio)
 {
-	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
-	unsigned int nr, run;
-	struct bio *split;
-	int r;
+	struct bio *split = NULL;
 
-	r = load(cow, unit, false);
-	if (r) {
-		end_bio(bio, errno_to_blk_status(r));
-		return;
-	}
-
-	do {
+	while (split != bio) {
 		const sector_t sector = bio->bi_iter.bi_sector;
-		const u64 from = sector_to_unit(cow, sector);
+		const u64 unit = sector_to_unit(cow, sector);
+		const unsigned int nr = bio_units(cow, bio);
 		enum cow_where where;
+		unsigned int run;
+		int r;
 
-		nr = bio_units(cow, bio);
-		where = cow_md_lookup(cow->md, from, nr, &run);
+		where = cow_md_lookup(cow->md, unit, nr, &run);
+		if (where == COW_UNKNOWN) {
+			r = load(cow, unit, false);
+			if (!r)
+				continue;
+			end_bio(bio, errno_to_blk_status(r));
+			return;
+		}
+
+		split = bio;
 		if (run < nr) {
 			bio_clear_polled(bio);	/* nobody would poll the split */
-			split = bio_split(bio, unit_start(cow, from + run) - sector,
+			split = bio_split(bio, unit_start(cow, unit + run) - sector,
 					  GFP_NOIO, &cow->bios);
 			bio_chain(split, bio);
-		} else {
-			split = bio;
 		}
-
-		if (where == COW_IN_COW) {
-			this_cpu_inc(cow->stats->cow_reads);
-			remap_to_cow(cow, split);
+		if (remap_read(cow, split, where) == DM_MAPIO_REMAPPED)
 			submit_bio_noacct(split);
-		} else if (where == COW_IN_RDO) {
-			this_cpu_inc(cow->stats->rdo_reads);
-			remap_to_rdo(cow, split);
-			submit_bio_noacct(split);
-		} else {
-			end_bio(split, BLK_STS_IOERR);
-		}
-	} while (run < nr);
+	}
 }
 
 /* ---- Copy-up ---- */
@@ -890,6 +887,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
 	struct cow_io *other, *io = dm_per_bio_data(bio, sizeof(*io));
+	enum cow_where where;
 	unsigned long flags;
 	unsigned int run;
 	int ready;
@@ -899,7 +897,8 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 
 	spin_lock_irqsave(&bucket->lock, flags);
 	/* Again, with the table locked: nobody can be about to set the bit. */
-	if (cow_md_lookup(cow->md, unit, 1, &run) == COW_IN_COW) {
+	where = cow_md_lookup(cow->md, unit, 1, &run);
+	if (where == COW_IN_COW) {
 		spin_unlock_irqrestore(&bucket->lock, flags);
 		return rewrite(cow, bio);
 	}
@@ -917,7 +916,8 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 
 	if (!*data)
 		*data = mempool_alloc(&cow->units, GFP_NOWAIT);
-	ready = *data ? may_enter(cow, unit, 1) : 0;
+	/* A bit that was not in memory may have been set long ago. */
+	ready = *data && where != COW_UNKNOWN ? may_enter(cow, unit, 1) : 0;
 	if (ready > 0) {
 		enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
 		bio_list_init(&io->folded);
