@@ -83,6 +83,19 @@ sectors() { blockdev --getsz "$1"; }
 # cowfile ARG...: the cowfile formats' other implementation
 cowfile() { perl /cowloop/tests/cowfile.pl "$@"; }
 
+# cowfile_server: from now on one process does this for all; arguments must be without blanks
+cowfile_server() {
+	mkfifo cowfile.ask cowfile.answer
+	perl /cowloop/tests/cowfile.pl serve cowfile.out <cowfile.ask >cowfile.answer &
+	exec 8>cowfile.ask 9<cowfile.answer
+	cowfile() {
+		echo "$*" >&8
+		read -r tap_status <&9
+		[ ! -s cowfile.out ] || cat cowfile.out
+		return "$tap_status"
+	}
+}
+
 # cowline RDO COW [OPTION...]: prints a table line that spans as much of RDO as can be used
 cowline() {
 	tap_rdo=$1 tap_cow=$2

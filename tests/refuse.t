@@ -11,40 +11,11 @@ cd /tmp || exit
 
 # --- Bad cowfiles are made by cowfile.pl ------------------------------------------------------------------------
 
-# One process of it for all, since perl takes long to start here. It knows the fingerprint of the one rdo of
-# format 2 by heart.
-cowfile_start() {
-	mkfifo ask answer
-	{
-		sed '/^exit main/d' /cowloop/tests/cowfile.pl
-		cat <<'END'
-$| = 1;
-my ($slow, %known) = \&fingerprint_2;
-{ no warnings 'redefine'; *fingerprint_2 = sub { $known{$_[0]{path}} //= $slow->(@_) } }
-while (<STDIN>) {
-	@ARGV = split;
-	fingerprint_2(open_rdo($1)) if !/--format 1/ && /--rdo (\S+)/;
-	if (!fork) {
-		open STDOUT, '>', 'cowfile.out';
-		open STDERR, '>&', \*STDOUT;
-		exit main();
-	}
-	wait;
-	my $status = $? >> 8;
-	write_at(open_output('cow.before'), 0, slurp('cow')) if /^make/ && !$status;
-	print "$status\n";
-}
-END
-	} >cowfile-server.pl
-	perl cowfile-server.pl <ask >answer &
-	exec 8>ask 9<answer
-}
-
 # make [OPTION...]: makes the cowfile, and a copy of it
 make() {
-	echo "make --rdo rdo --cow cow $*" >&8
-	read -r made <&9
-	[ "$made" = 0 ] || { echo "Bail out! cowfile.pl make $*: $(cat cowfile.out)"; exit 1; }
+	cowfile make --rdo rdo --cow cow "$@" >make.out ||
+		{ echo "Bail out! cowfile.pl make $*: $(cat make.out)"; exit 1; }
+	cp cow cow.before
 }
 
 # --- The check --------------------------------------------------------------------------------------------------
@@ -131,7 +102,7 @@ words() {
 
 # --- The stage --------------------------------------------------------------------------------------------------
 
-cowfile_start
+cowfile_server
 cowtest fill rdo --size 100K >/dev/null
 make --units 0
 rdo=$(loopdev rdo -r) cow=$(loopdev cow 2>/dev/null)
