@@ -7,6 +7,7 @@ make                    the module, for the distribution's own kernel, and the t
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
+make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -47,7 +48,6 @@ modules:
 	ln -s $(addprefix ../../,Kbuild $(wildcard *.c *.h)) "$$dir" && \
 	$(KBUILD) modules
 
-# depmod is for a system's own directory, not for one that a package is made of
 # Modules that only tests need.
 kmod:
 	+$(Q)$(call KBUILD_DIR,$(KDIR))/kmod && \
@@ -56,6 +56,7 @@ kmod:
 	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
 	$(KBUILD) modules
 
+# depmod is for a system's own directory, not for one that a package is made of
 install:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
@@ -95,6 +96,13 @@ check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
 
+RACY = random stress suspend faults crash
+check-debug: setup
+	$(Q)$(MAKE) --no-print-directory check KERNEL=debug T="$(wildcard tests/*.t)"
+	$(Q)$(MAKE) --no-print-directory check KERNEL=kcsan T="$(RACY:%=tests/%.t)"
+	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
+	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
+
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
@@ -109,4 +117,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash demo bench clean distclean
+.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean
