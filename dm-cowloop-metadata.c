@@ -144,6 +144,7 @@ struct cow_md {
 	struct mutex load_lock;		/* changes of regions[], and: */
 	struct cow_region *scratch;	/* to read a region into */
 	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
+	bool keep_all;			/* nothing is evicted */
 	u64 evict_next;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
 	u64 count_next;
@@ -442,6 +443,8 @@ static struct cow_region *region_evict(struct cow_md *md)
 
 	lockdep_assert_held(&md->load_lock);
 
+	if (md->keep_all)
+		return NULL;
 	mutex_lock(&md->commit_lock);
 	for (i = 0; i < md->nr_regions && !evicted; i++) {
 		cond_resched();
@@ -545,6 +548,24 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 	mutex_unlock(&md->load_lock);
 
 	return ret;
+}
+
+int cow_md_load_all(struct cow_md *md)
+{
+	u64 index;
+	int r = 0;
+
+	mutex_lock(&md->load_lock);
+	md->keep_all = true;
+	for (index = 0; index < md->nr_regions && !r; index++) {
+		r = fatal_signal_pending(current) ? -EINTR : region_load(md, index, true);
+		cond_resched();
+	}
+	if (r)
+		md->keep_all = false;
+	mutex_unlock(&md->load_lock);
+
+	return r > 0 ? -ENOMEM : r;
 }
 
 /* ---- Counting ---- */
@@ -1666,6 +1687,13 @@ void cow_md_close(struct cow_md *md)
 	if (md->bufio)
 		dm_bufio_client_destroy(md->bufio);
 	kfree(md);
+}
+
+void cow_md_let_go(struct cow_md *md)
+{
+	dm_bufio_client_destroy(md->bufio);
+	md->bufio = NULL;
+	md->cow = NULL;
 }
 
 const struct cow_geometry *cow_md_geometry(const struct cow_md *md)

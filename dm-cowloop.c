@@ -89,12 +89,14 @@
 enum cow_mode {
 	COW_MODE_RW,
 	COW_MODE_RO,
+	COW_MODE_CLOSED,
 	COW_MODE_FAIL,
 };
 
 static const char * const cow_mode_names[] = {
 	[COW_MODE_RW] = "rw",
 	[COW_MODE_RO] = "ro",
+	[COW_MODE_CLOSED] = "closed",
 	[COW_MODE_FAIL] = "fail",
 };
 
@@ -106,12 +108,21 @@ struct cow_options {
 	bool read_only;
 };
 
+/* Bios that may need the cow device, counted so that their end can be waited for. */
+enum cow_flight {
+	COW_FLIGHT_WRITES,		/* all that are accepted */
+	COW_FLIGHT_OTHERS,		/* reads and flushes */
+	COW_NR_FLIGHTS,
+};
+
 struct cow_stats {
 	unsigned long rdo_reads;
 	unsigned long cow_reads;
-	unsigned long cow_writes;	/* writes accepted */
-	unsigned long writes_done;	/* and ended, however they did */
 	unsigned long copyups;
+	struct {
+		unsigned long begun;
+		unsigned long ended;	/* however they did */
+	} flight[COW_NR_FLIGHTS];
 };
 
 /* First writes in flight in some of the device's MiBs. */
@@ -129,7 +140,7 @@ struct cowloop {
 	unsigned int unit_shift;	/* of a unit, in sectors */
 	enum cow_mode mode;
 	struct dm_dev *rdo;
-	struct dm_dev *cow;
+	struct dm_dev *cow;		/* NULL once it has been let go */
 	sector_t data_sector;		/* of unit 0 in the cow device */
 	sector_t units_end;		/* what the units span; the last may be short */
 
@@ -162,12 +173,15 @@ struct cowloop {
 	mempool_t units;		/* memory for a unit, for copy-ups */
 	struct bio_set bios;		/* splits of deferred reads, stores of copy-ups */
 
+	struct mutex message_lock;	/* one message at a time */
+	char cow_name[sizeof_field(struct dm_dev, name)];
 	struct cowfile *cowfile;
 	struct list_head user;		/* in cowfile->users */
 };
 
 enum cow_io_state {
-	COW_IO_OTHER,		/* a read or a flush */
+	COW_IO_RDO,		/* a read of rdo */
+	COW_IO_OTHER,		/* a read that may need the cow device, or a flush */
 	COW_IO_WRITE,		/* a write that is not in the table */
 	COW_IO_FIRST,		/* in the table: whole units */
 	COW_IO_COPYUP_READ,	/* in the table: may be folded into */
@@ -200,6 +214,7 @@ struct cowfile {
 	struct block_device *bdev;
 	struct mapped_device *owner;
 	struct cow_md *md;		/* NULL while it is being opened */
+	bool closing;			/* not to be shared any more */
 	struct list_head users;
 };
 
@@ -273,6 +288,25 @@ static void defer_bios(struct cowloop *cow, struct bio_list *bios)
 	bio_list_merge(&cow->deferred, bios);
 	queue_work(cow->deferred_wq, &cow->deferred_work);
 	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/*
+ * Count a read or a flush that may need the cow device. False if the device has
+ * been let go. Any context.
+ */
+static bool begin_other(struct cowloop *cow, struct cow_io *io)
+{
+	bool open;
+
+	rcu_read_lock();
+	open = READ_ONCE(cow->mode) != COW_MODE_CLOSED;
+	if (likely(open)) {
+		io->state = COW_IO_OTHER;
+		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].begun);
+	}
+	rcu_read_unlock();
+
+	return open;
 }
 
 static int defer_bio(struct cowloop *cow, struct bio *bio)
@@ -366,7 +400,8 @@ static int map_flush(struct cowloop *cow, struct bio *bio)
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
 		return end_bio(bio, BLK_STS_IOERR);
 	/* Nothing can have been written, or all of it has been synced. */
-	if (READ_ONCE(cow->opt.read_only))
+	if (READ_ONCE(cow->opt.read_only) ||
+	    !begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io))))
 		return end_bio(bio, BLK_STS_OK);
 
 	if (cow_md_changed(cow->md)) {
@@ -549,19 +584,29 @@ static int sync_cowfile(struct cowloop *cow)
 	return r ? r : counted;
 }
 
-static bool writes_in_flight(struct cowloop *cow)
+static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 {
-	unsigned long started = 0, done = 0;
+	unsigned long begun = 0, ended = 0;
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		done += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->writes_done);
+		ended += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->flight[flight].ended);
 	/* In this order, for none to be missed. */
 	smp_rmb();
 	for_each_possible_cpu(cpu)
-		started += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->cow_writes);
+		begun += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->flight[flight].begun);
 
-	return started != done;
+	return begun != ended;
+}
+
+/* Change to a @mode in which no more of a kind of bios are begun, and wait for their end. */
+static void drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight flight)
+{
+	set_mode(cow, mode);
+	/* The mode is tested, and the bio counted, in one RCU section. */
+	synchronize_rcu();
+	while (in_flight(cow, flight))
+		fsleep(1000);
 }
 
 /* Refuse writes from now on, and return when those under way are safe. */
@@ -569,15 +614,67 @@ static int make_read_only(struct cowloop *cow)
 {
 	int r;
 
-	set_mode(cow, COW_MODE_RO);
-	/* The mode is tested, and the write counted, in one RCU section. */
-	synchronize_rcu();
-	while (writes_in_flight(cow))
-		fsleep(1000);
-
+	drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES);
 	r = sync_cowfile(cow);
 	if (!r)
 		WRITE_ONCE(cow->opt.read_only, true);
+	return r;
+}
+
+static int cowfile_begin_closing(struct cowloop *cow)
+{
+	int r = 0;
+
+	mutex_lock(&cowfiles_lock);
+	if (list_is_singular(&cow->cowfile->users))
+		cow->cowfile->closing = true;
+	else
+		r = -EBUSY;
+	mutex_unlock(&cowfiles_lock);
+
+	return r;
+}
+
+static void cowfile_end_closing(struct cowloop *cow, bool closed)
+{
+	mutex_lock(&cowfiles_lock);
+	cow->cowfile->closing = false;
+	if (closed) {
+		cow->cowfile->bdev = NULL;
+		dm_put_device(cow->ti, cow->cow);
+		cow->cow = NULL;
+	}
+	mutex_unlock(&cowfiles_lock);
+}
+
+/* Sync, and let go of the cow device. What is in it can't be read any more. */
+static int close_cow(struct cowloop *cow)
+{
+	int r;
+
+	if (READ_ONCE(cow->mode) == COW_MODE_CLOSED)
+		return 0;
+	r = cowfile_begin_closing(cow);
+	if (r) {
+		DMERR("%s: a table that was loaded uses cow device %pg too; see dmsetup clear",
+		      cow_name(cow), cow->cow->bdev);
+		return r;
+	}
+
+	r = make_read_only(cow);
+	if (!r && READ_ONCE(cow->mode) == COW_MODE_FAIL)
+		r = -EIO;
+	/* What is in rdo must be known without the cow device. */
+	if (!r)
+		r = cow_md_load_all(cow->md);
+	if (!r) {
+		drain(cow, COW_MODE_CLOSED, COW_FLIGHT_OTHERS);
+		cancel_work_sync(&cow->count_work);
+		cancel_delayed_work_sync(&cow->commit_work);
+		cow_md_let_go(cow->md);
+	}
+	cowfile_end_closing(cow, !r);
+
 	return r;
 }
 
@@ -627,6 +724,9 @@ static int map_read(struct cowloop *cow, struct bio *bio)
 	where = cow_md_lookup(cow->md, unit, nr, &run);
 	if (run < nr)
 		trim_bio(bio, unit_start(cow, unit + run));
+	if ((where == COW_IN_COW || where == COW_UNKNOWN) &&
+	    unlikely(!begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io)))))
+		return end_bio(bio, BLK_STS_IOERR);
 
 	return remap_read(cow, bio, where);
 }
@@ -980,13 +1080,13 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	void *data = NULL;
 	int r;
 
-	/* See make_read_only(). */
+	/* See drain(). */
 	rcu_read_lock();
 	if (unlikely(READ_ONCE(cow->mode) != COW_MODE_RW)) {
 		rcu_read_unlock();
 		return end_bio(bio, BLK_STS_IOERR);
 	}
-	this_cpu_inc(cow->stats->cow_writes);
+	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].begun);
 	rcu_read_unlock();
 	io->state = COW_IO_WRITE;
 
@@ -1067,7 +1167,8 @@ static int check_devices(struct cowloop *cow, struct mapped_device *md)
 	list_for_each_entry(file, &cowfiles, list) {
 		if (file->bdev == cow->rdo->bdev)
 			return in_use(cow, cow->rdo, file->owner, "cow device");
-		if (file->bdev == cow->cow->bdev && (file->owner != md || !file->md))
+		if (file->bdev == cow->cow->bdev &&
+		    (file->owner != md || !file->md || file->closing))
 			return in_use(cow, cow->cow, file->owner, "cow device");
 		list_for_each_entry(user, &file->users, user) {
 			if (user->rdo->bdev == cow->cow->bdev)
@@ -1288,6 +1389,7 @@ static int alloc_resources(struct cowloop *cow)
 		INIT_HLIST_HEAD(&cow->buckets[i].writes);
 	}
 	mutex_init(&cow->gate_lock);
+	mutex_init(&cow->message_lock);
 	init_waitqueue_head(&cow->drained);
 	spin_lock_init(&cow->lock);
 	bio_list_init(&cow->deferred);
@@ -1304,6 +1406,7 @@ static int set_up(struct cowloop *cow)
 {
 	const struct cow_geometry *geo = cow_md_geometry(cow->md);
 
+	strscpy(cow->cow_name, cow->cow->name, sizeof(cow->cow_name));
 	cow->unit_shift = ilog2(geo->mapunit) - SECTOR_SHIFT;
 	cow->data_sector = cow_md_data_sector(cow->md);
 	cow->units_end = geo->rdo_sectors;
@@ -1428,7 +1531,7 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 	struct cowloop *cow = ti->private;
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 
-	io->state = COW_IO_OTHER;
+	io->state = COW_IO_RDO;
 	io->commit = false;
 
 	if (unlikely(bio->bi_opf & REQ_PREFLUSH))
@@ -1452,8 +1555,12 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 
 	if (unlikely(*error))
 		atomic_long_inc(&cow->errors);
-	if (io->state == COW_IO_OTHER)
+	if (io->state == COW_IO_RDO)
 		return DM_ENDIO_DONE;
+	if (io->state == COW_IO_OTHER) {
+		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].ended);
+		return DM_ENDIO_DONE;
+	}
 
 	if (io->state == COW_IO_FIRST)
 		end_first_write(cow, io, *error);
@@ -1462,7 +1569,7 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 		commit_bio(cow, bio);
 		return DM_ENDIO_INCOMPLETE;
 	}
-	this_cpu_inc(cow->stats->writes_done);
+	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].ended);
 
 	return DM_ENDIO_DONE;
 }
@@ -1494,15 +1601,21 @@ static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
 			   char *result, unsigned int maxlen)
 {
 	struct cowloop *cow = ti->private;
+	int r = -EINVAL;
 
+	mutex_lock(&cow->message_lock);
 	if (argc == 1 && !strcasecmp(argv[0], "sync"))
-		return sync_cowfile(cow);
-	if (argc == 1 && !strcasecmp(argv[0], "read_only"))
-		return make_read_only(cow);
+		r = sync_cowfile(cow);
+	else if (argc == 1 && !strcasecmp(argv[0], "read_only"))
+		r = make_read_only(cow);
+	else if (argc == 1 && !strcasecmp(argv[0], "close"))
+		r = close_cow(cow);
+	else
+		DMERR("%s: unrecognised message '%s' with %u arguments", cow_name(cow), argv[0],
+		      argc - 1);
+	mutex_unlock(&cow->message_lock);
 
-	DMERR("%s: unrecognised message '%s' with %u arguments", cow_name(cow), argv[0],
-	      argc - 1);
-	return -EINVAL;
+	return r;
 }
 
 static struct cow_stats sum_stats(struct cowloop *cow)
@@ -1515,7 +1628,8 @@ static struct cow_stats sum_stats(struct cowloop *cow)
 
 		sum.rdo_reads += READ_ONCE(stats->rdo_reads);
 		sum.cow_reads += READ_ONCE(stats->cow_reads);
-		sum.cow_writes += READ_ONCE(stats->cow_writes);
+		sum.flight[COW_FLIGHT_WRITES].begun +=
+			READ_ONCE(stats->flight[COW_FLIGHT_WRITES].begun);
 		sum.copyups += READ_ONCE(stats->copyups);
 	}
 	return sum;
@@ -1536,8 +1650,8 @@ static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
 	       cow_md_is_dirty(cow->md) ? "dirty" : "clean",
 	       cow_mode_names[READ_ONCE(cow->mode)]);
 	DMEMIT(" rdo_reads %lu cow_reads %lu cow_writes %lu copyups %lu commits %lu errors %lu",
-	       stats.rdo_reads, stats.cow_reads, stats.cow_writes, stats.copyups,
-	       atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
+	       stats.rdo_reads, stats.cow_reads, stats.flight[COW_FLIGHT_WRITES].begun,
+	       stats.copyups, atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
 }
 
 static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
@@ -1547,7 +1661,7 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + read_only;
 	unsigned int sz = 0;
 
-	DMEMIT("%s %s", cow->rdo->name, cow->cow->name);
+	DMEMIT("%s %s", cow->rdo->name, cow->cow_name);
 	if (nr)
 		DMEMIT(" %u", nr);
 	if (opt->format)
@@ -1567,7 +1681,7 @@ static void emit_ima(struct cowloop *cow, char *result, unsigned int maxlen)
 
 	DMEMIT_TARGET_NAME_VERSION(cow->ti->type);
 	DMEMIT(",rdo_device_name=%s,cow_device_name=%s,format=%u,mapunit=%u,read_only=%c;",
-	       cow->rdo->name, cow->cow->name, geo->format, geo->mapunit,
+	       cow->rdo->name, cow->cow_name, geo->format, geo->mapunit,
 	       READ_ONCE(cow->opt.read_only) ? 'y' : 'n');
 }
 
@@ -1593,19 +1707,25 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 				   void *data)
 {
 	struct cowloop *cow = ti->private;
-	/*
-	 * The cow device may end before its last unit, so there is no length to
-	 * ask for: take all of it, in the larger of both devices' blocks.
-	 */
-	const unsigned int block = max(bdev_logical_block_size(cow->rdo->bdev),
-				       bdev_logical_block_size(cow->cow->bdev));
-	const sector_t cow_len = round_down(bdev_nr_sectors(cow->cow->bdev),
-					    block >> SECTOR_SHIFT);
+	unsigned int block;
+	sector_t cow_len;
 	int r;
 
 	r = fn(ti, cow->rdo, 0, ti->len, data);
-	if (!r)
+	/* Against close_cow(). */
+	mutex_lock(&cowfiles_lock);
+	if (!r && cow->cow) {
+		/*
+		 * The cow device may end before its last unit, so there is no length to
+		 * ask for: take all of it, in the larger of both devices' blocks.
+		 */
+		block = max(bdev_logical_block_size(cow->rdo->bdev),
+			    bdev_logical_block_size(cow->cow->bdev));
+		cow_len = round_down(bdev_nr_sectors(cow->cow->bdev), block >> SECTOR_SHIFT);
 		r = fn(ti, cow->cow, 0, cow_len, data);
+	}
+	mutex_unlock(&cowfiles_lock);
+
 	return r;
 }
 

@@ -256,6 +256,19 @@ void cow_md_release(struct cow_md *md, u64 unit);
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
 
 /*
+ * Load all of the bitmap, and keep it. Sleeps, does I/O. Returns 0 or a negative
+ * errno: -ENOMEM where there is not enough memory for it, -EINTR when killed.
+ */
+int cow_md_load_all(struct cow_md *md);
+
+/*
+ * Do without the cow device from now on, after a cow_md_clean() and a
+ * cow_md_load_all(): only lookups and what takes no I/O may be called then. No
+ * call that does I/O may be running. Sleeps.
+ */
+void cow_md_let_go(struct cow_md *md);
+
+/*
  * End a hold by setting the bits of the @nr units: their data has been written
  * to the cow device. They are looked up as COW_IN_COW from now on, and are on
  * disk after the next commit that starts after this returns. Any context.
