@@ -7,6 +7,7 @@ make                    the module, for the distribution's own kernel, and the t
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
+make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
@@ -96,6 +97,13 @@ check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
 
+SECONDS ?= 300
+check-stress: setup
+	$(Q)$(MAKE) --no-print-directory modules kmod tools
+	$(Q)for smp in 2 4; do \
+		scripts/vm --smp $$smp --timeout $$(($(SECONDS) * 2 + 1800)) tests/stress.t SECONDS=$(SECONDS) || exit; \
+	done
+
 RACY = random stress suspend faults crash
 check-debug: setup
 	$(Q)$(MAKE) --no-print-directory check KERNEL=debug T="$(wildcard tests/*.t)"
@@ -117,4 +125,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean
+.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# The test of the crash test: modules that were broken on purpose, by the patches in tests/broken, must be caught.
+# The test of the tests: modules that were broken on purpose, by the patches in tests/broken, must be caught by the test
+# that the first line of the patch names.
 
 set -uo pipefail
 
@@ -13,19 +14,32 @@ kdir=$(scripts/kernel "${KERNEL:-}" | sed -n 's/^kdir=//p')
 patches=(tests/broken/*.patch)
 echo "1..${#patches[@]}"
 
-# caught NAME: builds the module with the patch, and runs the crash test on it
+# crash, stress OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
+# is part of it: only what is checked may fail.
+crash() {
+	scripts/vm "$@" tests/crash.t 'ONLY=format 2' >"$dir/out" 2>&1
+	grep -q '^ok .*: the work' "$dir/out" && grep -q '^not ok .*nothing flushed is lost' "$dir/out" &&
+		grep 'bad states' "$dir/out" | sort -u
+}
+stress() {
+	scripts/vm "$@" tests/stress.t ONLY=rounds >"$dir/out" 2>&1
+	grep '^not ok .* round$' "$dir/out" && grep -m 1 'found .* Allowed: ' "$dir/out"
+}
+
+# caught NAME: builds the module with the patch, and runs the test on it that the patch names
 caught() {
-	local dir=$tmp/$1
+	local dir=$tmp/$1 test
+	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "tests/broken/$1.patch")
+	case $test in
+	crash | stress) ;;
+	*) echo "tests/broken/$1.patch does not begin with \`test: crash.t' or \`test: stress.t'"; return 1 ;;
+	esac
 	mkdir "$dir"
 	cp Kbuild ./*.[ch] "$dir"
 	(cd "$dir" && GIT_DIR=/dev/null git apply "$OLDPWD/tests/broken/$1.patch") &&
 		make -s -C "$kdir" M="$dir" CONFIG_DEBUG_INFO_BTF_MODULES= modules >"$dir/log" 2>&1 ||
 		{ echo "could not be built"; cat "$dir/log"; return 1; }
-	# that the work itself went well is part of it: only what was checked afterwards may fail
-	scripts/vm --module "$dir/dm-cowloop.ko" tests/crash.t 'ONLY=format 2' >"$dir/out" 2>&1
-	grep -q '^ok .*: the work' "$dir/out" && grep -q '^not ok .*nothing flushed is lost' "$dir/out" &&
-		grep -q 'bad states' "$dir/out" || { echo "not caught"; cat "$dir/out"; return 1; }
-	grep 'bad states' "$dir/out" | sort -u
+	$test --module "$dir/dm-cowloop.ko" || { echo "not caught"; cat "$dir/out"; return 1; }
 }
 
 n=0
