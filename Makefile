@@ -75,7 +75,7 @@ tools: $(GUEST)
 	@:
 	@:
 
-build/guest/%: tests/%.c $(wildcard *.h)
+build/guest/%: tests/%.c $(wildcard *.h tests/*.h)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. $(CFLAGS) -pthread -static -o $@ $<
