@@ -13,4 +13,4 @@ trap 'rm -rf "$tmp"' EXIT
 
 truncate --size 40G "$tmp/rdo"
 truncate --size 41G "$tmp/cow"
-scripts/vm --mem 600M --timeout 900 --disk "$tmp/rdo,readonly=on" --disk "$tmp/cow" tests/swap-guest
+scripts/vm --mem 600M --timeout 900 --disk "$tmp/rdo,readonly=on" --disk "$tmp/cow" tests/host/swap-guest
