@@ -5,6 +5,7 @@
 #
 # Faults: for each operation, the n-th I/O to a device fails, for every n until the operation passes untouched. What
 # failed says so, nothing else does, the device can be removed, and the cowfile opens again with all that was synced.
+# And the power goes: from the n-th write on, all are dropped that the cow device says it has done.
 #
 # 1 MiB of rdo; the first 128 KiB have been written and synced before, and must stay; an operation writes to sectors
 # in the second 128 KiB, which must be old or new afterwards.
@@ -13,6 +14,7 @@
 
 SECTORS=2048 COW_SECTORS=2560
 DEV=/dev/mapper/w
+POWER_CUT='drop 0'
 
 modprobe brd rd_nr=2 rd_size=4096
 cd /tmp || exit 1
@@ -89,11 +91,17 @@ trial() {
 	"op_$op" >out 2>&1
 	result=$?
 	hit=$(dmsetup status "n$device" | cut -d ' ' -f 5)
-	disarm
 	# the model is for what was synced; the trial's own writes are looked at apart
 	cp saved-model model
 	[ "$op" != format ] || cp fresh-model model
-
+	if [ "$how" = "$POWER_CUT" ]; then
+		# what the device says now is of no account
+		! field events >/dev/null 2>&1 || dmsetup remove w || problem "can't be removed"
+		disarm
+		reopen
+		return
+	fi
+	disarm
 	if [ "$hit" -gt 0 ] && [ $result = 0 ]; then
 		case $op-$device-$kind$options in
 		removal-*) ;; # can't fail
@@ -125,11 +133,7 @@ trial() {
 		dmsetup remove w || problem "can't be removed"
 	fi
 
-	if ! create "$options" >out; then
-		create '1 repair' >>out || { problem "does not open again: $(cat out)"; return; }
-	fi
-	cowtest verify $DEV --model model --region 0:128K >out 2>&1 || problem "synced data is gone: $(cat out)"
-	old_or_new || problem "neither old nor new after opening again: $(cat found)"
+	reopen
 	if [ $result = 0 ]; then
 		case $op in
 		commit | sync)
@@ -137,6 +141,15 @@ trial() {
 				problem "what was committed is not there: $(cat found)" ;;
 		esac
 	fi
+}
+
+# reopen: after a trial, all that was synced before is there, the rest is old or new
+reopen() {
+	if ! create "$options" >out; then
+		create '1 repair' >>out || { problem "does not open again: $(cat out)"; return; }
+	fi
+	cowtest verify $DEV --model model --region 0:128K >out 2>&1 || problem "synced data is gone: $(cat out)"
+	old_or_new || problem "neither old nor new after opening again: $(cat found)"
 	dmsetup remove w || problem "can't be removed after opening again"
 }
 
@@ -172,7 +185,13 @@ for options in '' '1 format:1'; do
 		done
 	done
 	faults first_write cow write enospc
-	faults copyup cow write timeout
+	for op in first_write copyup commit sync removal; do
+		faults $op cow write timeout
+	done
+	for op in format first_write copyup commit sync removal repair; do
+		[ "$op" != repair ] || [ "$options" ] || continue
+		faults $op cow write "$POWER_CUT"
+	done
 done
 [ $met -gt 60 ]
 ok $? "$met faults in all"

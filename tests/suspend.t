@@ -220,19 +220,22 @@ dmsetup remove t
 load() {
 	name=$1 seconds=$2 command=$3
 	shift 3
-	cowtest run $dev --model model --threads 4 --seconds "$seconds" --seed "$seconds$stamp" --max-bytes 128K >out 2>&1 &
-	runner=$!
-	stamp=$((stamp + 1))
-	rounds=0 failures=0
-	while kill -0 $runner 2>/dev/null; do
-		rounds=$((rounds + 1))
-		$command >out2 2>&1 || { failures=$((failures + 1)) && diag "$name: $(cat out2)"; }
+	rounds=0 failures=0 wrong=0
+	# on a slow machine one run may not see two of them
+	while [ $rounds -lt 2 ]; do
+		cowtest run $dev --model model --threads 4 --seconds "$seconds" --seed "$seconds$stamp" --max-bytes 128K \
+			>out 2>&1 &
+		runner=$!
+		stamp=$((stamp + 1))
+		while kill -0 $runner 2>/dev/null; do
+			rounds=$((rounds + 1))
+			$command >out2 2>&1 || { failures=$((failures + 1)) && diag "$name: $(cat out2)"; }
+		done
+		wait $runner || { wrong=1 && break; }
 	done
-	wait $runner
-	ok $? "$name: a run goes on all right" || diag "$(head -n 20 out)"
-	diag "$(tail -n 1 out)"
+	ok $wrong "$name: a run goes on all right" || diag "$(head -n 20 out)"
+	diag "$rounds times; $(tail -n 1 out)"
 	is $failures 0 "$name: every time"
-	ok $((rounds < 2)) "$name: $rounds times"
 	is "$(cowstat t mode errors)" "rw 0" "$name: no error"
 }
 poll() {

@@ -1,0 +1,179 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+# vm: --smp 2 --mem 1G
+#
+# Devices that fail in their own ways, under many threads: dm-flakey, which fails for a second now and then; a SCSI disk
+# with bad sectors, and with commands that time out; and I/O that the kernel itself makes fail, where it has that.
+# What was flushed is there afterwards, and nothing is wrong.
+
+# shellcheck source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+SIZE=1536
+modprobe null_blk nr_devices=2 gb=1 memory_backed=1
+seed=0
+
+# stress SECONDS [OPTION...]
+stress() {
+	seed=$((seed + 1))
+	seconds=$1
+	shift
+	cowstress run /dev/mapper/t --journal journal --seed $seed --seconds "$seconds" "$@" >out 2>&1
+}
+errors() { sed -n 's/.*; errors \([0-9]*\);.*/\1/p' out; }
+line() { echo "0 $SIZE cowloop $1 $2"; }
+blank() { dd if=/dev/zero of="$1" bs=4096 count=1 oflag=direct status=none; }
+
+# reopened NAME RDO COW [--flushed]: what is on disk is right
+reopened() {
+	name=$1
+	runs "$name: open it again" dmsetup create t --table "$(line "$2" "$3")"
+	shift 3
+	runs "$name: what was flushed is there, and nothing is wrong" cowstress verify /dev/mapper/t --journal journal "$@"
+	dmsetup remove t
+	cowhead "$cow" dirty >out
+	ok $? "$name: a good cowfile" || diag "$(cat out)"
+}
+
+# --- dm-flakey ----------------------------------------------------------------------------------------------
+
+dmsetup create rdo --table "0 $SIZE linear /dev/nullb0 0"
+dmsetup create cow --table "0 $((SIZE + 512)) linear /dev/nullb1 0"
+rdo=/dev/mapper/rdo cow=/dev/mapper/cow
+cowstress fill $rdo
+
+dmsetup create frdo --table "0 $SIZE flakey $rdo 0 1 1"
+blank $cow
+dmsetup create t --table "$(line /dev/mapper/frdo $cow)"
+stress 6 --allow-errors
+ok $? 'flakey rdo: some I/O fails, the rest is right' || diag "$(cat out)"
+ok $(($(errors) < 1)) "flakey rdo: $(errors) errors"
+is "$(cowstat t mode)" rw 'flakey rdo: mode rw'
+dmsetup remove t
+reopened 'flakey rdo' $rdo $cow
+dmsetup remove frdo
+
+failed=0
+for round in 1 2 3 4; do
+	name="flakey cow, $round"
+	blank $cow
+	dmsetup create fcow --table "0 $((SIZE + 512)) flakey $cow 0 1 1 1 error_writes"
+	dmsetup create t --table "$(line $rdo /dev/mapper/fcow)"
+	sleep "0.$round" # first writes, and so commits, come when it fails
+	stress 3 --allow-errors
+	ok $? "$name: some I/O fails, the rest is right" || diag "$(cat out)"
+	ok $(($(errors) < 1)) "$name: $(errors) errors"
+	like "$(cowstat t mode)" '^(rw|fail)$' "$name: mode $(cowstat t mode)"
+	[ "$(cowstat t mode)" = rw ] || failed=$((failed + 1))
+	dmsetup remove t
+	dmsetup remove fcow
+	reopened "$name" $rdo $cow --flushed
+done
+ok $((failed < 1)) "flakey cow: $failed commits failed"
+
+# --- The kernel's own faults --------------------------------------------------------------------------------
+
+faults=/sys/kernel/debug/fail_make_request
+mount -t debugfs none /sys/kernel/debug 2>/dev/null
+if [ -d $faults ]; then
+	blank $cow
+	dmsetup create t --table "$(line $rdo $cow)"
+	echo 0 >$faults/verbose
+	echo -1 >$faults/times
+	echo 1 >$faults/probability
+	echo 1 >/sys/block/nullb1/make-it-fail
+	stress 4 --allow-errors
+	ok $? 'fail_make_request: some I/O fails, the rest is right' || diag "$(cat out)"
+	ok $(($(errors) < 1)) "fail_make_request: $(errors) errors"
+	echo 0 >/sys/block/nullb1/make-it-fail
+	dmsetup remove t
+	reopened fail_make_request $rdo $cow --flushed
+else
+	skip 'this kernel has no fail_make_request: try KERNEL=debug'
+fi
+dmsetup remove cow
+dmsetup remove rdo
+
+# --- A SCSI disk --------------------------------------------------------------------------------------------
+
+# scsi OPTION...: a disk of 8 MiB, as $disk
+scsi() {
+	modprobe sd_mod
+	modprobe scsi_debug dev_size_mb=8 max_queue=32 delay=0 "$@"
+	tries=50
+	until disk=$(grep -l scsi_debug /sys/block/sd*/device/model 2>/dev/null) && disk=/dev/$(echo "$disk" | cut -d / -f 4) &&
+		[ -b "$disk" ]; do
+		[ $((tries -= 1)) -gt 0 ] || { echo 'Bail out! no scsi_debug disk'; exit 1; }
+		sleep 0.1
+	done
+	# a command that times out is tried again after this
+	echo 1 >"/sys/block/${disk#/dev/}/device/timeout"
+}
+opts=/sys/bus/pseudo/drivers/scsi_debug/opts
+unit() { cowtest io /dev/mapper/t $(($1 * 4096)) 4096 "$2" --model model; }
+
+# Unreadable sectors of rdo, in unit 40. Partial writes of it fail; a whole write is read from the cowfile then.
+scsi medium_error_start=325 medium_error_count=2
+cowtest fill "$disk" >/dev/null
+dd if=/dev/zero of=/dev/nullb1 bs=1M count=1 oflag=direct status=none
+dmsetup create t --table "0 16384 cowloop $disk /dev/nullb1"
+rm -f model
+cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+echo 2 >$opts
+fails 'bad sector of rdo: its unit is not read' unit 40 --read
+runs 'bad sector of rdo: its neighbour is' unit 41 --read
+fails 'bad sector of rdo: a part of the unit is not written' cowtest io /dev/mapper/t 163840 512 --write --model model
+runs 'bad sector of rdo: a part of its neighbour is' cowtest io /dev/mapper/t 167936 512 --write --model model
+runs 'bad sector of rdo: the whole unit is written' unit 40 --write
+runs 'bad sector of rdo: and then read' unit 40 --read
+is "$(cowstat t mode)" rw 'bad sector of rdo: mode rw'
+echo 0 >$opts
+runs 'bad sector of rdo: all is right' cowtest verify /dev/mapper/t --model model
+dmsetup remove t
+rmmod scsi_debug
+
+# Unreadable sectors of the cow device: first in the bitmap of a cowfile with some 2000 units, then in the data.
+dmsetup create rdo --table '0 14000 linear /dev/nullb0 0'
+cowtest fill /dev/mapper/rdo >/dev/null
+scsi medium_error_start=8 medium_error_count=1
+dmsetup create t --table "0 14000 cowloop /dev/mapper/rdo $disk"
+rm -f model
+runs 'bad sector in the bitmap: some work' cowtest run /dev/mapper/t --model model --ops 100
+dmsetup remove t
+echo 2 >$opts
+dmsetup create t --table "0 14000 cowloop /dev/mapper/rdo $disk"
+fails 'bad sector in the bitmap: its units are not read' unit 3 --read
+fails 'bad sector in the bitmap: nor written' unit 3 --write
+like "$(cowstat t mode)" '^(rw|fail)$' 'bad sector in the bitmap: the device is there'
+dmsetup remove t
+echo 0 >$opts
+dmsetup create t --table "0 14000 cowloop /dev/mapper/rdo $disk"
+runs 'bad sector in the bitmap: when it can be read again, all is there' cowtest verify /dev/mapper/t --model model
+dmsetup remove t
+rmmod scsi_debug
+
+# Commands that are never answered: the disk is reset, and they are tried again.
+dmsetup remove rdo
+dmsetup create rdo --table "0 $SIZE linear /dev/nullb0 0"
+cowstress fill /dev/mapper/rdo
+scsi
+blank "$disk"
+cow=$disk
+dmsetup create t --table "$(line /dev/mapper/rdo "$disk")"
+echo 4 >$opts # every_nth commands are ignored
+echo 400 >/sys/bus/pseudo/drivers/scsi_debug/every_nth
+stress 6
+ok $? 'commands time out: all comes right in the end' || diag "$(cat out)"
+echo 0 >/sys/bus/pseudo/drivers/scsi_debug/every_nth
+echo 0 >$opts
+# a hexadecimal count
+ok $(($(cat "/sys/block/${disk#/dev/}/device/iotmo_cnt") < 1)) 'commands time out: they have'
+is "$(cowstat t mode)" rw 'commands time out: mode rw'
+dmsetup remove t
+reopened 'commands time out' /dev/mapper/rdo "$disk"
+dmsetup remove rdo
+rmmod scsi_debug
+
+done_testing
