@@ -10,7 +10,8 @@ make check-crash        20,000 states that a crash may leave, and more
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
-make install            for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
+make install            all of it; for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
+make install-module     the module only; make install-tools the tool only: PREFIX=/usr/local, DESTDIR=<root>
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -29,7 +30,7 @@ help:
 STOCK = $(shell scripts/kernel $(KERNEL) | sed -n 's/^kdir=//p')
 ifeq ($(origin KDIR),undefined)
 KDIR = $(STOCK)
-install: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/build),$(STOCK))
+install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/build),$(STOCK))
 endif
 
 Q := $(if $(V),,@)
@@ -47,7 +48,6 @@ modules:
 	ln -s $(addprefix ../../,Kbuild $(wildcard *.c *.h)) "$$dir" && \
 	$(KBUILD) modules
 
-# depmod is for a system's own directory, not for one that a package is made of
 # Modules that only tests need.
 kmod:
 	+$(Q)$(call KBUILD_DIR,$(KDIR))/kmod && \
@@ -56,7 +56,8 @@ kmod:
 	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
 	$(KBUILD) modules
 
-install:
+# depmod is for a system's own directory, not for one that a package is made of
+install-module:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
 	$(KBUILD) INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
@@ -67,16 +68,61 @@ install:
 # --- The tools, and the programs the tests run in the VM ----------------------------------------------------
 
 CFLAGS ?= -O2 -g
-GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
+STRICT = -std=c11 -D_GNU_SOURCE -Wall -Wextra
+VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 
-tools: $(GUEST)
-	@:
+# what cowsetup needs, and what Debian calls it
+LIBS = popt json-c libzstd zlib uuid blkid devmapper
+DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libdevmapper-dev pkg-config
+LIBS_CFLAGS = $(shell pkg-config --cflags $(LIBS))
+LIBS_LDFLAGS = $(shell pkg-config --libs $(LIBS))
+
+GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
+TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
+
+tools: $(GUEST) build/tools/cowsetup
 	@:
 
 build/guest/%: tests/%.c $(wildcard *.h)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. $(CFLAGS) -pthread -static -o $@ $<
+	$(Q)$(CC) $(STRICT) -I. $(CFLAGS) -pthread -static -o $@ $<
+
+build/tools/libs:
+	$(Q)pkg-config --exists $(LIBS) || { \
+		echo "make: cowsetup needs libraries that are not here: on Debian and Ubuntu, apt install $(DEBS)" >&2; \
+		pkg-config --print-errors --exists $(LIBS) 2>&1 | sed 's/^/make: /' >&2; exit 1; }
+	@mkdir -p $(@D) && touch $@
+
+build/tools/%.o: tools/%.c build/tools/libs $(wildcard tools/*.h) dm-cowloop.h CHANGELOG
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CFLAGS) -c -o $@ $<
+
+build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
+	$(if $(V),,@echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_LDFLAGS)
+
+# The same with the compiler's checks, for the tests: errors are found where they are made.
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(wildcard tools/*.c) \
+		$(LIBS_LDFLAGS)
+
+PREFIX ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
+
+install-tools: build/tools/cowsetup
+	$(Q)install -D -m 755 build/tools/cowsetup "$(DESTDIR)$(SBINDIR)/cowsetup"
+	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
+	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
+	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"
+
+install: install-module install-tools
 
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
@@ -109,4 +155,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash demo bench clean distclean
+.PHONY: all help modules kmod install install-module install-tools tools setup check check-crash demo bench clean distclean
