@@ -555,8 +555,9 @@ static bool next_sector(struct cow_runs *r)
 		if (r->map.good || !nr)
 			return true;
 		r->nr_bad++;
-		error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; see cowsetup repair.",
-		      c->file.path, r->map.sector, r->map.csum, r->map.expected, first, first + nr - 1);
+		if (!r->quiet)
+			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; see cowsetup repair.",
+			      c->file.path, r->map.sector, r->map.csum, r->map.expected, first, first + nr - 1);
 		if (!r->skip_bad) {
 			r->error = WRONG;
 			return false;

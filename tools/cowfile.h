@@ -164,7 +164,8 @@ int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits);
 /* A walk over the runs of units in the cowfile, in ascending order. */
 struct cow_runs {
 	struct cow_map map;
-	bool skip_bad;		/* go on at damaged sectors, saying so; otherwise they are errors */
+	bool skip_bad;		/* go on at damaged sectors; otherwise they are errors */
+	bool quiet;		/* say nothing about them */
 	u64 nr_bad;
 	bool have_sector;
 	u32 bit;

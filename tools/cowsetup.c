@@ -195,6 +195,10 @@ static const struct command commands[] = {
 	  BIT(OPT_JSON), cmd_dump },
 	{ "map", "<cow>", 1, 1, "show which parts have been modified",
 	  BIT(OPT_JSON), cmd_map },
+	{ "check", "<cow>", 1, 1, "look for faults in a cowfile",
+	  BIT(OPT_RDO) | BIT(OPT_JSON), cmd_check },
+	{ "repair", "<cow>", 1, 1, "mend a cowfile",
+	  BIT(OPT_DRY_RUN) | BIT(OPT_FORCE), cmd_repair },
 };
 
 #define NR_COMMANDS	(sizeof(commands) / sizeof(commands[0]))
@@ -301,8 +305,9 @@ static void catch_signals(void)
 	sigaction(SIGINT, &catch, NULL);
 	sigaction(SIGTERM, &catch, NULL);
 	sigaction(SIGHUP, &catch, NULL);
-	/* An error of write() tells more. */
+	/* Errors of write() tell more. */
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
 }
 
 int main(int argc, char **argv)

@@ -98,5 +98,7 @@ const char *percent_text(u64 part, u64 whole);
 int cmd_format(int argc, char **argv);
 int cmd_dump(int argc, char **argv);
 int cmd_map(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+int cmd_repair(int argc, char **argv);
 
 #endif /* COWSETUP_H */
