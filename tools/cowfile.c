@@ -499,16 +499,23 @@ bool cow_map_next(struct cow_map *m)
 	}
 }
 
-int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits)
+void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *data)
 {
-	u8 data[COW_MAP_SECTOR] = { 0 };
 	u32 csum;
 
+	memset(data, 0, COW_MAP_SECTOR);
 	memcpy(data, bits, c->sector_bytes);
 	if (c->format == 2 && !all_zero(bits, c->sector_bytes)) {
 		csum = htole32(sector_csum(bits, sector));
 		memcpy(data + COW_V2_SECTOR_BYTES, &csum, sizeof(csum));
 	}
+}
+
+int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits)
+{
+	u8 data[COW_MAP_SECTOR];
+
+	cow_encode_bits(c, sector, bits, data);
 	return file_write(&c->file, c->geo.moffset + sector * COW_MAP_SECTOR, data, sizeof(data));
 }
 
@@ -622,6 +629,19 @@ int cow_count(const struct cowfile *c, u64 *used, u64 *end)
 		return error(WRONG, "%s: found cowused %llu, expected %llu, as the bitmap has; see cowsetup check.",
 			     c->file.path, le64(c->head.cowused), *used);
 	return r.error;
+}
+
+int cow_check_end(const struct cowfile *c, u64 end)
+{
+	u64 need;
+
+	if (!end)
+		return OK;
+	need = c->geo.doffset + (end - 1) * c->geo.mapunit + cow_run_bytes(c, end - 1, 1);
+	if (c->file.size >= need)
+		return OK;
+	return error(WRONG, "%s: ends at %llu, but has data up to %llu; see cowsetup check.",
+		     c->file.path, c->file.size, need);
 }
 
 /* ---- Fingerprints ---- */

@@ -25,12 +25,13 @@ static inline u64 le64(__le64 n) { return le64toh(n); }
 /*
  * Marks of a merge that is not complete. No driver opens such a cowfile: in
  * format 2 they are feature bits that it does not know, in format 1 they make
- * the version one that it does not know. See merge.c.
+ * the version one that it does not know (and not a negative one: the original
+ * takes it for signed). See merge.c.
  */
 #define COW_INCOMPAT_MERGING	0x00000001U	/* rdo is being written */
 #define COW_INCOMPAT_MERGED	0x00000002U	/* rdo has it all; the cowfile is being emptied */
-#define COW_V1_MERGING		0x8001U
-#define COW_V1_MERGED		0x4001U
+#define COW_V1_MERGING		0x4001U
+#define COW_V1_MERGED		0x4002U
 
 #define COW_INCOMPAT_TOOLS	(COW_INCOMPAT_MERGING | COW_INCOMPAT_MERGED)
 
@@ -158,7 +159,8 @@ void cow_map_end(struct cow_map *m);
 /* The units of bitmap sector @sector: *@nr of them from the returned one on. */
 u64 cow_sector_units(const struct cowfile *c, u64 sector, u32 *nr);
 
-/* Write a bitmap sector, checksum and all. */
+/* Make a bitmap sector as it is on disk, checksum and all; or write it, too. */
+void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *data);
 int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits);
 
 /* A walk over the runs of units in the cowfile, in ascending order. */
@@ -184,7 +186,10 @@ void cow_runs_end(struct cow_runs *r);
  */
 int cow_count(const struct cowfile *c, u64 *used, u64 *end);
 
-/* Bytes of unit @unit on the device: the last one may be a partial one. */
+/* Is the file long enough for units up to @end, as cow_count() has it? */
+int cow_check_end(const struct cowfile *c, u64 end);
+
+/* Bytes of a run on the device: the last unit may be a partial one. */
 static inline u64 cow_run_bytes(const struct cowfile *c, u64 first, u64 nr)
 {
 	const u64 size = c->geo.rdo_sectors * 512, at = first * c->geo.mapunit;

@@ -199,6 +199,10 @@ static const struct command commands[] = {
 	  BIT(OPT_RDO) | BIT(OPT_JSON), cmd_check },
 	{ "repair", "<cow>", 1, 1, "mend a cowfile",
 	  BIT(OPT_DRY_RUN) | BIT(OPT_FORCE), cmd_repair },
+	{ "pack", "<cow> <file>", 2, 2, "pack a cowfile for transport (- is stdout)",
+	  BIT(OPT_COMPRESS) | BIT(OPT_FORCE), cmd_pack },
+	{ "unpack", "<file> <cow>", 2, 2, "make a cowfile of a packed one (- is stdin)",
+	  BIT(OPT_FORCE), cmd_unpack },
 };
 
 #define NR_COMMANDS	(sizeof(commands) / sizeof(commands[0]))
