@@ -203,6 +203,8 @@ static const struct command commands[] = {
 	  BIT(OPT_COMPRESS) | BIT(OPT_FORCE), cmd_pack },
 	{ "unpack", "<file> <cow>", 2, 2, "make a cowfile of a packed one (- is stdin)",
 	  BIT(OPT_FORCE), cmd_unpack },
+	{ "merge", "<rdo> <cow>", 2, 2, "write the modified parts into the read-only device",
+	  0, cmd_merge },
 };
 
 #define NR_COMMANDS	(sizeof(commands) / sizeof(commands[0]))

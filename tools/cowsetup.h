@@ -102,5 +102,6 @@ int cmd_check(int argc, char **argv);
 int cmd_repair(int argc, char **argv);
 int cmd_pack(int argc, char **argv);
 int cmd_unpack(int argc, char **argv);
+int cmd_merge(int argc, char **argv);
 
 #endif /* COWSETUP_H */

@@ -103,15 +103,25 @@ void file_close(struct file *f)
 	f->fd = -1;
 }
 
+static bool same_stat(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
 bool file_same(const struct file *a, const struct file *b)
 {
 	struct stat sa, sb;
 
-	if (fstat(a->fd, &sa) || fstat(b->fd, &sb) || a->block != b->block)
-		return false;
-	if (a->block)
-		return sa.st_rdev == sb.st_rdev;
-	return sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+	return !fstat(a->fd, &sa) && !fstat(b->fd, &sb) && same_stat(&sa, &sb);
+}
+
+bool file_same_path(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	return !stat(a, &sa) && !stat(b, &sb) && same_stat(&sa, &sb);
 }
 
 /* ---- Reading and writing ---- */

@@ -66,6 +66,7 @@ int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
 
 /* The same file or device? */
 bool file_same(const struct file *a, const struct file *b);
+bool file_same_path(const char *a, const char *b);
 
 bool all_zero(const void *data, size_t length);
 
