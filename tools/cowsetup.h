@@ -103,5 +103,6 @@ int cmd_repair(int argc, char **argv);
 int cmd_pack(int argc, char **argv);
 int cmd_unpack(int argc, char **argv);
 int cmd_merge(int argc, char **argv);
+int cmd_upgrade(int argc, char **argv);
 
 #endif /* COWSETUP_H */
