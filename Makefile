@@ -7,6 +7,7 @@ make                    the module, for the distribution's own kernel, and the t
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
+make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -111,6 +112,18 @@ build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build
 	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(wildcard tools/*.c) \
 		$(LIBS_LDFLAGS)
 
+# Anything may come as a cowfile: tests/fuzz/cowfuzz.c
+FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
+build/tools-asan/cowfuzz: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
+
+build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)clang $(STRICT) -DLIBFUZZER $(LIBS_CFLAGS) $(SANITIZE) -fsanitize=fuzzer -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
+
 PREFIX ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
@@ -134,12 +147,23 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules kmod tools
+	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
+
+# A million inputs made at random, and then, where there is clang, those that lead to new places in the code.
+FUZZ_SECONDS ?= 300
+check-fuzz: setup
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz
+	$(Q)build/tools-asan/cowfuzz 1000000 tests/fuzz/corpus/*
+	$(Q)if command -v clang >/dev/null; then \
+		$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer && mkdir -p build/fuzz/new && cd build/fuzz && \
+		../tools-asan/cowfuzz-libfuzzer -close_fd_mask=3 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+			-max_len=60000 -print_final_stats=1 new ../../tests/fuzz/corpus; \
+	fi
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
@@ -155,4 +179,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install install-module install-tools tools setup check check-crash demo bench clean distclean
+.PHONY: all help modules kmod install install-module install-tools tools setup check check-crash check-fuzz demo bench clean distclean
