@@ -159,7 +159,7 @@ static int read_extent(struct check *k, u8 *buf, u64 start, u64 end)
 		r = file_next_data(&c->file, &start, &extent_end, end);
 		if (r || start >= end)
 			break;
-		n = extent_end - start < FILE_CHUNK ? extent_end - start : FILE_CHUNK;
+		n = min_u64(extent_end - start, FILE_CHUNK);
 		if (file_read_padded(&c->file, start, buf, n)) {
 			if (interrupted)
 				return USAGE;
@@ -289,6 +289,7 @@ static int check_rdo(struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
 	int r = file_open(&rdo, opt.rdo, FILE_READ);
+	const struct cowfile *masked = k->c.state == COW_MERGING ? &k->c : NULL;
 	struct cow_geometry geo;
 	u64 is, found = le64(k->c.head.rdofingerprint);
 
@@ -298,10 +299,10 @@ static int check_rdo(struct check *k)
 	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
 		fault(k, "rdo-size", "belongs to a read-only device of %llu sectors; %s has %llu",
 		      k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
-	} else if (k->c.state == COW_MERGING && k->nr_bad) {
+	} else if (masked && k->nr_bad) {
 		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", opt.rdo);
 	} else {
-		r = cow_fingerprint(&rdo, k->c.format, k->c.state == COW_MERGING ? &k->c : NULL, &is);
+		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
 		if (!r && is != found)
 			fault(k, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
 			      opt.rdo, found, is, opt.rdo);

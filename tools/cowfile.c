@@ -564,7 +564,8 @@ static bool next_sector(struct cow_runs *r)
 		r->nr_bad++;
 		if (!r->quiet)
 			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; see cowsetup repair.",
-			      c->file.path, r->map.sector, r->map.csum, r->map.expected, first, first + nr - 1);
+			      c->file.path, r->map.sector, r->map.csum, r->map.expected,
+			      first, first + nr - 1);
 		if (!r->skip_bad) {
 			r->error = WRONG;
 			return false;
@@ -715,7 +716,7 @@ static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sum
 		if (r || start >= end)
 			break;
 		start -= start % COW_V1_MAPUNIT;
-		length = end - start < FILE_CHUNK ? end - start : FILE_CHUNK;
+		length = min_u64(end - start, FILE_CHUNK);
 		r = file_read(rdo, start, buf, length);
 		if (!r && interrupted)
 			r = error(USAGE, "%s: interrupted.", rdo->path);
@@ -725,9 +726,11 @@ static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sum
 
 			for (unsigned int i = 0; i < COW_V1_MAPUNIT; i++)
 				sum += buf[at + i];
+			if (!sum)
+				continue;
 			/* Shifted as 32 bits, of which the highest is a sign. */
-			if (sum)
-				sums->fingerprint |= (u64)(int64_t)(int32_t)((u32)sum << 8 * sums->found++);
+			sums->fingerprint |= (int64_t)(int32_t)((u32)sum << 8 * sums->found);
+			sums->found++;
 		}
 		start += length;
 	}
@@ -793,7 +796,8 @@ static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
 	return r;
 }
 
-int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path, unsigned int file_flags)
+int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
+		 unsigned int file_flags)
 {
 	int r = file_open(rdo, path, file_flags);
 

@@ -128,7 +128,8 @@ u64 cow_full_size(const struct cow_geometry *geo);
 /* ---- The read-only device ---- */
 
 /* Open a read-only device and check that it is the one the cowfile belongs to. */
-int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path, unsigned int file_flags);
+int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
+		 unsigned int file_flags);
 
 /* The size of a device made of it: whole sectors. */
 static inline u64 rdo_sectors(const struct file *rdo)

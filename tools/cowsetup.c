@@ -205,7 +205,7 @@ static const struct command commands[] = {
 	  BIT(OPT_FORCE), cmd_unpack },
 	{ "merge", "<rdo> <cow>", 2, 2, "write the modified parts into the read-only device",
 	  0, cmd_merge },
-	{ "upgrade", "<cow> [<new cow>]", 1, 2, "make format 2 of a cowfile of format 1 (needs --rdo)",
+	{ "upgrade", "<cow> [<new cow>]", 1, 2, "make format 2 of format 1 (needs --rdo)",
 	  BIT(OPT_RDO) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
 	  cmd_upgrade },
 };

@@ -21,6 +21,11 @@ typedef __u8 u8;
 typedef __u32 u32;
 typedef __u64 u64;
 
+static inline u64 min_u64(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
 /* As cryptsetup, integritysetup and veritysetup have them. */
 enum exit_code {
 	OK = 0,

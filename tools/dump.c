@@ -74,11 +74,12 @@ static void dump_head(const struct cowfile *c)
 	report_text("state", "State", cow_state_text(c->state));
 	report_size("unit_bytes", "Unit", mapunit);
 	report_number("units_total", "Units", le64(head->rdoblocks));
-	report_number("units_used", c->state == COW_DIRTY ? "Units used (to be recounted)" : "Units used",
-		      used);
+	report_number("units_used",
+		      c->state == COW_DIRTY ? "Units used, last count" : "Units used", used);
 	if (c->geo.rdo_sectors)
 		report_size("device_bytes", "Device", c->geo.rdo_sectors * 512);
-	report_number("map_offset", "Bitmap offset", c->format == 1 ? COW_V1_MAPUNIT : le64(head->moffset));
+	report_number("map_offset", "Bitmap offset",
+		      c->format == 1 ? COW_V1_MAPUNIT : le64(head->moffset));
 	report_number("map_bytes", "Bitmap bytes", le64(head->mapsize));
 	report_number("data_offset", "Data offset", le64(head->doffset));
 	report_hex("rdo_fingerprint", "Fingerprint of rdo", le64(head->rdofingerprint), 16);
@@ -87,6 +88,16 @@ static void dump_head(const struct cowfile *c)
 	report_size("file_bytes", "File", c->file.size);
 	if (!c->file.block && !fstat(c->file.fd, &st))
 		report_size("allocated_bytes", "Space it takes", st.st_blocks * 512ULL);
+}
+
+static void print_faults(const char *path, struct json_object *list)
+{
+	for (size_t i = 0; i < json_object_array_length(list); i++) {
+		struct json_object *fault = json_object_array_get_idx(list, i);
+
+		error(WRONG, "%s: %s.", path,
+		      json_object_get_string(json_object_object_get(fault, "message")));
+	}
 }
 
 int cmd_dump(int argc, char **argv)
@@ -108,10 +119,7 @@ int cmd_dump(int argc, char **argv)
 		report_end();
 	}
 	if (!opt.json || !c.format)
-		for (size_t i = 0; i < nr; i++)
-			error(WRONG, "%s: %s.", argv[0],
-			      json_object_get_string(json_object_object_get(json_object_array_get_idx(faults.list, i),
-									    "message")));
+		print_faults(argv[0], faults.list);
 	json_object_put(faults.list);
 	cow_close(&c);
 
@@ -142,7 +150,8 @@ static void print_map_head(const struct cowfile *c)
 	if (opt.json) {
 		name = json_object_new_string(c->file.path);
 		printf("{\n  \"cowfile\":%s,\n  \"format\":%u,\n  \"unit_bytes\":%u,\n  \"device_bytes\":%llu,\n  \"extents\":[",
-		       json_object_to_json_string(name), c->format, c->geo.mapunit, c->geo.rdo_sectors * 512);
+		       json_object_to_json_string(name), c->format, c->geo.mapunit,
+		       c->geo.rdo_sectors * 512);
 		json_object_put(name);
 	} else {
 		printf("%14s %10s %20s %20s %20s\n", "unit", "units", "device offset", "bytes", "cowfile offset");
@@ -168,7 +177,8 @@ int cmd_map(int argc, char **argv)
 	int r;
 
 	(void)argc;
-	r = cow_open(&c, argv[0], FILE_READ, COW_ACCEPT_DIRTY | COW_ACCEPT_PACKED | COW_ACCEPT_MERGE);
+	r = cow_open(&c, argv[0], FILE_READ,
+		     COW_ACCEPT_DIRTY | COW_ACCEPT_PACKED | COW_ACCEPT_MERGE);
 	if (r)
 		return r;
 	if (c.state == COW_DIRTY)

@@ -83,7 +83,8 @@ int file_open(struct file *f, const char *path, unsigned int flags)
 
 	f->fd = open(path, mode);
 	if (f->fd < 0)
-		return errno == EBUSY ? refuse_used(f, path) : error_errno("%s: cannot be opened", path);
+		return errno == EBUSY ? refuse_used(f, path) :
+					error_errno("%s: cannot be opened", path);
 	r = file_from_fd(f, f->fd, path);
 	if (!r && flags & FILE_EXCLUSIVE && !f->block) {
 		user = file_used_by(f);
@@ -212,7 +213,7 @@ static int write_zeroes(const struct file *f, u64 offset, u64 length)
 	for (done = 0; done < length && !r; done += sizeof(zeroes)) {
 		const u64 left = length - done;
 
-		r = file_write(f, offset + done, zeroes, left < sizeof(zeroes) ? left : sizeof(zeroes));
+		r = file_write(f, offset + done, zeroes, min_u64(left, sizeof(zeroes)));
 	}
 	return r;
 }

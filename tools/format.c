@@ -75,6 +75,27 @@ int refuse_overwrite(const struct file *f)
 	return r;
 }
 
+/*
+ * Remove the marks by which libblkid knows what was there: what is left of it
+ * in the room for units must not be taken for a filesystem.
+ */
+static void wipe_marks(const struct file *f)
+{
+	blkid_probe pr = blkid_new_probe();
+
+	if (!pr)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_MAGIC);
+		blkid_probe_enable_partitions(pr, 1);
+		blkid_probe_set_partitions_flags(pr, BLKID_PARTS_MAGIC);
+		while (!interrupted && !blkid_do_probe(pr) && !blkid_do_wipe(pr, 0))
+			;
+	}
+	blkid_free_probe(pr);
+}
+
 /* ---- Making one ---- */
 
 int check_new_options(unsigned int format)
@@ -156,7 +177,7 @@ static int zero_device(const struct file *f, u64 length)
 
 	progress_start(f->path, length, "zeroed");
 	for (at = 0; at < length && !r; at += step) {
-		r = file_zero(f, at, length - at < step ? length - at : step);
+		r = file_zero(f, at, min_u64(length - at, step));
 		if (!r && interrupted)
 			r = error(USAGE, "%s: interrupted.", f->path);
 		progress_update(at + step);
@@ -182,6 +203,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 		warn("%s: has room for %s of the %s of changes there can be.", f->path,
 		     size_text(f->size > geo->doffset ? f->size - geo->doffset : 0),
 		     size_text(geo->rdo_sectors * 512));
+	wipe_marks(f);
 	/* No head from here on. */
 	r = file_write(f, 0, zeroes, sizeof(zeroes));
 	if (!r)

@@ -47,7 +47,7 @@ static int write_units(const struct cowfile *c, const struct file *rdo, u64 used
 		const u64 start = first * c->geo.mapunit, bytes = cow_run_bytes(c, first, nr);
 
 		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
-			const size_t n = bytes - at < FILE_CHUNK ? bytes - at : FILE_CHUNK;
+			const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
 			r = interrupted ? error(USAGE, "%s: interrupted.", rdo->path) :
 					  file_read(&c->file, c->geo.doffset + start + at, buf, n);
@@ -107,7 +107,8 @@ static int zero_units(const struct cowfile *c)
 
 	cow_runs_start(&runs, c);
 	while (!r && cow_runs_next(&runs, &first, &nr))
-		r = file_zero(&c->file, c->geo.doffset + first * c->geo.mapunit, nr * c->geo.mapunit);
+		r = file_zero(&c->file, c->geo.doffset + first * c->geo.mapunit,
+			      nr * c->geo.mapunit);
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
@@ -149,7 +150,7 @@ static int ask(const struct cowfile *c, const struct file *rdo, u64 used)
 	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s\n"
 		       "Any other cowfile over %s cannot be used any more.",
 		       used, size_text(used * c->geo.mapunit), rdo->path, c->file.path,
-		       c->state == COW_MERGING ? "\nThis has begun already; it can only be completed." : "",
+		       c->state == COW_MERGING ? "\nThis has begun; it can only be completed." : "",
 		       rdo->path);
 }
 

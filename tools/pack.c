@@ -69,7 +69,7 @@ static int pack_units(const struct cowfile *c, struct out_stream *out)
 		const u64 bytes = cow_run_bytes(c, first, nr);
 
 		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
-			const size_t n = bytes - at < FILE_CHUNK ? bytes - at : FILE_CHUNK;
+			const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
 			r = file_read(&c->file, start + at, buf, n);
 			if (!r)
@@ -201,7 +201,7 @@ static int unpack_map(struct cowfile *c, struct in_stream *in)
 
 	for (at = 0; at < c->geo.mapsize && !r; at += sizeof(data)) {
 		const u64 left = c->geo.mapsize - at;
-		const size_t n = left < sizeof(data) ? left : sizeof(data);
+		const size_t n = min_u64(left, sizeof(data));
 
 		r = in_read(in, data, n);
 		if (!r && !all_zero(data, n))
@@ -218,11 +218,11 @@ static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 firs
 	int r = OK;
 
 	for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
-		const size_t n = bytes - at < FILE_CHUNK ? bytes - at : FILE_CHUNK;
+		const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
 		r = in_read(in, buf, n);
 		if (!r && at < wanted)
-			r = file_write(&c->file, start + at, buf, wanted - at < n ? wanted - at : n);
+			r = file_write(&c->file, start + at, buf, min_u64(wanted - at, n));
 	}
 	return r;
 }
@@ -275,7 +275,8 @@ static int unpack(struct cowfile *c, struct in_stream *in, const char *from)
 }
 
 /* Into a device: in place. */
-static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char *from, const char *path)
+static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char *from,
+			    const char *path)
 {
 	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
@@ -287,7 +288,8 @@ static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char 
 }
 
 /* Into a file: a new one. */
-static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *from, const char *path)
+static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *from,
+			  const char *path)
 {
 	struct file old;
 	struct new_file new;
@@ -335,11 +337,12 @@ int cmd_unpack(int argc, char **argv)
 	r = read_head(&c, in, argv[0]);
 	if (!r)
 		r = !stat(argv[1], &st) && !S_ISREG(st.st_mode) ?
-		    unpack_to_device(&c, in, argv[0], argv[1]) : unpack_to_file(&c, in, argv[0], argv[1]);
+		    unpack_to_device(&c, in, argv[0], argv[1]) :
+		    unpack_to_file(&c, in, argv[0], argv[1]);
 	in_close(in);
 	cow_close(&c);
 	if (!r)
-		verbose("%s: unpacked into %s: %llu units (%s).", argv[0], argv[1], le64(c.head.cowused),
-			size_text(le64(c.head.cowused) * c.geo.mapunit));
+		verbose("%s: unpacked into %s: %llu units (%s).", argv[0], argv[1],
+			le64(c.head.cowused), size_text(le64(c.head.cowused) * c.geo.mapunit));
 	return r;
 }

@@ -166,7 +166,9 @@ void progress_end(bool finished)
 	elapsed = now_ms() - work.started_ms;
 	progress_clear();
 	work.running = false;
-	if (!finished || !wanted() || (elapsed < 1000 && !opt.progress_json && !opt.progress_frequency))
+	if (!finished || !wanted())
+		return;
+	if (elapsed < 1000 && !opt.progress_json && !opt.progress_frequency)
 		return;
 	if (opt.progress_json) {
 		work.done = work.total;

@@ -178,7 +178,7 @@ static int mend_details(struct repair *p)
 	}
 	if (p->c.format == 2) {
 		mend_text(p, head->label, sizeof(head->label), "label");
-		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find the read-only device");
+		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
 		if (!all_zero(head->reserved, sizeof(head->reserved))) {
 			mended(p, "reserved bytes in the head, now zeroes");
 			memset(head->reserved, 0, sizeof(head->reserved));
@@ -302,7 +302,8 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 		}
 	}
 	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they were",
-	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr), unknown);
+	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
+	       unknown);
 	return OK;
 }
 
@@ -480,7 +481,8 @@ int cmd_repair(int argc, char **argv)
 	int r;
 
 	(void)argc;
-	r = cow_open_faulty(&p.c, argv[0], opt.dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE, &quiet);
+	r = cow_open_faulty(&p.c, argv[0], opt.dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
+			    &quiet);
 	if (p.c.file.fd < 0)
 		return r;
 	r = mend_head(&p);

@@ -306,7 +306,8 @@ bool text_is_utf8(const char *text)
 
 	while (*p) {
 		const u8 c = *p++;
-		int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
+		int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 :
+			   c < 0xf5 ? 3 : -1;
 
 		if (more < 0)
 			return false;

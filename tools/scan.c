@@ -56,7 +56,7 @@ int cow_scan_sector(const struct cowfile *c, struct cow_scan *s)
 	while (!r && start < end) {
 		r = file_next_data(&c->file, &start, &extent_end, end);
 		while (!r && start < extent_end) {
-			const u64 left = extent_end - start, n = left < FILE_CHUNK ? left : FILE_CHUNK;
+			const u64 left = extent_end - start, n = min_u64(left, FILE_CHUNK);
 
 			r = interrupted ? error(USAGE, "%s: interrupted.", c->file.path) :
 					  file_read(&c->file, start, buf, n);

@@ -64,7 +64,8 @@ struct out_stream *out_open(const char *path, enum compress compress, int *code)
 	o->compress = compress;
 	o->file.file = FILE_CLOSED;
 	o->can_skip = compress == COMPRESS_NONE && strcmp(path, "-");
-	*code = strcmp(path, "-") ? new_file_create(&o->file, path, default_mode()) : open_stdout(o);
+	*code = strcmp(path, "-") ? new_file_create(&o->file, path, default_mode()) :
+				    open_stdout(o);
 
 	if (!*code && compress == COMPRESS_GZIP &&
 	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,
@@ -162,7 +163,7 @@ int out_zeroes(struct out_stream *o, u64 length)
 		return OK;
 	}
 	while (length && !r) {
-		const size_t n = length < sizeof(zeroes) ? length : sizeof(zeroes);
+		const size_t n = min_u64(length, sizeof(zeroes));
 
 		r = interrupted ? error(USAGE, "%s: interrupted.", o->path) : out_write(o, zeroes, n);
 		length -= n;
@@ -392,7 +393,7 @@ int in_skip(struct in_stream *i, u64 length)
 	int r = OK;
 
 	while (length && !r) {
-		const size_t n = length < sizeof(data) ? length : sizeof(data);
+		const size_t n = min_u64(length, sizeof(data));
 
 		r = in_read(i, data, n);
 		length -= n;

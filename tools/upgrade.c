@@ -71,7 +71,7 @@ static int copy(struct upgrade *up, const struct file *from, u64 base, u64 start
 	int r = OK;
 
 	for (u64 at = start; at < end && !r; at += FILE_CHUNK) {
-		const size_t n = end - at < FILE_CHUNK ? end - at : FILE_CHUNK;
+		const size_t n = min_u64(end - at, FILE_CHUNK);
 
 		r = interrupted ? error(USAGE, "%s: interrupted.", up->old.file.path) :
 				  file_read(from, base + at, up->buf, n);

@@ -156,7 +156,9 @@ static uint64_t rnd(uint64_t below)
 /* Numbers at which things go wrong. */
 static uint64_t odd_number(void)
 {
-	static const int64_t near[] = { 0, 1, -1, 511, 512, 4096, 65536, INT32_MAX, UINT32_MAX, INT64_MAX };
+	static const int64_t near[] = {
+		0, 1, -1, 511, 512, 4096, 65536, INT32_MAX, UINT32_MAX, INT64_MAX,
+	};
 
 	switch (rnd(3)) {
 	case 0:

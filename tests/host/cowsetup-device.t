@@ -108,6 +108,16 @@ settle
 runs "in order: upgraded in place" cowfile dump --rdo rdo cow
 is "$(cowhead cow format)" 2 "format 2"
 
+# a filesystem whose mark is far inside: reiserfs at 64 KiB
+cp dirt cow
+blockdev --flushbufs "$cow"
+perl -e 'open my $f, "+<", $ARGV[0] or die; seek $f, 65536, 0;
+	print $f pack "x12 V x28 v x6 a12 x100", 8211, 4096, "ReIsEr2Fs"' "$cow"
+is "$(blkid -p -o value -s TYPE "$cow")" reiserfs "a mark inside"
+exits 0 "format over a mark inside" cowsetup format --force "$rdo" "$cow"
+settle
+is "$(blkid -p -o value -s TYPE "$cow" 2>&1)" "" "is not a filesystem any more"
+
 # too small
 truncate -s 8192 tiny
 tiny=''

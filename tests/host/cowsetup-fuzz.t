@@ -23,12 +23,20 @@ makecow c --units 0,5-90,200-300/3,last
 cowsetup pack --compress zstd c p.zst
 cowsetup pack --compress gzip c p.gz
 makecow d --format 1 --units 0-100 --dirty
-wrong=0
+
+# mutant SEED FILE: one of them with a few bytes changed, or nothing but random bytes
+mutant() {
+	perl -we 'use strict; my ($seed, $to) = @ARGV; srand $seed; local $/;
+		my $from = (qw(c d p.zst p.gz), undef)[$seed % 5];
+		my $data = join "", map { chr rand 256 } 1 .. 1000 + rand 20000;
+		if ($from) { open my $f, "<", $from or die; $data = <$f> }
+		substr $data, int rand($seed & 8 ? length($data) : 128), 1, chr rand 256 for 1 .. 1 + rand 8;
+		open my $out, ">", $to or die; print $out $data; close $out or die' "$@"
+}
+
+wrong=0 refused=0
 for i in $(seq 60); do
-	perl -e 'srand $ARGV[0]; local $/; my @files = map { open my $f, "<", $_ or die; <$f> } qw(c d p.zst p.gz);
-		$_ = $files[$ARGV[0] % 5] // join "", map { chr rand 256 } 1 .. 128 + rand 20000;
-		substr $_, int rand(length > 128 && $ARGV[0] & 8 ? length : 128), 1, chr rand 256 for 1 .. 1 + rand 8;
-		open my $out, ">", "bad"; print $out $_' "$((seed + i))"
+	mutant $((seed + i)) bad || { wrong=$((wrong + 1)); continue; }
 	for command in "dump bad" "map --json bad" "check --rdo rdo bad" "unpack --force bad u" "unpack --force - u" \
 		"merge -q copy bad" "upgrade --rdo rdo bad n" "repair -f bad"; do
 		[[ $command == merge* ]] && cp --sparse=always rdo copy
@@ -36,6 +44,7 @@ for i in $(seq 60); do
 		timeout 20 "$tool" $command <bad >out 2>err
 		status=$?
 		rm -f u n
+		[ "$status" -eq 0 ] || refused=$((refused + 1))
 		[ "$status" -le 5 ] && continue
 		wrong=$((wrong + 1))
 		diag "seed $((seed + i)): cowsetup $command: exit status $status"
@@ -43,5 +52,8 @@ for i in $(seq 60); do
 	done
 done
 is "$wrong" 0 "480 commands on mutations of whole files"
+[ "$refused" -gt 100 ] && [ "$refused" -lt 480 ]
+ok $? "some of which are refused, and some are not"
+diag "$refused refused"
 
 done_testing

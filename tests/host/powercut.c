@@ -93,8 +93,10 @@ static void keep(int fd, off_t offset, off_t length)
 	k = malloc(sizeof(*k) + length);
 	if (!k)
 		abort();
-	*k = (struct kept){ kept, open(path, O_RDWR | O_CLOEXEC), st.st_dev, st.st_ino, offset, length,
-			    st.st_size };
+	*k = (struct kept){
+		kept, open(path, O_RDWR | O_CLOEXEC), st.st_dev, st.st_ino,
+		offset, length, st.st_size,
+	};
 	n = pread(k->fd, k->data, length, offset);
 	if (n != length)
 		abort();
