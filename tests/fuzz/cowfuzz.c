@@ -10,6 +10,7 @@
  *		bit 1: make those of the bitmap sectors right
  *		bit 2: make the file as long as is said below
  *		bit 3, 4, 5: --force, --dry-run, --json
+ *		bit 6: make the sizes in the head agree with the device's
  *	2..9	how long; a hole is added, or some of it is cut off
  *
  * With clang's -fsanitize=fuzzer this is a target for libFuzzer. Otherwise it is
@@ -76,13 +77,35 @@ static void set_up(void)
 	target = xasprintf("%s/out", directory);
 }
 
-/* Make checksums right, as far as the file goes. */
+/* A cowfile for a device as large as the head has it. */
+static void fix_sizes(struct cow_head *head)
+{
+	const unsigned int format = le16(head->version);
+	const uint64_t sectors = format == 1 ? le64(head->rdoblocks) * 2 : le64(head->rdosectors);
+	const uint64_t mapunit = format == 1 ? COW_V1_MAPUNIT : le64(head->mapunit);
+	struct cow_geometry geo;
+
+	if ((format != 1 && format != 2) || sectors > COW_MAX_BYTES / 512)
+		return;
+	if (format == 2 && !cow_v2_mapunit_valid(mapunit))
+		return;
+	cow_geometry_init(&geo, format, mapunit, sectors);
+	head->mapsize = htole64(geo.mapsize);
+	head->doffset = htole64(geo.doffset);
+	head->rdoblocks = htole64(geo.nr_units);
+}
+
+/* Make right what is asked for, as far as the file goes. */
 static void fix(uint8_t *file, size_t size, unsigned int what)
 {
 	struct cow_head *head = (struct cow_head *)file;
 	struct cowfile c = { .format = 2 };
 
-	if (size < sizeof(*head) || le16(head->version) != 2)
+	if (size < sizeof(*head))
+		return;
+	if (what & 64)
+		fix_sizes(head);
+	if (le16(head->version) != 2)
 		return;
 	if (what & 1)
 		head->csum = htole32(crc32c(0, head, offsetof(struct cow_head, csum)));
@@ -139,8 +162,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 }
 
 #ifndef LIBFUZZER
-
-void __sanitizer_set_report_fd(void *fd);
 
 /* xorshift64*: the same everywhere */
 static uint64_t state = 88172645463325252ULL;
@@ -239,7 +260,7 @@ static uint8_t *load(const char *path, size_t *size)
 int main(int argc, char **argv)
 {
 	static uint8_t data[MAX_INPUT];
-	const int nr_files = argc - 2, report = dup(STDERR_FILENO), out = dup(STDOUT_FILENO);
+	const int nr_files = argc - 2;
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	static uint8_t **files;
 	static size_t *sizes;
@@ -253,9 +274,9 @@ int main(int argc, char **argv)
 	for (int i = 0; i < nr_files; i++)
 		files[i] = load(argv[i + 2], &sizes[i]);
 
-	/* What the commands say is of no interest here; what the compiler's checks say is. */
-	__sanitizer_set_report_fd((void *)(intptr_t)report);
-	if (!freopen("/dev/null", "w", stdout) || !freopen("/dev/null", "w", stderr))
+	/* What the commands say is of no interest here; what the compiler's checks say, to 2, is. */
+	stdout = stderr = fopen("/dev/null", "w");
+	if (!stderr)
 		return 1;
 	if (getenv("COWFUZZ_SEED"))
 		state ^= strtoull(getenv("COWFUZZ_SEED"), NULL, 10) << 1;
@@ -269,7 +290,7 @@ int main(int argc, char **argv)
 		alarm(20);
 		LLVMFuzzerTestOneInput(data, mutate(data, sizes[i]));
 	}
-	dprintf(out, "%d files, %lu mutations\n", nr_files, count);
+	dprintf(STDOUT_FILENO, "%d files, %lu mutations\n", nr_files, count);
 	return 0;
 }
 
