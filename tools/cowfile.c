@@ -58,7 +58,7 @@ u32 crc32c(u32 crc, const void *data, size_t length)
 	return ~crc;
 }
 
-static u32 sector_csum(const u8 *bits, u64 sector)
+u32 cow_sector_csum(const u8 *bits, u64 sector)
 {
 	const u64 index = htole64(sector);
 
@@ -437,7 +437,7 @@ static void judge_sector(struct cow_map *m, u64 sector, const u8 *data)
 	if (m->c->format == 2) {
 		memcpy(&csum, data + COW_V2_SECTOR_BYTES, sizeof(csum));
 		m->csum = le32(csum);
-		m->expected = sector_csum(data, sector);
+		m->expected = cow_sector_csum(data, sector);
 		m->good = m->csum == m->expected;
 	}
 }
@@ -506,7 +506,7 @@ void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *da
 	memset(data, 0, COW_MAP_SECTOR);
 	memcpy(data, bits, c->sector_bytes);
 	if (c->format == 2 && !all_zero(bits, c->sector_bytes)) {
-		csum = htole32(sector_csum(bits, sector));
+		csum = htole32(cow_sector_csum(bits, sector));
 		memcpy(data + COW_V2_SECTOR_BYTES, &csum, sizeof(csum));
 	}
 }

@@ -64,6 +64,9 @@ struct cowfile {
 /* CRC-32C; goes on from @crc, the checksum of what came before, or 0. */
 u32 crc32c(u32 crc, const void *data, size_t length);
 
+/* Of a bitmap sector of format 2. */
+u32 cow_sector_csum(const u8 *bits, u64 sector);
+
 /*
  * The fingerprint of a read-only device as @format has it. With @masked, units
  * that are in that cowfile count as zeroes: the fingerprint of what a merge

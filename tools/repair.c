@@ -9,13 +9,15 @@
  * Format 1, dirty. The original's rule: a unit that is not all zeroes has been
  * written, whatever the bitmap says. Bits that are set stay set.
  *
- * Format 2, a damaged bitmap sector. The data tells: a unit that is a hole in
- * the file was never written, one that is not all zeroes was. (A unit may have
- * been written and not flushed before a crash; either is right for it.) One
- * that has space but is all zeroes might be either, since a filesystem may give
- * space in larger pieces than asked for: it stays as the sector has it, damaged
- * as that may be. So do all of them on a block device, where nothing tells; this
- * takes --force.
+ * Format 2, a damaged bitmap sector. If a single bit of it is wrong, the checksum
+ * says which. Otherwise the data tells: a unit that is a hole in the file was
+ * not written, one that is not all zeroes was. (A unit may have been written and
+ * not flushed before a crash; either is right for it.) One that has space but is
+ * all zeroes might be either, since a filesystem may give space in larger pieces
+ * than asked for: it stays as the sector has it, damaged as that may be. A hole
+ * for which the sector has a bit is counted aloud: zeroes may have been written
+ * there, and stored as a hole. On a block device nothing tells, and all units stay
+ * as the sector has them; this takes --force.
  *
  * Units beyond the file's end are lost. Their bits are cleared with --force
  * only: it means that rdo's data is read in their place, without an error.
@@ -263,18 +265,38 @@ static int put_bits(struct repair *p, u64 sector, const u8 *bits)
 	return r ? r : cow_write_bits(&p->c, sector, bits);
 }
 
+/* If a damaged sector of format 2 has one wrong bit, put it right. */
+static bool correct_bit(const struct cow_map *m, u8 *bits)
+{
+	/* In the checksum itself? */
+	if (__builtin_popcount(m->csum ^ m->expected) == 1)
+		return true;
+	for (u32 i = 0; i < m->c->sector_units; i++) {
+		bits[i / 8] ^= 1 << i % 8;
+		if (cow_sector_csum(bits, m->sector) == m->csum)
+			return true;
+		bits[i / 8] ^= 1 << i % 8;
+	}
+	return false;
+}
+
 /* Work out the bits of a damaged sector of format 2, or leave it as it is. */
 static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 {
 	const struct cowfile *c = &p->c;
 	struct cow_scan s = { .sector = m->sector };
-	u32 nr, unknown = 0;
+	u32 nr, unknown = 0, holes = 0;
 	const u64 first = cow_sector_units(c, m->sector, &nr);
 	int r;
 
 	if (!nr) {
 		memset(bits, 0, c->sector_bytes);
 		mended(p, "bitmap sector %llu, which has no units, now clear", m->sector);
+		return OK;
+	}
+	if (correct_bit(m, bits)) {
+		mended(p, "bitmap sector %llu, units %llu to %llu: one bit, which the checksum tells",
+		       m->sector, first, first + nr - 1);
 		return OK;
 	}
 	if (c->file.block && !opt.force) {
@@ -294,6 +316,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 		return r;
 	for (u32 i = 0; i < nr; i++) {
 		if (!bit_is_set(s.data, i)) {
+			holes += bit_is_set(bits, i);
 			bit_assign(bits, i, false);
 		} else if (bit_is_set(s.nonzero, i)) {
 			bit_assign(bits, i, true);
@@ -304,6 +327,9 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they were",
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
+	if (holes)
+		printf("%s: %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
+		       p->path, holes);
 	return OK;
 }
 

@@ -139,6 +139,25 @@ done
 exits 0 "holes and zeroes" cowsetup repair c
 says '3 units in the cowfile, 4061 not; 2 that are all zeroes' "are told apart"
 is "$(cowhead c units)" "1,3,9" "and dealt with"
+# one wrong bit is found by the checksum, wherever it is, and whatever the data is
+wrong=0
+for bit in 0 7 8 24 79 4000 4063 4064 4071 4095; do
+	makecow c --units 1,3,4063 --zero-units 0,8,80,9000
+	perl -e 'open my $f, "+<", "c" or die; seek $f, 4096 + ($ARGV[0] >> 3), 0; read $f, my $byte, 1;
+		seek $f, 4096 + ($ARGV[0] >> 3), 0; print $f chr(ord($byte) ^ 1 << ($ARGV[0] & 7))' "$bit"
+	found=$(ids c)
+	cowsetup repair c >out
+	[ "$found" = map-csum ] && grep -q 'one bit, which the checksum tells' out &&
+		[ "$(cowhead c units)" = 0-1,3,8,80,4063,9000 ] && continue
+	wrong=$((wrong + 1))
+	diag "bit $bit: $(cat out)"
+done
+is "$wrong" 0 "one wrong bit is corrected"
+# two are not; zeroes that are stored as holes can't be told from what was never written
+makecow c --units 1,3 --zero-units 9,11 --flip 4200
+exits 0 "a wrong byte" cowsetup repair c
+is "$(cowhead c units)" "1,3" "is rebuilt from the data"
+says '10 of those that are not were set in the damaged sector, but are holes' "and says what may be lost"
 # sectors that changed places
 makecow c --units 0-99,4064-4070
 dd if=c of=map bs=512 skip=8 count=2 status=none
