@@ -35,8 +35,7 @@
 struct options opt;
 volatile int interrupted;
 
-static char directory[] = "/dev/shm/cowfuzz.XXXXXX";
-static char *target;
+static char *target;		/* what is written by pack and unpack */
 
 static int run_unpack(int argc, char **argv)
 {
@@ -61,21 +60,6 @@ static int run_pack(int argc, char **argv)
 static int (*const commands[])(int argc, char **argv) = {
 	cmd_dump, cmd_map, cmd_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
 };
-
-static void remove_all(void)
-{
-	rmdir(directory);
-}
-
-static void set_up(void)
-{
-	if (target)
-		return;
-	if (!mkdtemp(directory))
-		abort();
-	atexit(remove_all);
-	target = xasprintf("%s/out", directory);
-}
 
 /* A cowfile for a device as large as the head has it. */
 static void fix_sizes(struct cow_head *head)
@@ -132,7 +116,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t length;
 	int fd;
 
-	set_up();
+	if (!target)
+		target = xasprintf("/dev/shm/cowfuzz.%d", getpid());
 	if (size < PREFIX || size > MAX_INPUT)
 		return 0;
 	which = data[0] % (sizeof(commands) / sizeof(commands[0]));
