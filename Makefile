@@ -9,10 +9,12 @@ make demo               shows the main job on a real filesystem image, in a VM; 
 make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
+make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
-make install            for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
+make install            all of it; for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
+make install-module     the module only; make install-tools the tool only: PREFIX=/usr/local, DESTDIR=<root>
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -31,7 +33,7 @@ help:
 STOCK = $(shell scripts/kernel $(KERNEL) | sed -n 's/^kdir=//p')
 ifeq ($(origin KDIR),undefined)
 KDIR = $(STOCK)
-install: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/build),$(STOCK))
+install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/build),$(STOCK))
 endif
 
 Q := $(if $(V),,@)
@@ -58,7 +60,7 @@ kmod:
 	$(KBUILD) modules
 
 # depmod is for a system's own directory, not for one that a package is made of
-install:
+install-module:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
 	$(KBUILD) INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
@@ -69,16 +71,73 @@ install:
 # --- The tools, and the programs the tests run in the VM ----------------------------------------------------
 
 CFLAGS ?= -O2 -g
-GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
+STRICT = -std=c11 -D_GNU_SOURCE -Wall -Wextra
+VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 
-tools: $(GUEST)
-	@:
+# what cowsetup needs, and what Debian calls it
+LIBS = popt json-c libzstd zlib uuid blkid devmapper
+DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libdevmapper-dev pkg-config
+LIBS_CFLAGS = $(shell pkg-config --cflags $(LIBS))
+LIBS_LDFLAGS = $(shell pkg-config --libs $(LIBS))
+
+GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
+TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
+
+tools: $(GUEST) build/tools/cowsetup
 	@:
 
 build/guest/%: tests/%.c $(wildcard *.h tests/*.h)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
-	$(Q)$(CC) -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. $(CFLAGS) -pthread -static -o $@ $<
+	$(Q)$(CC) $(STRICT) -I. $(CFLAGS) -pthread -static -o $@ $<
+
+build/tools/libs:
+	$(Q)pkg-config --exists $(LIBS) || { \
+		echo "make: cowsetup needs libraries that are not here: on Debian and Ubuntu, apt install $(DEBS)" >&2; \
+		pkg-config --print-errors --exists $(LIBS) 2>&1 | sed 's/^/make: /' >&2; exit 1; }
+	@mkdir -p $(@D) && touch $@
+
+build/tools/%.o: tools/%.c build/tools/libs $(wildcard tools/*.h) dm-cowloop.h CHANGELOG
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CFLAGS) -c -o $@ $<
+
+build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
+	$(if $(V),,@echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_LDFLAGS)
+
+# The same with the compiler's checks, for the tests: errors are found where they are made.
+SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(wildcard tools/*.c) \
+		$(LIBS_LDFLAGS)
+
+# Anything may come as a cowfile: tests/fuzz/cowfuzz.c
+FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
+build/tools-asan/cowfuzz: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
+
+build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)clang $(STRICT) -DLIBFUZZER $(LIBS_CFLAGS) $(SANITIZE) -fsanitize=fuzzer -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
+
+PREFIX ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
+
+install-tools: build/tools/cowsetup
+	$(Q)install -D -m 755 build/tools/cowsetup "$(DESTDIR)$(SBINDIR)/cowsetup"
+	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
+	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
+	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"
+
+install: install-module install-tools
 
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
@@ -90,7 +149,7 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules kmod tools
+	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-crash: setup
@@ -112,6 +171,17 @@ check-debug: setup
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
 
+# A million inputs made at random, and then, where there is clang, those that lead to new places in the code.
+FUZZ_SECONDS ?= 300
+check-fuzz: setup
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz
+	$(Q)build/tools-asan/cowfuzz 1000000 tests/fuzz/corpus/*
+	$(Q)if command -v clang >/dev/null; then \
+		$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer && mkdir -p build/fuzz/new && cd build/fuzz && \
+		../tools-asan/cowfuzz-libfuzzer -close_fd_mask=3 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+			-max_len=60000 -print_final_stats=1 new ../../tests/fuzz/corpus; \
+	fi
+
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
@@ -126,4 +196,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress
+.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowfuzz: feeds cowsetup's commands with cowfiles and packed files that may be
+ * anything. They may refuse them, but not crash, hang or eat memory.
+ *
+ * An input is ten bytes and then a file:
+ *
+ *	0	the command, modulo how many there are
+ *	1	bit 0: make the head's checksum right
+ *		bit 1: make those of the bitmap sectors right
+ *		bit 2: make the file as long as is said below
+ *		bit 3, 4, 5: --force, --dry-run, --json
+ *		bit 6: make the sizes in the head agree with the device's
+ *	2..9	how long; a hole is added, or some of it is cut off
+ *
+ * With clang's -fsanitize=fuzzer this is a target for libFuzzer. Otherwise it is
+ * a program: cowfuzz COUNT FILE... runs the files, and COUNT mutations of them.
+ */
+
+#include <endian.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "../../tools/cowfile.h"
+
+#define PREFIX		10
+#define MAX_INPUT	(256 * 1024)
+
+struct options opt;
+volatile int interrupted;
+
+static char *target;		/* what is written by pack and unpack */
+
+static int run_unpack(int argc, char **argv)
+{
+	char *args[] = { argv[0], target };
+	int r = cmd_unpack(argc + 1, args);
+
+	unlink(target);
+	return r;
+}
+
+static int run_pack(int argc, char **argv)
+{
+	char *args[] = { argv[0], target };
+	int r = cmd_pack(argc + 1, args);
+
+	unlink(target);
+	return r;
+}
+
+#define UNPACK	5
+
+static int (*const commands[])(int argc, char **argv) = {
+	cmd_dump, cmd_map, cmd_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
+};
+
+/* A cowfile for a device as large as the head has it. */
+static void fix_sizes(struct cow_head *head)
+{
+	const unsigned int format = le16(head->version);
+	const uint64_t sectors = format == 1 ? le64(head->rdoblocks) * 2 : le64(head->rdosectors);
+	const uint64_t mapunit = format == 1 ? COW_V1_MAPUNIT : le64(head->mapunit);
+	struct cow_geometry geo;
+
+	if ((format != 1 && format != 2) || sectors > COW_MAX_BYTES / 512)
+		return;
+	if (format == 2 && !cow_v2_mapunit_valid(mapunit))
+		return;
+	cow_geometry_init(&geo, format, mapunit, sectors);
+	head->mapsize = htole64(geo.mapsize);
+	head->doffset = htole64(geo.doffset);
+	head->rdoblocks = htole64(geo.nr_units);
+}
+
+/* Make right what is asked for, as far as the file goes. */
+static void fix(uint8_t *file, size_t size, unsigned int what)
+{
+	struct cow_head *head = (struct cow_head *)file;
+	struct cowfile c = { .format = 2 };
+
+	if (size < sizeof(*head))
+		return;
+	if (what & 64)
+		fix_sizes(head);
+	if (le16(head->version) != 2)
+		return;
+	if (what & 1)
+		head->csum = htole32(crc32c(0, head, offsetof(struct cow_head, csum)));
+	if (!(what & 2))
+		return;
+	c.sector_bytes = COW_V2_SECTOR_BYTES;
+	for (uint64_t sector = 0; sector < le64(head->mapsize) / COW_MAP_SECTOR; sector++) {
+		const uint64_t at = COW_V2_MOFFSET + sector * COW_MAP_SECTOR;
+		uint8_t data[COW_MAP_SECTOR];
+
+		if (at + COW_MAP_SECTOR > size)
+			break;
+		cow_encode_bits(&c, sector, file + at, data);
+		memcpy(file + at, data, sizeof(data));
+	}
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	static uint8_t file[MAX_INPUT];
+	char path[32], *argv[] = { path };
+	unsigned int which;
+	uint64_t length;
+	int fd;
+
+	if (!target)
+		target = xasprintf("/dev/shm/cowfuzz.%d", getpid());
+	if (size < PREFIX || size > MAX_INPUT)
+		return 0;
+	which = data[0] % (sizeof(commands) / sizeof(commands[0]));
+	opt = (struct options){
+		.batch_mode = true,
+		.force = data[1] & 8,
+		.dry_run = data[1] & 16,
+		.json = data[1] & 32,
+	};
+	memcpy(file, data + PREFIX, size - PREFIX);
+	fix(file, size - PREFIX, data[1]);
+
+	fd = memfd_create("cowfuzz", MFD_CLOEXEC);
+	if (fd < 0 || write(fd, file, size - PREFIX) != (ssize_t)(size - PREFIX))
+		abort();
+	memcpy(&length, data + 2, sizeof(length));
+	length = le64toh(length) & INT64_MAX;
+	/* A stream is read to its end, and takes the time that this takes. */
+	if (which == UNPACK && length > MAX_INPUT)
+		length = MAX_INPUT;
+	if (data[1] & 4 && ftruncate(fd, length))
+		abort();
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	commands[which](1, argv);
+	close(fd);
+	return 0;
+}
+
+#ifndef LIBFUZZER
+
+/* xorshift64*: the same everywhere */
+static uint64_t state = 88172645463325252ULL;
+
+static uint64_t rnd(uint64_t below)
+{
+	state ^= state >> 12;
+	state ^= state << 25;
+	state ^= state >> 27;
+	return (state * 2685821657736338717ULL >> 11) % below;
+}
+
+/* Numbers at which things go wrong. */
+static uint64_t odd_number(void)
+{
+	static const int64_t near[] = {
+		0, 1, -1, 511, 512, 4096, 65536, INT32_MAX, UINT32_MAX, INT64_MAX,
+	};
+
+	switch (rnd(3)) {
+	case 0:
+		return near[rnd(sizeof(near) / sizeof(near[0]))] + rnd(3) - 1;
+	case 1:
+		return 1ULL << rnd(64);
+	default:
+		return rnd(UINT64_MAX) >> rnd(64);
+	}
+}
+
+/* Most of what decides is in the head, a bit in the bitmap. */
+static size_t place(size_t size)
+{
+	const size_t n = size - PREFIX;
+
+	switch (rnd(4)) {
+	case 0:
+		return PREFIX + rnd(n);
+	case 1:
+		return n > 4096 + 512 ? PREFIX + 4096 + rnd(512) : PREFIX + rnd(n);
+	default:
+		return PREFIX + rnd(n < 96 ? n : 96);
+	}
+}
+
+static size_t mutate(uint8_t *data, size_t size)
+{
+	uint64_t number;
+
+	data[0] = rnd(256);
+	data[1] = rnd(256);
+	for (unsigned int i = rnd(6) + 1; i && size > PREFIX + 8; i--) {
+		const size_t at = place(size);
+
+		switch (rnd(6)) {
+		case 0:
+			data[at] ^= 1 << rnd(8);
+			break;
+		case 1:
+			data[at] = rnd(256);
+			break;
+		case 2:
+		case 3:
+			number = htole64(odd_number());
+			/* Where the numbers are. */
+			memcpy(data + PREFIX + rnd(10) * 8, &number, size > PREFIX + 88 ? 8 : 0);
+			break;
+		case 4:
+			number = htole64(odd_number());
+			memcpy(data + 2, &number, 8);
+			break;
+		case 5:
+			if (!rnd(4))
+				size = PREFIX + rnd(size - PREFIX);
+			break;
+		}
+	}
+	return size;
+}
+
+static uint8_t *load(const char *path, size_t *size)
+{
+	struct stat st;
+	uint8_t *data;
+	int fd = open(path, O_RDONLY);
+
+	if (fd < 0 || fstat(fd, &st) || st.st_size > MAX_INPUT) {
+		perror(path);
+		exit(1);
+	}
+	data = xmalloc(st.st_size + 1);
+	*size = read(fd, data, st.st_size);
+	close(fd);
+	return data;
+}
+
+int main(int argc, char **argv)
+{
+	static uint8_t data[MAX_INPUT];
+	const int nr_files = argc - 2;
+	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
+	static uint8_t **files;
+	static size_t *sizes;
+
+	if (nr_files < 1) {
+		fprintf(stderr, "usage: cowfuzz COUNT FILE...\n");
+		return 1;
+	}
+	files = xmalloc(nr_files * sizeof(*files));
+	sizes = xmalloc(nr_files * sizeof(*sizes));
+	for (int i = 0; i < nr_files; i++)
+		files[i] = load(argv[i + 2], &sizes[i]);
+
+	/* What the commands say is of no interest here; what the compiler's checks say, to 2, is. */
+	stdout = stderr = fopen("/dev/null", "w");
+	if (!stderr)
+		return 1;
+	if (getenv("COWFUZZ_SEED"))
+		state ^= strtoull(getenv("COWFUZZ_SEED"), NULL, 10) << 1;
+
+	for (int i = 0; i < nr_files; i++)
+		LLVMFuzzerTestOneInput(files[i], sizes[i]);
+	for (unsigned long n = 0; n < count; n++) {
+		const int i = rnd(nr_files);
+
+		memcpy(data, files[i], sizes[i]);
+		alarm(20);
+		LLVMFuzzerTestOneInput(data, mutate(data, sizes[i]));
+	}
+	dprintf(STDOUT_FILENO, "%d files, %lu mutations\n", nr_files, count);
+	return 0;
+}
+
+#endif

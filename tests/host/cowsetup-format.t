@@ -1,0 +1,184 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# cowsetup format, dump and map: what format writes is in order by the other implementation of the formats, nothing is
+# overwritten by mistake, and dump and map say what the other implementation put there.
+
+# JSON is asked in Perl, whose variables are not the shell's
+# shellcheck disable=SC2016 source=tests/host/lib.sh
+. "${0%/*}/lib.sh"
+
+image rdo 5000704 # 4883 units of 1024, 1220.9 of 4096: 9767 sectors, one more than whole units of 1024
+image small 512
+image big $((70 * 1024 * 1024))
+
+# --- format -------------------------------------------------------------------------------------------------
+
+for unit in 4K 64K 1M; do
+	exits 0 "format 2, $unit" cowsetup format --mapunit "$unit" rdo "c$unit"
+	runs "in order: format 2, $unit" cowfile dump --rdo rdo "c$unit"
+	is "$(stat -c %s "c$unit")" "$(cowfile make --rdo rdo --cow m --mapunit "$unit" && stat -c %s m)" \
+		"with room for every unit: $unit"
+	is "$(cowhead "c$unit" format cowused dirty)" "2 0 0" "empty and clean: $unit"
+done
+exits 0 "format 1" cowsetup format --format 1 rdo c1
+says 'its last 512 bytes do not fill a unit' "says that a tail is left out"
+runs "in order: format 1" cowfile dump --rdo rdo c1
+is "$(stat -c %s c1)" $((4096 + 4883 * 1024)) "with room for every unit: format 1"
+[ "$(stat -c %b c1)" -le 64 ]
+ok $? "takes no space"
+
+exits 0 "a label and a place of rdo" cowsetup format --label 'Bücher' --rdo-spec UUID=1234 rdo cl
+is "$(cowhead cl label rdospec)" "Bücher UUID=1234" "are in the head"
+runs "in order with a label" cowfile dump --rdo rdo cl
+exits 0 "one sector" cowsetup format small cs
+runs "in order: one sector" cowfile dump --rdo small cs
+exits 4 "format 1 needs a unit" cowsetup format --format 1 small cs1
+says 'too small: found 512 bytes, expected at least 1 KiB' "and says so"
+[ ! -e cs1 ]
+ok $? "leaves nothing behind"
+exits 0 "bitmap of several sectors" cowsetup format big cb
+runs "in order: bitmap of several sectors" cowfile dump --rdo big cb
+a=$(cowhead c4K uuid) b=$(cowhead c64K uuid)
+[ "$a" != "$b" ]
+ok $? "every cowfile has a UUID of its own"
+
+# --- what it refuses ----------------------------------------------------------------------------------------
+
+cp c1 keep
+exits 5 "an existing cowfile" cowsetup format rdo c1
+says 'holds a cowfile already.*--force' "and says what to do"
+runs "is as it was" cmp c1 keep
+exits 0 "but with --force" cowsetup format --force rdo c1
+runs "in order: over another" cowfile dump --rdo rdo c1
+
+mkfs=$(command -v mke2fs || echo /sbin/mke2fs)
+if [ -x "$mkfs" ]; then
+	truncate -s 8M fs
+	"$mkfs" -q -F fs 2>/dev/null
+	cp fs keep
+	exits 5 "a filesystem" cowsetup format rdo fs
+	says 'holds a filesystem or the like \(ext2\)' "and says which"
+	runs "is as it was: filesystem" cmp fs keep
+else
+	skip "no mke2fs"
+	skip "no mke2fs"
+	skip "no mke2fs"
+fi
+truncate -s 8M pt
+perl -e 'print "\0" x 446, pack("CCCCCCCCVV", 0, 1, 1, 0, 0x83, 1, 1, 1, 1, 1000), "\0" x 48, "\x55\xaa"' |
+	dd of=pt conv=notrunc status=none
+exits 5 "a partition table" cowsetup format rdo pt
+says 'partition table \(dos\)' "and says which: dos"
+echo hello >text
+exits 5 "a file with something in it" cowsetup format rdo text
+is "$(cat text)" hello "is as it was: text"
+: >empty
+exits 0 "an empty file" cowsetup format rdo empty
+truncate -s 1M zeroes
+exits 0 "a file of zeroes" cowsetup format rdo zeroes
+runs "in order: was zeroes" cowfile dump --rdo rdo zeroes
+exits 4 "the arguments the wrong way round" cowsetup format c1 rdo
+says 'this is a cowfile; the read-only device comes first' "and says so: order"
+exits 4 "one for both" cowsetup format rdo rdo
+exits 4 "no such rdo" cowsetup format nothing c9
+exits 4 "a directory" cowsetup format . c9
+exits 4 "no such directory" cowsetup format rdo no/such
+[ ! -e c9 ]
+ok $? "leaves nothing behind: c9"
+
+exits 1 "no action" cowsetup
+exits 1 "unknown action" cowsetup frobnicate
+exits 1 "unknown option" cowsetup format --frobnicate rdo c9
+exits 1 "too few arguments" cowsetup format rdo
+exits 1 "an option of another action" cowsetup dump --force c1
+exits 1 "format 3" cowsetup format --format 3 rdo c9
+exits 1 "a unit that is no power of two" cowsetup format --mapunit 5000 rdo c9
+exits 1 "a unit of format 1 in format 2" cowsetup format --mapunit 1K rdo c9
+exits 1 "a label in format 1" cowsetup format --format 1 --label x rdo c9
+exits 1 "a label that is too long" cowsetup format --label "$(printf '%064d' 0)" rdo c9
+exits 1 "a label that is not UTF-8" cowsetup format --label $'\xff' rdo c9
+exits 1 "a place that is no place" cowsetup format --rdo-spec relative/path rdo c9
+exits 0 "--help" cowsetup --help
+says 'format <rdo> <cow>' "lists the actions"
+exits 0 "--version" cowsetup --version
+says "^cowsetup $(sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' "$top/CHANGELOG")\$" "is that of the CHANGELOG"
+
+# A full disk: what was created is removed again
+exits 4 "a file that the limit is too low for" bash -c "ulimit -f 100; '$tool' format rdo limited"
+[ ! -e limited ]
+ok $? "leaves nothing behind: limit"
+
+# --- dump and map -------------------------------------------------------------------------------------------
+
+units=0,3,10-20,1200-last
+makecow c2 --units "$units" --label 'a "label"' --rdospec /the/image
+exits 0 "dump" cowsetup dump c2
+says '^Format +2$' "dump says: format"
+says '^Label +a "label"$' "dump says: label"
+says '^Units used +34$' "dump says: units"
+exits 0 "dump --json" cowsetup dump --json c2
+is "$(json 'join " ", map { ref $_ ? scalar @$_ : $_ } @$_{qw(format state unit_bytes units_used units_total label rdo_spec rdo_sectors uuid faults)}' <<<"$out")" \
+	"2 clean 4096 34 1221 a \"label\" /the/image 9767 $(cowhead c2 uuid) 0" "dump --json has it all"
+
+for arguments in "--units $units" "--units all" "--units 5 --mapunit 64K" "--format 1 --units 0-4000/7,last" \
+	"--format 1 --packed --units 1,5-9,200" "--units 1-1000/3 --doffset 64K" ""; do
+	# shellcheck disable=SC2086
+	makecow c2 $arguments
+	want=$(cowfile dump c2 | sed -n 's/^units=//p')
+	got=$(cowsetup map --json c2 | json 'join ",", map { $_->{units} == 1 ? $_->{unit} :
+		"$_->{unit}-" . ($_->{unit} + $_->{units} - 1) } @{$_->{extents}}')
+	is "$got" "$want" "map: $arguments"
+	total=$(cowsetup map --json c2 | json '$_->{units_used}')
+	is "$total" "$(cowhead c2 popcount)" "map counts: $arguments"
+done
+
+# where the map says a unit is, there it is
+makecow c2 --units 7,9 --mapunit 16K
+offset=$(cowsetup map --json c2 | json '$_->{extents}[1]{cow_offset}')
+is "$(dd if=c2 bs=1 skip="$offset" count=8 status=none | od -An -tx8 | tr -d ' ')" c000000000900000 \
+	"the map's offset leads to the unit"
+makecow c2 --format 1 --packed --units 7,9
+offset=$(cowsetup map --json c2 | json '$_->{extents}[1]{cow_offset}')
+is "$(dd if=c2 bs=1 skip="$offset" count=8 status=none | od -An -tx8 | tr -d ' ')" c000000000900000 \
+	"the map's offset leads to the unit in a packed file"
+last=$(makecow c2 --units last && cowsetup map --json c2 | json '$_->{extents}[0]{bytes}')
+is "$last" $((5000704 - 1220 * 4096)) "the last unit is a partial one"
+
+makecow c2 --units 1,2 --set-after-csum cowused=7
+exits 4 "dump of a damaged head" cowsetup dump c2
+says 'the head is damaged: found checksum' "says so"
+is "$(cowsetup dump --json c2 | json '$_->{faults}[0]{id}')" head-csum "and in JSON"
+exits 4 "map of a damaged head" cowsetup map c2
+image rdo2 $((40 * 1024 * 1024))
+cowfile make --rdo rdo2 --cow c3 --units 1,5000,9000 --bad-sector 1
+exits 4 "map with a damaged bitmap sector" cowsetup map c3
+says 'bitmap sector 1 is damaged.* units 4064 to 8127' "says which units"
+says '^ +9000 ' "and goes on behind it"
+exits 4 "dump of what is no cowfile" cowsetup dump text
+exits 4 "dump of nothing" cowsetup dump nothing
+says 'nothing: No such file' "and says so: nothing"
+gzip <c2 >c2.gz
+exits 4 "dump of gzip data" cowsetup dump c2.gz
+says 'unpack it first' "says what to do"
+
+# --- 64 TiB -------------------------------------------------------------------------------------------------
+
+# A cowfile for 16 TiB of 1 MiB units needs a file of 16 TiB: more than ext4 can have. Half of that, then.
+if truncate -s 8T huge 2>/dev/null; then
+	exits 0 "format for 8 TiB" cowsetup format huge hugecow
+	for offset in 4096 $((4096 + 270000000 / 512 * 512)); do
+		printf '\1' | dd of=hugecow bs=1 seek="$offset" conv=notrunc status=none
+	done
+	SECONDS=0
+	(ulimit -v 100000; timeout 60 "$top/build/tools/cowsetup" map --json hugecow >hugemap 2>/dev/null)
+	is "$(json '$_->{damaged_sectors}' <hugemap)" 2 "a walk over a sparse bitmap finds what is there"
+	[ "$SECONDS" -lt 20 ]
+	ok $? "and takes neither time nor memory"
+else
+	skip "no sparse files of 8 TiB here"
+	skip "no sparse files of 8 TiB here"
+	skip "no sparse files of 8 TiB here"
+fi
+
+done_testing

@@ -1,0 +1,191 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# cowsetup merge: the device has what the cowloop device showed; the cowfile is empty and belongs to it; and after a
+# power cut at any point of it, either nothing has happened, or the cowfile is refused by all but a second merge, which
+# completes the first and does not go on with another device.
+
+# shellcheck source=tests/host/lib.sh
+. "${0%/*}/lib.sh"
+
+image pristine 2000384 # 3907 sectors: 1953 units of 1024, 489 of 4096, the last one partial
+cc -shared -fPIC -O1 -D_GNU_SOURCE -o powercut.so "$top/tests/host/powercut.c" -ldl || exit 1
+
+# fresh ARGUMENTS: rdo and c; the image they make is in wanted
+fresh() {
+	cp pristine rdo
+	# shellcheck disable=SC2086
+	makecow c $1
+	cowfile image --rdo rdo --cow c --out wanted
+	# format 1 leaves out the tail
+	[ "$(stat -c %s wanted)" -eq 2000384 ] || tail -c 512 rdo >>wanted
+}
+
+for arguments in "--units 0,5-90,200-300/3,last" "--units all" "--units 1 --zero-units 7,last" "--units 3 --mapunit 64K" \
+	"--units 3,9-20 --doffset 1M" "--format 1 --units 0,5-90,1000-1200/3,last" "--format 1 --units all" \
+	"--units 4 --dirty --set cowused=9"; do
+	fresh "$arguments"
+	exits 0 "merge: $arguments" cowsetup merge --batch-mode rdo c
+	says 'c: merged' "says so: $arguments"
+	runs "the device has it all: $arguments" cmp rdo wanted
+	runs "the cowfile is in order and belongs to it: $arguments" cowfile dump --rdo rdo c
+	is "$(cowhead c popcount cowused dirty incompat)" "0 0 0$( [ "$(cowhead c format)" = 1 ] && echo ' ' || echo ' 0x0')" \
+		"and is empty: $arguments"
+	exits 0 "by check, too: $arguments" cowsetup check --rdo rdo c
+	[[ $out != *note* ]]
+	ok $? "without data that a repair would find: $arguments"
+	[ "$(stat -c %b c)" -le 64 ]
+	ok $? "and takes no space: $arguments"
+	exits 0 "nothing to merge again: $arguments" cowsetup merge rdo c
+	says 'nothing to merge' "says so: again: $arguments"
+done
+
+# --- What it refuses ----------------------------------------------------------------------------------------
+
+# untouched NAME: rdo and c are as they were
+untouched() { cmp rdo pristine && cmp c keep; ok $? "nothing is touched: $1"; }
+
+fresh "--units 3-9"
+cp c keep
+exits 1 "without a confirmation" cowsetup merge rdo c
+untouched "no confirmation"
+says 'overwrite 7 units \(28 KiB\) of rdo' "says what would happen"
+for answer in yes Y NO "YES please"; do
+	out=$("$tool" merge rdo c 2>&1 <<<"$answer")
+	is "$?" 1 "answered $answer"
+done
+untouched "not YES"
+out=$("$tool" merge rdo c 2>&1 <<<YES)
+is "$?" 0 "answered YES"
+runs "the device has it all: YES" cmp rdo wanted
+
+fresh "--units 3-9"
+printf x | dd of=rdo conv=notrunc status=none
+exits 4 "another device" cowsetup merge -q rdo c
+says 'belongs to another read-only device, or rdo has changed' "says so: another"
+head -c 1000000 pristine >short
+exits 4 "a device of another size" cowsetup merge -q short c
+exits 4 "the arguments the wrong way round" cowsetup merge -q c pristine
+says 'the read-only device comes first' "says so: order"
+exits 4 "one for both" cowsetup merge -q c c
+exits 4 "no such device" cowsetup merge -q nothing c
+exits 4 "no such cowfile" cowsetup merge -q pristine nothing
+for arguments in "--format 1 --dirty --units 3" "--format 1 --packed --units 3" "--units 3 --set cowused=9" \
+	"--units 3 --bad-sector 0" "--units 3,4 --truncate 20000" "--units 3 --flip 511" "--units 3 --set compat_ro=1"; do
+	fresh "$arguments"
+	cp c keep
+	exits 4 "a cowfile that is not in order: $arguments" cowsetup merge -q rdo c
+	untouched "$arguments"
+done 2>/dev/null
+fresh "--units 3"
+cp c keep
+exec 8<rdo
+flock -s 8
+exits 5 "a device that another cowsetup has" cowsetup merge -q rdo c
+exec 8<c
+flock -s 8
+exits 5 "a cowfile that another cowsetup has" cowsetup merge -q rdo c
+exec 8<&-
+untouched "in use"
+
+# --- A power cut at any point -------------------------------------------------------------------------------
+
+plain=$top/build/tools/cowsetup # the compiler's checks don't like to be preloaded
+
+# refused: the driver would not open c, by what is in its head
+refused() {
+	set -- "$(od -An -tu2 -j4 -N2 c)" "$(od -An -tu4 -j72 -N4 c)"
+	[ "$1" -gt 2 ] || { [ "$1" -eq 2 ] && [ "$2" -ne 0 ]; }
+}
+
+# survives: whatever there is after a power cut can be completed; prints what is wrong
+survives() {
+	if ! refused; then
+		cowfile dump --rdo rdo c >state || { echo "a cowfile that is neither refused nor in order"; cat state; return; }
+		cowfile image --rdo rdo --cow c --out image
+		cmp rdo pristine >/dev/null || cmp rdo wanted >/dev/null || echo "a half-merged device, and nothing refuses it"
+		cmp -n "$(stat -c %s image)" image wanted || echo "the cowloop device would show something else"
+	else
+		if cowsetup merge -q otherrdo c >out 2>&1; then
+			echo "goes on with another device"
+		elif [ "$(head -c 10 c | tail -c 6 | od -An -tx1)" = "" ]; then
+			echo "no head"
+		fi
+		cowsetup check c >out 2>&1
+		grep -q 'merge was interrupted' out || { echo "check does not know"; cat out; }
+		cowsetup repair --force c >out 2>&1 && echo "repair takes it"
+	fi
+	cowsetup merge -q rdo c >out 2>&1 || { echo "can't be completed"; cat out; }
+	cmp rdo wanted || echo "not what it should be when completed"
+	cowfile dump --rdo rdo c >state || { echo "not in order when completed"; cat state; }
+	grep -q '^popcount=0' state || echo "not empty when completed"
+}
+
+for arguments in "--units 0,5-9,200-206/3,last" "--format 1 --units 0,5-9,200-206/3,last"; do
+	fresh "$arguments"
+	cp c keep
+	cp rdo otherrdo
+	# a sample of the fingerprint that is in no unit of the cowfile
+	printf 'xyz' | dd of=otherrdo bs=1 seek=$((31 * 2 * 4096)) conv=notrunc status=none
+	perl -e 'open my $f, "+<", "otherrdo"; for (0 .. 488) { seek $f, $_ * 4096 + 7, 0; print $f "!" }'
+	LD_PRELOAD=$tmp/powercut.so CUT_COUNT=count "$plain" merge -q rdo c >/dev/null
+	cmp rdo wanted
+	ok $? "merge with nothing cut: $arguments"
+	count=$(cat count) wrong=0 cuts=0
+	[ "$count" -gt 15 ]
+	ok $? "there is something to cut: $count changes"
+	for lose in none all 1 2 3; do
+		for at in $(seq "$count"); do
+			cp pristine rdo
+			cp --sparse=always keep c
+			LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=$lose "$plain" merge -q rdo c >/dev/null 2>&1
+			[ $? -eq 77 ] || { diag "not cut at $at"; wrong=$((wrong + 1)); }
+			cuts=$((cuts + 1))
+			survives >found 2>&1
+			[ -s found ] || continue
+			wrong=$((wrong + 1))
+			[ "$wrong" -gt 5 ] || diag "cut at $at, lost $lose: $(cat found)"
+		done
+	done
+	is "$wrong" 0 "a power cut anywhere: $cuts cuts: $arguments"
+done
+
+# cut twice: the second merge, too
+fresh "--units 0,5-9,200-206/3,last"
+cp c keep
+wrong=0
+for at in 4 9 14 18; do
+	for again in 1 2 5 8 11; do
+		cp pristine rdo
+		cp keep c
+		LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=2 "$plain" merge -q rdo c >/dev/null 2>&1
+		LD_PRELOAD=$tmp/powercut.so CUT_AT=$again CUT_LOSE=all "$plain" merge -q rdo c >/dev/null 2>&1
+		survives >found 2>&1
+		[ ! -s found ] || { wrong=$((wrong + 1)); diag "cut at $at, then at $again: $(cat found)"; }
+	done
+done
+is "$wrong" 0 "two power cuts"
+
+# ^C, as soon as it has begun
+image bigrdo 200M
+cowfile make --rdo bigrdo --cow bigcow --units all
+"$tool" merge -q bigrdo bigcow >out 2>&1 &
+merger=$!
+for _ in $(seq 200); do
+	[ "$(od -An -tu4 -j72 -N4 bigcow)" -eq 1 ] && break
+	sleep 0.02
+done
+kill -INT "$merger"
+wait "$merger"
+status=$?
+if [ "$(od -An -tu4 -j72 -N4 bigcow)" -eq 0 ]; then
+	skip "it was too fast"
+	skip "it was too fast"
+else
+	is "$status" 1 "interrupted"
+	like "$(cat out)" 'not complete; run the same command again' "says what to do"
+fi
+exits 0 "completed" cowsetup merge -q bigrdo bigcow
+runs "in order: interrupted" cowfile dump --rdo bigrdo bigcow
+
+done_testing

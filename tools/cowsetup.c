@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: makes, opens and looks after cowfiles. This file is the command
+ * line: a table of options, a table of commands, and who may have which.
+ *
+ * A new command is a line in commands[] and a prototype in cowsetup.h. A new
+ * option is a line in option_table[], a constant, a member of struct options
+ * and, if it has a value to be understood, a case in parse_option().
+ */
+
+#include "cowsetup.h"
+
+#include <errno.h>
+#include <popt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../dm-cowloop.h"
+
+struct options opt = { .compress = COMPRESS_NONE };
+
+volatile int interrupted;
+
+/* ---- Options ---- */
+
+/* Those that not every command takes have a bit, for commands[]. */
+enum {
+	OPT_FORCE = 1,
+	OPT_DRY_RUN,
+	OPT_FORMAT,
+	OPT_MAPUNIT,
+	OPT_LABEL,
+	OPT_RDO_SPEC,
+	OPT_RDO,
+	OPT_COMPRESS,
+	OPT_JSON,
+	/* These go with any command. */
+	OPT_COMMON,
+	OPT_BATCH_MODE = OPT_COMMON,
+	OPT_VERBOSE,
+	OPT_PROGRESS_FREQUENCY,
+	OPT_PROGRESS_JSON,
+	OPT_HELP,
+	OPT_USAGE,
+	OPT_VERSION,
+};
+
+#define BIT(n)	(1ULL << (n))
+
+static const struct poptOption help_table[] = {
+	{ "help", '?', POPT_ARG_NONE, NULL, OPT_HELP, "Show this help message", NULL },
+	{ "usage", '\0', POPT_ARG_NONE, NULL, OPT_USAGE, "Display brief usage", NULL },
+	{ "version", 'V', POPT_ARG_NONE, NULL, OPT_VERSION, "Print package version", NULL },
+	POPT_TABLEEND
+};
+
+static const struct poptOption option_table[] = {
+	{ NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)help_table, 0, "Help options:", NULL },
+	{ "batch-mode", 'q', POPT_ARG_NONE, NULL, OPT_BATCH_MODE,
+	  "Do not ask for confirmation", NULL },
+	{ "compress", '\0', POPT_ARG_STRING, NULL, OPT_COMPRESS,
+	  "How to compress a packed file: none, gzip or zstd", "TYPE" },
+	{ "dry-run", 'n', POPT_ARG_NONE, NULL, OPT_DRY_RUN,
+	  "Only say what would be done", NULL },
+	{ "force", 'f', POPT_ARG_NONE, NULL, OPT_FORCE,
+	  "Overwrite what is there; repair what can only be guessed", NULL },
+	{ "format", '\0', POPT_ARG_STRING, NULL, OPT_FORMAT,
+	  "Format of the cowfile: 1 (the original's) or 2 (the default)", "NUMBER" },
+	{ "json", '\0', POPT_ARG_NONE, NULL, OPT_JSON,
+	  "Print JSON, for scripts", NULL },
+	{ "label", '\0', POPT_ARG_STRING, NULL, OPT_LABEL,
+	  "Name of the new cowfile", "LABEL" },
+	{ "mapunit", '\0', POPT_ARG_STRING, NULL, OPT_MAPUNIT,
+	  "Unit of change, a power of two from 4K to 1M", "SIZE" },
+	{ "progress-frequency", '\0', POPT_ARG_STRING, NULL, OPT_PROGRESS_FREQUENCY,
+	  "Print a line of progress every so many seconds", "SECS" },
+	{ "progress-json", '\0', POPT_ARG_NONE, NULL, OPT_PROGRESS_JSON,
+	  "Print progress as JSON, one object a line", NULL },
+	{ "rdo", '\0', POPT_ARG_STRING, NULL, OPT_RDO,
+	  "The read-only device of the cowfile", "RDO" },
+	{ "rdo-spec", '\0', POPT_ARG_STRING, NULL, OPT_RDO_SPEC,
+	  "Where to find the read-only device: UUID=, PARTUUID=, LABEL= or a path", "SPEC" },
+	{ "verbose", 'v', POPT_ARG_NONE, NULL, OPT_VERBOSE,
+	  "Say more about what is done", NULL },
+	POPT_TABLEEND
+};
+
+static int parse_format(const char *text)
+{
+	if (strcmp(text, "1") && strcmp(text, "2"))
+		return error(USAGE, "--format %s: it must be 1 or 2.", text);
+	opt.format = text[0] - '0';
+	return OK;
+}
+
+static int parse_mapunit(const char *text)
+{
+	u64 size;
+
+	if (!parse_size(text, &size) ||
+	    (size != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(size)))
+		return error(USAGE, "--mapunit %s: it must be a power of two from 4K to 1M (format 1: 1K).",
+			     text);
+	opt.mapunit = size;
+	return OK;
+}
+
+static int parse_compress(const char *text)
+{
+	static const char *const types[] = { "none", "gzip", "zstd" };
+
+	for (unsigned int i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		if (!strcmp(text, types[i])) {
+			opt.compress = i;
+			return OK;
+		}
+	}
+	return error(USAGE, "--compress %s: it must be none, gzip or zstd.", text);
+}
+
+static int parse_frequency(const char *text)
+{
+	char *end;
+	unsigned long secs;
+
+	errno = 0;
+	secs = strtoul(text, &end, 10);
+	if (errno || *end || text[0] < '0' || text[0] > '9' || secs > 86400)
+		return error(USAGE, "--progress-frequency %s: it must be a number of seconds.", text);
+	opt.progress_frequency = secs;
+	return OK;
+}
+
+static int parse_option(int which, const char *value)
+{
+	switch (which) {
+	case OPT_BATCH_MODE:
+		opt.batch_mode = true;
+		return OK;
+	case OPT_VERBOSE:
+		opt.verbose = true;
+		return OK;
+	case OPT_JSON:
+		opt.json = true;
+		return OK;
+	case OPT_PROGRESS_FREQUENCY:
+		return parse_frequency(value);
+	case OPT_PROGRESS_JSON:
+		opt.progress_json = true;
+		return OK;
+	case OPT_FORCE:
+		opt.force = true;
+		return OK;
+	case OPT_DRY_RUN:
+		opt.dry_run = true;
+		return OK;
+	case OPT_FORMAT:
+		return parse_format(value);
+	case OPT_MAPUNIT:
+		return parse_mapunit(value);
+	case OPT_LABEL:
+		opt.label = xasprintf("%s", value);
+		return OK;
+	case OPT_RDO_SPEC:
+		opt.rdo_spec = xasprintf("%s", value);
+		return OK;
+	case OPT_RDO:
+		opt.rdo = xasprintf("%s", value);
+		return OK;
+	case OPT_COMPRESS:
+		return parse_compress(value);
+	}
+	abort();
+}
+
+/* ---- Commands ---- */
+
+struct command {
+	const char *name;
+	const char *args;
+	int min_args;
+	int max_args;
+	const char *help;
+	u64 options;		/* those it takes, besides the common ones */
+	int (*run)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+	{ "format", "<rdo> <cow>", 2, 2, "make a new cowfile",
+	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
+	  cmd_format },
+	{ "dump", "<cow>", 1, 1, "show the head of a cowfile",
+	  BIT(OPT_JSON), cmd_dump },
+	{ "map", "<cow>", 1, 1, "show which parts have been modified",
+	  BIT(OPT_JSON), cmd_map },
+	{ "check", "<cow>", 1, 1, "look for faults in a cowfile",
+	  BIT(OPT_RDO) | BIT(OPT_JSON), cmd_check },
+	{ "repair", "<cow>", 1, 1, "mend a cowfile",
+	  BIT(OPT_DRY_RUN) | BIT(OPT_FORCE), cmd_repair },
+	{ "pack", "<cow> <file>", 2, 2, "pack a cowfile for transport (- is stdout)",
+	  BIT(OPT_COMPRESS) | BIT(OPT_FORCE), cmd_pack },
+	{ "unpack", "<file> <cow>", 2, 2, "make a cowfile of a packed one (- is stdin)",
+	  BIT(OPT_FORCE), cmd_unpack },
+	{ "merge", "<rdo> <cow>", 2, 2, "write the modified parts into the read-only device",
+	  0, cmd_merge },
+	{ "upgrade", "<cow> [<new cow>]", 1, 2, "make format 2 of format 1 (needs --rdo)",
+	  BIT(OPT_RDO) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
+	  cmd_upgrade },
+};
+
+#define NR_COMMANDS	(sizeof(commands) / sizeof(commands[0]))
+
+static const struct command *find_command(const char *name)
+{
+	for (unsigned int i = 0; i < NR_COMMANDS; i++)
+		if (!strcmp(name, commands[i].name))
+			return &commands[i];
+	return NULL;
+}
+
+/* ---- The command line ---- */
+
+static void print_version(void)
+{
+	printf("cowsetup %s\n", COWSETUP_VERSION);
+}
+
+static void print_help(poptContext context)
+{
+	print_version();
+	poptPrintHelp(context, stdout, 0);
+	printf("\n<action> is one of:\n");
+	for (unsigned int i = 0; i < NR_COMMANDS; i++)
+		printf("\t%s %s - %s\n", commands[i].name, commands[i].args, commands[i].help);
+	printf("\n<rdo> is the read-only device or image, <cow> the cowfile or the device that holds it\n"
+	       "<name> is the device under /dev/mapper\n"
+	       "\nExit status: %d success, %d wrong usage, %d no permission, %d out of memory,\n"
+	       "%d wrong device or cowfile, %d exists already or is in use. See cowsetup(8).\n",
+	       OK, USAGE, DENIED, NO_MEMORY, WRONG, BUSY);
+}
+
+static const char *option_name(int which)
+{
+	for (const struct poptOption *o = option_table; o->longName || o->arg; o++)
+		if (o->val == which && o->longName)
+			return o->longName;
+	return "?";
+}
+
+/* Set *@given to the options that were given, or *@done if there is nothing more to do. */
+static int parse_options(poptContext context, u64 *given, bool *done)
+{
+	int which, r;
+	char *value;
+
+	while ((which = poptGetNextOpt(context)) > 0) {
+		if (which == OPT_HELP)
+			print_help(context);
+		else if (which == OPT_USAGE)
+			poptPrintUsage(context, stdout, 0);
+		else if (which == OPT_VERSION)
+			print_version();
+		*done = which == OPT_HELP || which == OPT_USAGE || which == OPT_VERSION;
+		if (*done)
+			return OK;
+
+		value = poptGetOptArg(context);
+		r = parse_option(which, value);
+		free(value);
+		if (r)
+			return r;
+		*given |= BIT(which);
+	}
+	if (which < -1)
+		return error(USAGE, "%s: %s; see cowsetup --help.",
+			     poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(which));
+	return OK;
+}
+
+static int run_command(int argc, char **argv, u64 given)
+{
+	const struct command *command;
+
+	if (!argc)
+		return error(USAGE, "An action is missing; see cowsetup --help.");
+	command = find_command(argv[0]);
+	if (!command)
+		return error(USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
+	argc--;
+	argv++;
+	if (argc < command->min_args || argc > command->max_args)
+		return error(USAGE, "%s: requires %s as arguments.", command->name, command->args);
+
+	given &= ~command->options & (BIT(OPT_COMMON) - 1);
+	if (given)
+		return error(USAGE, "Option --%s is not allowed with action %s.",
+			     option_name(__builtin_ctzll(given)), command->name);
+
+	return command->run(argc, argv);
+}
+
+static void on_signal(int signal)
+{
+	interrupted = signal;
+}
+
+static void catch_signals(void)
+{
+	/* Without SA_RESTART: whatever sleeps is to return and see. */
+	const struct sigaction catch = { .sa_handler = on_signal };
+
+	sigaction(SIGINT, &catch, NULL);
+	sigaction(SIGTERM, &catch, NULL);
+	sigaction(SIGHUP, &catch, NULL);
+	/* Errors of write() tell more. */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN);
+}
+
+int main(int argc, char **argv)
+{
+	poptContext context;
+	bool done = false;
+	u64 given = 0;
+	int r, nr = 0;
+	const char **rest;
+
+	catch_signals();
+
+	context = poptGetContext("cowsetup", argc, (const char **)argv, option_table, 0);
+	poptSetOtherOptionHelp(context, "[OPTION...] <action> <action-specific>");
+	r = parse_options(context, &given, &done);
+	if (!r && !done) {
+		rest = poptGetArgs(context);
+		while (rest && rest[nr])
+			nr++;
+		r = run_command(nr, (char **)rest, given);
+	}
+	poptFreeContext(context);
+
+	if ((fflush(stdout) || ferror(stdout)) && !r)
+		r = error_errno("Cannot write the output");
+	return r;
+}

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: what all of its parts share. The exit codes, the options, messages,
+ * sizes as people write them, and the commands.
+ *
+ * Functions that can fail return one of the exit codes, and have said why by
+ * then: error() prints a message and returns its first argument, so that
+ * `return error(WRONG, ...)' is all there is to giving up.
+ */
+
+#ifndef COWSETUP_H
+#define COWSETUP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <linux/types.h>
+
+typedef __u8 u8;
+typedef __u32 u32;
+typedef __u64 u64;
+
+static inline u64 min_u64(u64 a, u64 b)
+{
+	return a < b ? a : b;
+}
+
+/* As cryptsetup, integritysetup and veritysetup have them. */
+enum exit_code {
+	OK = 0,
+	USAGE = 1,		/* wrong arguments; interrupted, or not confirmed */
+	DENIED = 2,		/* no permission */
+	NO_MEMORY = 3,
+	WRONG = 4,		/* wrong device or cowfile, and I/O errors */
+	BUSY = 5,		/* exists already, or is in use */
+};
+
+/* ---- Options ---- */
+
+enum compress {
+	COMPRESS_NONE,
+	COMPRESS_GZIP,
+	COMPRESS_ZSTD,
+};
+
+/* What the command line says. Set once by main(). */
+struct options {
+	bool batch_mode;
+	bool verbose;
+	bool json;
+	bool progress_json;
+	unsigned int progress_frequency;	/* seconds; 0: a bar, on a terminal */
+
+	bool force;
+	bool dry_run;
+	unsigned int format;		/* 0: not given */
+	unsigned int mapunit;		/* 0: not given */
+	const char *label;
+	const char *rdo_spec;
+	const char *rdo;
+	enum compress compress;
+};
+
+extern struct options opt;
+
+/* ---- Messages (report.c) ---- */
+
+/* All go to stderr, as "cowsetup: ...", one line each. */
+int error(enum exit_code code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void verbose(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* The message, ": " and what errno says; returns the exit code for errno. */
+int error_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* Never return NULL: they print a message and exit instead. */
+void *xmalloc(size_t size);
+char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/*
+ * Ask for a YES in capitals. Returns OK at once in batch mode, USAGE when the
+ * answer is another one.
+ */
+int confirm(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* Set by SIGINT and SIGTERM, which otherwise do nothing but end system calls. */
+extern volatile int interrupted;
+
+/* ---- Sizes ---- */
+
+/* "4096", "64K", "1.5G"; false when it is not a size or too large. */
+bool parse_size(const char *text, u64 *size);
+
+/* "1.5 GiB"; the buffer is one of a few that are used in turn. */
+const char *size_text(u64 size);
+
+/* "12.3%", likewise. */
+const char *percent_text(u64 part, u64 whole);
+
+/* ---- Commands ---- */
+
+int cmd_format(int argc, char **argv);
+int cmd_dump(int argc, char **argv);
+int cmd_map(int argc, char **argv);
+int cmd_check(int argc, char **argv);
+int cmd_repair(int argc, char **argv);
+int cmd_pack(int argc, char **argv);
+int cmd_unpack(int argc, char **argv);
+int cmd_merge(int argc, char **argv);
+int cmd_upgrade(int argc, char **argv);
+
+#endif /* COWSETUP_H */

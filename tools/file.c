@@ -1,0 +1,456 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: files and block devices, as one thing that can be read and written.
+ *
+ * In use. A block device is in use when it can't be opened with O_EXCL: it is
+ * mounted, held by device-mapper or md, attached to a loop device, or swap. For
+ * a file there is no such thing; it is looked for among the files of all the
+ * loop devices. Two cowsetups are kept apart by flock().
+ */
+
+#include "file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/fs.h>
+
+/* ---- Opening ---- */
+
+int file_from_fd(struct file *f, int fd, const char *path)
+{
+	struct stat st;
+	__u64 bytes;
+
+	f->fd = fd;
+	f->path = path;
+	f->writable = (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY;
+	if (fstat(fd, &st))
+		return error_errno("%s: cannot be examined", path);
+	f->block = S_ISBLK(st.st_mode);
+	if (S_ISREG(st.st_mode)) {
+		f->size = st.st_size;
+		return OK;
+	}
+	if (!f->block)
+		return error(WRONG, "%s: neither a file nor a block device.", path);
+	if (ioctl(fd, BLKGETSIZE64, &bytes))
+		return error_errno("%s: the size of the device cannot be read", path);
+	f->size = bytes;
+	return OK;
+}
+
+/* For a file that can't be opened for itself alone: say who has it. */
+static int refuse_used(struct file *f, const char *path)
+{
+	struct file probe = FILE_CLOSED;
+	char *user = NULL;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+	if (fd >= 0 && !file_from_fd(&probe, fd, path))
+		user = file_used_by(&probe);
+	error(BUSY, "%s: in use: %s.", path, user ? user : "another program has it open");
+	free(user);
+	file_close(&probe);
+	file_close(f);
+	return BUSY;
+}
+
+int file_open(struct file *f, const char *path, unsigned int flags)
+{
+	int mode = (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK;
+	struct stat st;
+	char *user;
+	int r;
+
+	*f = FILE_CLOSED;
+	if (stat(path, &st))
+		return error_errno("%s", path);
+	if (flags & FILE_EXCLUSIVE && S_ISBLK(st.st_mode))
+		mode |= O_EXCL;
+
+	f->fd = open(path, mode);
+	if (f->fd < 0)
+		return errno == EBUSY ? refuse_used(f, path) :
+					error_errno("%s: cannot be opened", path);
+	r = file_from_fd(f, f->fd, path);
+	if (!r && flags & FILE_EXCLUSIVE && !f->block) {
+		user = file_used_by(f);
+		if (user || flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+			r = refuse_used(f, path);
+		free(user);
+	}
+	if (r)
+		file_close(f);
+	return r;
+}
+
+void file_close(struct file *f)
+{
+	if (f->fd >= 0)
+		close(f->fd);
+	f->fd = -1;
+}
+
+static bool same_stat(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+bool file_same(const struct file *a, const struct file *b)
+{
+	struct stat sa, sb;
+
+	return !fstat(a->fd, &sa) && !fstat(b->fd, &sb) && same_stat(&sa, &sb);
+}
+
+bool file_same_path(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	return !stat(a, &sa) && !stat(b, &sb) && same_stat(&sa, &sb);
+}
+
+/* ---- Reading and writing ---- */
+
+/* Up to @length bytes, fewer at the end only; negative with errno set. */
+static ssize_t read_some(int fd, u64 offset, void *buf, size_t length)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	while (done < length) {
+		n = pread(fd, (char *)buf + done, length - done, offset + done);
+		if (n < 0 && errno == EINTR && !interrupted)
+			continue;
+		if (n < 0)
+			return -1;
+		if (!n)
+			break;
+		done += n;
+	}
+	return done;
+}
+
+int file_read_padded(const struct file *f, u64 offset, void *buf, size_t length)
+{
+	const ssize_t n = read_some(f->fd, offset, buf, length);
+
+	if (n < 0)
+		return error_errno("%s: reading %zu bytes at %llu", f->path, length, offset);
+	memset((char *)buf + n, 0, length - n);
+	return OK;
+}
+
+int file_read(const struct file *f, u64 offset, void *buf, size_t length)
+{
+	const ssize_t n = read_some(f->fd, offset, buf, length);
+
+	if (n < 0)
+		return error_errno("%s: reading %zu bytes at %llu", f->path, length, offset);
+	if ((size_t)n < length)
+		return error(WRONG, "%s: ends at %llu, where %zu bytes more were expected.",
+			     f->path, offset + n, length - n);
+	return OK;
+}
+
+int file_write(const struct file *f, u64 offset, const void *buf, size_t length)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	while (done < length) {
+		n = pwrite(f->fd, (const char *)buf + done, length - done, offset + done);
+		if (n < 0 && errno == EINTR && !interrupted)
+			continue;
+		if (n < 0)
+			return error_errno("%s: writing %zu bytes at %llu", f->path,
+					   length - done, offset + done);
+		done += n;
+	}
+	return OK;
+}
+
+int file_sync(const struct file *f)
+{
+	if (fsync(f->fd))
+		return error_errno("%s: cannot be written to stable storage", f->path);
+	return OK;
+}
+
+int file_resize(struct file *f, u64 size)
+{
+	if (ftruncate(f->fd, size)) {
+		if (errno == EFBIG)
+			return error(WRONG, "%s: the filesystem cannot have a file of %s, sparse or not; another filesystem or a device can.",
+				     f->path, size_text(size));
+		return error_errno("%s: cannot be made %s long", f->path, size_text(size));
+	}
+	f->size = size;
+	return OK;
+}
+
+static int write_zeroes(const struct file *f, u64 offset, u64 length)
+{
+	static const char zeroes[65536];
+	u64 done;
+	int r = OK;
+
+	for (done = 0; done < length && !r; done += sizeof(zeroes)) {
+		const u64 left = length - done;
+
+		r = file_write(f, offset + done, zeroes, min_u64(left, sizeof(zeroes)));
+	}
+	return r;
+}
+
+int file_zero(const struct file *f, u64 offset, u64 length)
+{
+	__u64 range[2];
+
+	if (offset >= f->size || !length)
+		return OK;
+	if (length > f->size - offset)
+		length = f->size - offset;
+	range[0] = offset;
+	range[1] = length;
+
+	/* What goes by other ways than pwrite() needs whole blocks on a device. */
+	if (f->block) {
+		if (!((offset | length) & 4095) && !ioctl(f->fd, BLKZEROOUT, range))
+			return OK;
+	} else if (!fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)) {
+		return OK;
+	}
+	return write_zeroes(f, offset, length);
+}
+
+int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end)
+{
+	off_t data, hole;
+
+	*data_end = end;
+	if (f->block || *start >= end)
+		return OK;
+	data = lseek(f->fd, *start, SEEK_DATA);
+	if (data < 0 && errno == ENXIO) {
+		*start = end;	/* a hole up to the end of the file */
+		return OK;
+	}
+	if (data < 0 && errno != EINVAL)
+		return error_errno("%s: looking for data at %llu", f->path, *start);
+	if (data < 0)
+		return OK;	/* this filesystem doesn't know */
+	if ((u64)data >= end) {
+		*start = end;
+		return OK;
+	}
+	*start = data;
+	hole = lseek(f->fd, data, SEEK_HOLE);
+	if (hole > data && (u64)hole < end)
+		*data_end = hole;
+	return OK;
+}
+
+bool all_zero(const void *data, size_t length)
+{
+	const unsigned char *p = data;
+
+	/* Equal to itself one byte on. */
+	return !length || (!p[0] && !memcmp(p, p + 1, length - 1));
+}
+
+/* ---- Who has it ---- */
+
+/* The first line of a file in sysfs, or false. */
+static bool read_line(const char *path, char *line, size_t room)
+{
+	FILE *f = fopen(path, "re");
+	char *got;
+
+	if (!f)
+		return false;
+	got = fgets(line, room, f);
+	fclose(f);
+	if (!got)
+		return false;
+	line[strcspn(line, "\n")] = 0;
+	return true;
+}
+
+/* The loop device that a file is attached to. */
+static char *find_loop(const struct stat *st)
+{
+	char *path, line[PATH_MAX];
+	struct stat backing;
+	struct dirent *entry;
+	char *found = NULL;
+	DIR *dir = opendir("/sys/block");
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (strncmp(entry->d_name, "loop", 4))
+			continue;
+		path = xasprintf("/sys/block/%s/loop/backing_file", entry->d_name);
+		if (read_line(path, line, sizeof(line)) && !stat(line, &backing) &&
+		    backing.st_dev == st->st_dev && backing.st_ino == st->st_ino)
+			found = xasprintf("attached to /dev/%s", entry->d_name);
+		free(path);
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+/* What sits on a block device: a dm device, for one. */
+static char *find_holder(const struct stat *st)
+{
+	char *path = xasprintf("/sys/dev/block/%u:%u/holders", major(st->st_rdev), minor(st->st_rdev));
+	char *found = NULL, *name_path, name[128];
+	struct dirent *entry;
+	DIR *dir = opendir(path);
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		name_path = xasprintf("%s/%s/dm/name", path, entry->d_name);
+		if (read_line(name_path, name, sizeof(name)))
+			found = xasprintf("part of /dev/mapper/%s, which is active", name);
+		else
+			found = xasprintf("part of /dev/%s", entry->d_name);
+		free(name_path);
+	}
+	if (dir)
+		closedir(dir);
+	free(path);
+	return found;
+}
+
+static char *find_mount(const struct stat *st)
+{
+	FILE *f = fopen("/proc/self/mountinfo", "re");
+	char line[PATH_MAX * 2], point[PATH_MAX];
+	unsigned int maj, min;
+	char *found = NULL;
+
+	while (f && !found && fgets(line, sizeof(line), f))
+		if (sscanf(line, "%*u %*u %u:%u %*s %4095s", &maj, &min, point) == 3 &&
+		    makedev(maj, min) == st->st_rdev)
+			found = xasprintf("mounted on %s", point);
+	if (f)
+		fclose(f);
+	return found;
+}
+
+char *file_used_by(const struct file *f)
+{
+	struct stat st;
+	char *user;
+
+	if (fstat(f->fd, &st))
+		return NULL;
+	if (!f->block)
+		return find_loop(&st);
+	user = find_holder(&st);
+	return user ? user : find_mount(&st);
+}
+
+/* ---- New files ---- */
+
+int new_file_create(struct new_file *n, const char *path, mode_t mode)
+{
+	char *copy, *base, *target;
+	int fd;
+
+	*n = (struct new_file){ .file = FILE_CLOSED };
+
+	/* What a symbolic link leads to is what is replaced. */
+	target = realpath(path, NULL);
+	if (!target)
+		target = xasprintf("%s", path);
+	copy = xasprintf("%s", target);
+	base = xasprintf("%s", basename(copy));
+	free(copy);
+	copy = xasprintf("%s", target);
+	n->target = target;
+	n->temporary = xasprintf("%s/.%.200s.XXXXXX", dirname(copy), base);
+	free(base);
+	free(copy);
+
+	fd = mkostemp(n->temporary, O_CLOEXEC);
+	if (fd < 0) {
+		const int r = error_errno("%s: cannot be created", path);
+
+		free(n->temporary);
+		n->temporary = NULL;
+		new_file_abort(n);
+		return r;
+	}
+	if (fchmod(fd, mode))
+		warn("%s: its permissions cannot be set: %s.", path, strerror(errno));
+	return file_from_fd(&n->file, fd, path);
+}
+
+static int sync_directory(const char *path)
+{
+	char *copy = xasprintf("%s", path);
+	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int r = OK;
+
+	free(copy);
+	if (fd < 0 || fsync(fd))
+		r = error_errno("%s: its directory cannot be written to stable storage", path);
+	if (fd >= 0)
+		close(fd);
+	return r;
+}
+
+/* Not every filesystem can refuse to replace a file; then there is a short race. */
+static int rename_new(const char *from, const char *to)
+{
+	int r = renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE);
+
+	if (!r || (errno != EINVAL && errno != ENOSYS))
+		return r;
+	if (!access(to, F_OK)) {
+		errno = EEXIST;
+		return -1;
+	}
+	return rename(from, to);
+}
+
+int new_file_commit(struct new_file *n, bool replace)
+{
+	int r = file_sync(&n->file);
+
+	if (r)
+		return r;
+	if (replace ? rename(n->temporary, n->target) : rename_new(n->temporary, n->target))
+		return error_errno("%s: cannot be given its name", n->file.path);
+	free(n->temporary);
+	n->temporary = NULL;
+	return sync_directory(n->target);
+}
+
+void new_file_abort(struct new_file *n)
+{
+	if (n->temporary)
+		unlink(n->temporary);
+	free(n->temporary);
+	free(n->target);
+	n->temporary = n->target = NULL;
+	file_close(&n->file);
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: files and block devices, as one thing that can be read and written.
+ */
+
+#ifndef COWSETUP_FILE_H
+#define COWSETUP_FILE_H
+
+#include "cowsetup.h"
+
+#include <sys/types.h>
+
+struct file {
+	const char *path;	/* as given; for messages */
+	int fd;
+	bool block;		/* a block device, otherwise a regular file */
+	bool writable;
+	u64 size;		/* bytes */
+};
+
+#define FILE_CLOSED	((struct file){ .fd = -1 })
+
+/* How much is read or written at a time. */
+#define FILE_CHUNK	(1024 * 1024)
+
+enum {
+	FILE_READ = 0,
+	FILE_WRITE = 1,		/* also to be written */
+	FILE_EXCLUSIVE = 2,	/* refuse it when anybody else has it in use */
+};
+
+/* Open what is there already; @path must stay. */
+int file_open(struct file *f, const char *path, unsigned int flags);
+
+/* Take over a descriptor of a regular file or a block device. */
+int file_from_fd(struct file *f, int fd, const char *path);
+
+/* Without a word about errors, since nothing is lost that was not synced. */
+void file_close(struct file *f);
+
+/* Read or write all of @length bytes; a file that ends before that is an error. */
+int file_read(const struct file *f, u64 offset, void *buf, size_t length);
+int file_write(const struct file *f, u64 offset, const void *buf, size_t length);
+
+/* The same, but beyond the end there are zeroes. */
+int file_read_padded(const struct file *f, u64 offset, void *buf, size_t length);
+
+/* Everything that was written is on stable storage when it returns. */
+int file_sync(const struct file *f);
+
+/* Make a regular file so long. */
+int file_resize(struct file *f, u64 size);
+
+/*
+ * Make zeroes of a part, giving back the space where that can be done. Beyond
+ * the end of the file nothing is done.
+ */
+int file_zero(const struct file *f, u64 offset, u64 length);
+
+/*
+ * Where the next data is from *@start on and below @end: *@start and *@data_end
+ * are set to it, or both to @end if the rest is a hole. On block devices, and
+ * where holes are not known, everything is data.
+ */
+int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
+
+/* The same file or device? */
+bool file_same(const struct file *a, const struct file *b);
+bool file_same_path(const char *a, const char *b);
+
+bool all_zero(const void *data, size_t length);
+
+/* ---- Who has it ---- */
+
+/*
+ * Who has a file or device in use, other than by having it open: a text such
+ * as "attached to /dev/loop3", to be freed, or NULL.
+ */
+char *file_used_by(const struct file *f);
+
+/* ---- New files ---- */
+
+/*
+ * A new file under a temporary name beside its own, which it gets when it is
+ * complete: until then whatever was there is there still.
+ */
+struct new_file {
+	struct file file;
+	char *target;		/* what it is going to be called */
+	char *temporary;
+};
+
+int new_file_create(struct new_file *n, const char *path, mode_t mode);
+
+/*
+ * Sync it and give it its name. Without @replace, refuses if something of that
+ * name has come into being.
+ */
+int new_file_commit(struct new_file *n, bool replace);
+
+/* Remove it, if it is not committed. */
+void new_file_abort(struct new_file *n);
+
+#endif /* COWSETUP_FILE_H */

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup format: a new, empty cowfile.
+ *
+ * The head is written last, so that a format that is interrupted leaves what
+ * the driver takes for blank, never a cowfile with half a bitmap.
+ */
+
+#include "cowfile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <blkid/blkid.h>
+#include <uuid/uuid.h>
+
+#include "newcow.h"
+#include "progress.h"
+#include "report.h"
+
+/* ---- What is there already ---- */
+
+/* What libblkid makes of a file or device, to be freed; NULL: nothing. */
+static char *probe(const struct file *f)
+{
+	blkid_probe pr = blkid_new_probe();
+	const char *type = NULL;
+	char *found = NULL;
+
+	if (!pr)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_TYPE);
+		blkid_probe_enable_partitions(pr, 1);
+		if (blkid_do_safeprobe(pr) == -2)
+			found = xasprintf("several filesystems or partition tables at once");
+		else if (!blkid_probe_lookup_value(pr, "TYPE", &type, NULL))
+			found = xasprintf("a filesystem or the like (%s)", type);
+		else if (!blkid_probe_lookup_value(pr, "PTTYPE", &type, NULL))
+			found = xasprintf("a partition table (%s)", type);
+	}
+	blkid_free_probe(pr);
+	return found;
+}
+
+int refuse_overwrite(const struct file *f)
+{
+	struct cow_head head;
+	u8 start[COW_BLANK_SIZE];
+	char *found;
+	int r;
+
+	if (opt.force)
+		return OK;
+	r = file_read_padded(f, 0, start, sizeof(start));
+	if (r)
+		return r;
+	memcpy(&head, start, sizeof(head));
+	if (le32(head.magic) == COW_MAGIC)
+		return error(BUSY, "%s: holds a cowfile already, of format %u with %llu units used; --force overwrites it.",
+			     f->path, le16(head.version), le64(head.cowused));
+	found = f->size ? probe(f) : NULL;
+	if (found)
+		r = error(BUSY, "%s: holds %s; --force overwrites it.", f->path, found);
+	else if (!all_zero(start, sizeof(start)))
+		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); --force overwrites it.",
+			  f->path, COW_BLANK_SIZE);
+	free(found);
+	return r;
+}
+
+/*
+ * Remove the marks by which libblkid knows what was there: what is left of it
+ * in the room for units must not be taken for a filesystem.
+ */
+static void wipe_marks(const struct file *f)
+{
+	blkid_probe pr = blkid_new_probe();
+
+	if (!pr)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_MAGIC);
+		blkid_probe_enable_partitions(pr, 1);
+		blkid_probe_set_partitions_flags(pr, BLKID_PARTS_MAGIC);
+		while (!interrupted && !blkid_do_probe(pr) && !blkid_do_wipe(pr, 0))
+			;
+	}
+	blkid_free_probe(pr);
+}
+
+/* ---- Making one ---- */
+
+int check_new_options(unsigned int format)
+{
+	static const char *const prefixes[] = { "UUID=", "PARTUUID=", "LABEL=", "/" };
+	const struct cow_head *head = NULL;
+	bool known = false;
+
+	if (format == 1 && (opt.label || opt.rdo_spec))
+		return error(USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
+	if (format == 1 && opt.mapunit && opt.mapunit != COW_V1_MAPUNIT)
+		return error(USAGE, "--mapunit: the unit of format 1 is 1024 bytes, always.");
+	if (format == 2 && opt.mapunit == COW_V1_MAPUNIT)
+		return error(USAGE, "--mapunit: a unit of 1024 bytes needs --format 1; format 2 has 4K to 1M.");
+	if (opt.label && (strlen(opt.label) >= sizeof(head->label) || !text_is_utf8(opt.label)))
+		return error(USAGE, "--label: it must be UTF-8 and shorter than %zu bytes.",
+			     sizeof(head->label));
+	if (!opt.rdo_spec)
+		return OK;
+	for (unsigned int i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
+		known |= !strncmp(opt.rdo_spec, prefixes[i], strlen(prefixes[i]));
+	if (!known)
+		return error(USAGE, "--rdo-spec %s: it must be UUID=..., PARTUUID=..., LABEL=... or an absolute path.",
+			     opt.rdo_spec);
+	if (strlen(opt.rdo_spec) >= sizeof(head->rdospec) || !text_is_utf8(opt.rdo_spec))
+		return error(USAGE, "--rdo-spec: it must be UTF-8 and shorter than %zu bytes.",
+			     sizeof(head->rdospec));
+	return OK;
+}
+
+int choose_geometry(const struct file *rdo, unsigned int format, struct cow_geometry *geo)
+{
+	const unsigned int mapunit = format == 1 ? COW_V1_MAPUNIT :
+				     opt.mapunit ? opt.mapunit : COW_V2_MAPUNIT;
+
+	if (rdo->size > COW_MAX_BYTES)
+		return error(WRONG, "%s: too large: found %s, expected at most %s.", rdo->path,
+			     size_text(rdo->size), size_text(COW_MAX_BYTES));
+	cow_geometry_init(geo, format, mapunit, rdo_sectors(rdo));
+	if (!geo->nr_units)
+		return error(WRONG, "%s: too small: found %s, expected at least %s.", rdo->path,
+			     size_text(rdo->size), size_text(format == 1 ? COW_V1_MAPUNIT : 512));
+	if (geo->rdo_sectors * 512 != rdo->size)
+		warn("%s: its last %llu bytes do not fill a %s and are left out.", rdo->path,
+		     rdo->size - geo->rdo_sectors * 512, format == 1 ? "unit" : "sector");
+	return OK;
+}
+
+int open_plain_rdo(struct file *rdo, const char *path)
+{
+	u8 start[COW_V2_HEAD_SIZE] = { 0 };
+	const struct cow_head *head = (const struct cow_head *)start;
+	int r = file_open(rdo, path, FILE_READ);
+
+	if (!r)
+		r = file_read_padded(rdo, 0, start, sizeof(start));
+	if (!r && le32(head->magic) == COW_MAGIC)
+		r = error(WRONG, "%s: this is a cowfile; the read-only device comes first, the cowfile second.",
+			  path);
+	if (r)
+		file_close(rdo);
+	return r;
+}
+
+void set_new_names(struct cow_head *head)
+{
+	if (opt.label)
+		memcpy(head->label, opt.label, strlen(opt.label));
+	if (opt.rdo_spec)
+		memcpy(head->rdospec, opt.rdo_spec, strlen(opt.rdo_spec));
+}
+
+/* In steps, since a device may be long at it. */
+static int zero_device(const struct file *f, u64 length)
+{
+	const u64 step = 256 * 1024 * 1024;
+	u64 at;
+	int r = OK;
+
+	progress_start(f->path, length, "zeroed");
+	for (at = 0; at < length && !r; at += step) {
+		r = file_zero(f, at, min_u64(length - at, step));
+		if (!r && interrupted)
+			r = error(USAGE, "%s: interrupted.", f->path);
+		progress_update(at + step);
+	}
+	progress_end(!r);
+	return r;
+}
+
+int blank_cow(struct file *f, const struct cow_geometry *geo)
+{
+	const u64 need = geo->moffset + geo->mapsize;
+	u8 zeroes[COW_BLANK_SIZE] = { 0 };
+	int r;
+
+	if (!f->block) {
+		r = file_resize(f, 0);
+		return r ? r : file_resize(f, cow_full_size(geo));
+	}
+	if (f->size < need)
+		return error(WRONG, "%s: too small for its own bitmap: found %s, expected %s and room for data.",
+			     f->path, size_text(f->size), size_text(need));
+	if (f->size < cow_full_size(geo))
+		warn("%s: has room for %s of the %s of changes there can be.", f->path,
+		     size_text(f->size > geo->doffset ? f->size - geo->doffset : 0),
+		     size_text(geo->rdo_sectors * 512));
+	wipe_marks(f);
+	/* No head from here on. */
+	r = file_write(f, 0, zeroes, sizeof(zeroes));
+	if (!r)
+		r = file_sync(f);
+	/* In format 1, what is not zero counts as written when it is repaired. */
+	return r ? r : zero_device(f, geo->format == 1 ? cow_full_size(geo) : need);
+}
+
+int open_or_create(struct file *f, const char *path, bool *created)
+{
+	int fd;
+
+	*created = false;
+	*f = FILE_CLOSED;
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	if (fd < 0 && errno == EEXIST)
+		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE);
+	if (fd < 0)
+		return error_errno("%s: cannot be created", path);
+	*created = true;
+	return file_from_fd(f, fd, path);
+}
+
+int cow_make(const char *rdo_path, const char *path, unsigned int format)
+{
+	struct file rdo = FILE_CLOSED;
+	struct cowfile c = { .file = FILE_CLOSED };
+	struct cow_geometry geo;
+	u64 fingerprint;
+	bool created = false;
+	int r;
+
+	r = check_new_options(format);
+	if (!r)
+		r = open_plain_rdo(&rdo, rdo_path);
+	if (!r)
+		r = choose_geometry(&rdo, format, &geo);
+	if (!r)
+		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
+	if (!r)
+		r = open_or_create(&c.file, path, &created);
+	if (!r && file_same(&rdo, &c.file))
+		r = error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	if (!r && !created)
+		r = refuse_overwrite(&c.file);
+	if (!r) {
+		r = blank_cow(&c.file, &geo);
+		cow_new_head(&c, &geo, fingerprint);
+		set_new_names(&c.head);
+	}
+	if (!r)
+		r = cow_write_head(&c, COW_CLEAN, 0);
+	if (r && created)
+		unlink(path);
+	cow_close(&c);
+	file_close(&rdo);
+
+	if (!r)
+		verbose("%s: new cowfile of format %u, units of %s, for %s (%s).", path, format,
+			size_text(geo.mapunit), rdo_path, size_text(geo.rdo_sectors * 512));
+	return r;
+}
+
+int cmd_format(int argc, char **argv)
+{
+	(void)argc;
+	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2);
+}

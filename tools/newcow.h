@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: the parts of making a new cowfile, in format.c, for all the
+ * commands that do so.
+ */
+
+#ifndef COWSETUP_NEWCOW_H
+#define COWSETUP_NEWCOW_H
+
+#include "cowfile.h"
+
+/*
+ * Make a new, empty cowfile at @path for a read-only device: all that the
+ * format command does. A file that is missing is created, and not left behind
+ * if it can't be done.
+ */
+int cow_make(const char *rdo_path, const char *path, unsigned int format);
+
+/* Do --label, --rdo-spec and --mapunit go with a format? */
+int check_new_options(unsigned int format);
+
+/* Put --label and --rdo-spec into a new head. */
+void set_new_names(struct cow_head *head);
+
+/* Open a read-only device for which there is no cowfile yet. */
+int open_plain_rdo(struct file *rdo, const char *path);
+
+/* The geometry of a new cowfile, as the options say. */
+int choose_geometry(const struct file *rdo, unsigned int format, struct cow_geometry *geo);
+
+/* Open what is to become a cowfile, for ourselves alone. */
+int open_or_create(struct file *f, const char *path, bool *created);
+
+/* Without --force: refuse if it holds anything that somebody may miss. */
+int refuse_overwrite(const struct file *f);
+
+/* Make it blank and, a file, as long as it has to be. */
+int blank_cow(struct file *f, const struct cow_geometry *geo);
+
+#endif /* COWSETUP_NEWCOW_H */

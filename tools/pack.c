@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup pack and unpack: cowfiles without their holes, for transport.
+ *
+ * A packed file is the head with PACKED set, the bitmap, and from doffset on
+ * the units that are in the cowfile, without gaps. It is written and read from
+ * its beginning to its end, and may be compressed as a whole. Format 1 is what
+ * the original's cowpack makes and takes. In format 2 the head's checksum is
+ * that of the packed head, and the last unit, should it be a partial one, is
+ * filled up with zeroes.
+ *
+ * When it is unpacked the bitmap goes to the new cowfile first, and is checked
+ * and read from there to see where the units belong that follow. So a bitmap
+ * is never in memory, and the head is written after everything else.
+ */
+
+#include "cowfile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "newcow.h"
+#include "progress.h"
+#include "stream.h"
+
+/* ---- pack ---- */
+
+/* The bitmap, without bits that belong to no unit. */
+static int pack_map(const struct cowfile *c, struct out_stream *out)
+{
+	u8 bits[COW_V1_SECTOR_BYTES], data[COW_MAP_SECTOR];
+	struct cow_map m;
+	u64 sector = 0;
+	int r = OK;
+
+	cow_map_start(&m, c);
+	while (!r && cow_map_next(&m)) {
+		u32 nr;
+
+		cow_sector_units(c, m.sector, &nr);
+		memcpy(bits, m.bits, c->sector_bytes);
+		for (u32 i = nr; i < c->sector_units; i++)
+			bit_assign(bits, i, false);
+		cow_encode_bits(c, m.sector, bits, data);
+		r = out_zeroes(out, (m.sector - sector) * COW_MAP_SECTOR);
+		if (!r)
+			r = out_write(out, data, sizeof(data));
+		sector = m.sector + 1;
+	}
+	cow_map_end(&m);
+	if (!r)
+		r = m.error;
+	return r ? r : out_zeroes(out, (c->nr_sectors - sector) * COW_MAP_SECTOR);
+}
+
+static int pack_units(const struct cowfile *c, struct out_stream *out)
+{
+	u8 *buf = xmalloc(FILE_CHUNK);
+	struct cow_runs runs;
+	u64 first, nr, done = 0;
+	int r = OK;
+
+	cow_runs_start(&runs, c);
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		const u64 start = c->geo.doffset + first * c->geo.mapunit;
+		const u64 bytes = cow_run_bytes(c, first, nr);
+
+		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
+			const size_t n = min_u64(bytes - at, FILE_CHUNK);
+
+			r = file_read(&c->file, start + at, buf, n);
+			if (!r)
+				r = out_write(out, buf, n);
+			done += n;
+			progress_update(done);
+		}
+		if (!r)
+			r = out_zeroes(out, nr * c->geo.mapunit - bytes);
+	}
+	if (!r)
+		r = runs.error;
+	cow_runs_end(&runs);
+	free(buf);
+
+	return r;
+}
+
+/* The head of the packed file, as far as the bitmap. */
+static int pack_head(const struct cowfile *c, struct out_stream *out, u64 used)
+{
+	struct cowfile packed = *c;
+	int r;
+
+	cow_finish_head(&packed, COW_PACKED, used);
+	r = out_write(out, &packed.head, c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(packed.head));
+	return r ? r : out_zeroes(out, c->geo.moffset -
+				  (c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(packed.head)));
+}
+
+static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
+{
+	int r = pack_head(c, out, used);
+
+	if (!r)
+		r = pack_map(c, out);
+	if (!r)
+		r = out_zeroes(out, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
+	return r ? r : pack_units(c, out);
+}
+
+static int check_target(const char *path)
+{
+	struct stat st;
+
+	if (!strcmp(path, "-") || stat(path, &st))
+		return OK;
+	if (!S_ISREG(st.st_mode))
+		return error(WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
+	if (!opt.force)
+		return error(BUSY, "%s: exists already; --force overwrites it.", path);
+	return OK;
+}
+
+int cmd_pack(int argc, char **argv)
+{
+	struct out_stream *out;
+	struct cowfile c;
+	u64 used, end;
+	int r;
+
+	(void)argc;
+	if (!strcmp(argv[1], "-"))
+		progress_to_stderr();
+	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
+	if (!r)
+		r = cow_count(&c, &used, &end);
+	if (!r)
+		r = cow_check_end(&c, end);
+	if (!r)
+		r = check_target(argv[1]);
+	if (!r) {
+		out = out_open(argv[1], opt.compress, &r);
+		if (out) {
+			progress_start(argv[0], used * c.geo.mapunit, "packed");
+			r = pack(&c, out, used);
+			r = out_close(out, r, opt.force);
+			progress_end(!r);
+		}
+	}
+	cow_close(&c);
+	if (!r)
+		verbose("%s: packed %llu units (%s) into %s.", argv[0], used,
+			size_text(used * c.geo.mapunit), argv[1]);
+	return r;
+}
+
+/* ---- unpack ---- */
+
+struct head_faults {
+	struct cow_faults faults;
+	const char *path;
+	bool found;
+};
+
+static void found_fault(struct cow_faults *faults, const char *id, const char *text)
+{
+	struct head_faults *h = (struct head_faults *)faults;
+
+	(void)id;
+	h->found = true;
+	error(WRONG, "%s: %s.", h->path, text);
+}
+
+static int read_head(struct cowfile *c, struct in_stream *in, const char *path)
+{
+	struct head_faults faults = { .faults.found = found_fault, .path = path };
+	int r = in_read(in, &c->head, sizeof(c->head));
+
+	if (r)
+		return r;
+	/* How long it is, is seen when it ends. */
+	c->file = (struct file){ .fd = -1, .path = path, .size = UINT64_MAX };
+	r = cow_check_head(c, &faults.faults);
+	if (!r && faults.found)
+		r = WRONG;
+	if (!r && c->state != COW_PACKED)
+		r = error(WRONG, "%s: this is a cowfile, but not a packed one.", path);
+	if (!r && le16(c->head.flags) & COW_FLAG_DIRTY)
+		r = error(WRONG, "%s: both packed and dirty, which cannot be.", path);
+	return r;
+}
+
+static int unpack_map(struct cowfile *c, struct in_stream *in)
+{
+	u8 data[65536];
+	u64 at;
+	int r = in_skip(in, c->geo.moffset - sizeof(c->head));
+
+	for (at = 0; at < c->geo.mapsize && !r; at += sizeof(data)) {
+		const u64 left = c->geo.mapsize - at;
+		const size_t n = min_u64(left, sizeof(data));
+
+		r = in_read(in, data, n);
+		if (!r && !all_zero(data, n))
+			r = file_write(&c->file, c->geo.moffset + at, data, n);
+	}
+	return r;
+}
+
+static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
+{
+	const u64 start = c->geo.doffset + first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
+	/* What the last unit was filled up with has no place on a device. */
+	const u64 wanted = cow_run_bytes(c, first, nr);
+	int r = OK;
+
+	for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
+		const size_t n = min_u64(bytes - at, FILE_CHUNK);
+
+		r = in_read(in, buf, n);
+		if (!r && at < wanted)
+			r = file_write(&c->file, start + at, buf, min_u64(wanted - at, n));
+	}
+	return r;
+}
+
+static int unpack_units(struct cowfile *c, struct in_stream *in, u64 used)
+{
+	u8 *buf = xmalloc(FILE_CHUNK);
+	struct cow_runs runs;
+	u64 first, nr, done = 0;
+	int r = OK;
+
+	progress_start(c->file.path, used * c->geo.mapunit, "unpacked");
+	cow_runs_start(&runs, c);
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		r = unpack_run(c, in, buf, first, nr);
+		done += nr;
+		progress_update(done * c->geo.mapunit);
+	}
+	if (!r)
+		r = runs.error;
+	cow_runs_end(&runs);
+	progress_end(!r);
+	free(buf);
+
+	return r;
+}
+
+/* Everything behind the head, into c->file, which is blank. */
+static int unpack(struct cowfile *c, struct in_stream *in, const char *from)
+{
+	u64 used, end;
+	bool at_end;
+	int r;
+
+	r = unpack_map(c, in);
+	if (!r)
+		r = cow_count(c, &used, &end);
+	if (!r)
+		r = cow_check_end(c, end);
+	/* The original ends it with the bitmap when there is no unit. */
+	if (!r && used)
+		r = in_skip(in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
+	if (!r)
+		r = unpack_units(c, in, used);
+	if (!r)
+		r = in_at_end(in, &at_end);
+	if (!r && !at_end && used)
+		warn("%s: goes on behind the last unit; what is there was left out.", from);
+	return r ? r : cow_write_head(c, COW_CLEAN, used);
+}
+
+/* Into a device: in place. */
+static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char *from,
+			    const char *path)
+{
+	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
+
+	if (!r)
+		r = refuse_overwrite(&c->file);
+	if (!r)
+		r = blank_cow(&c->file, &c->geo);
+	return r ? r : unpack(c, in, from);
+}
+
+/* Into a file: a new one. */
+static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *from,
+			  const char *path)
+{
+	struct file old;
+	struct new_file new;
+	const bool replace = !access(path, F_OK);
+	mode_t mode = umask(0);
+	int r = OK;
+
+	umask(mode);
+	if (replace) {
+		r = file_open(&old, path, FILE_WRITE | FILE_EXCLUSIVE);
+		if (!r)
+			r = refuse_overwrite(&old);
+		file_close(&old);
+		if (r)
+			return r;
+	}
+	r = new_file_create(&new, path, 0666 & ~mode);
+	if (!r) {
+		c->file = new.file;
+		r = blank_cow(&c->file, &c->geo);
+	}
+	if (!r)
+		r = unpack(c, in, from);
+	if (!r)
+		r = new_file_commit(&new, replace);
+	new_file_abort(&new);
+	c->file = FILE_CLOSED;
+
+	return r;
+}
+
+int cmd_unpack(int argc, char **argv)
+{
+	struct cowfile c = { .file = FILE_CLOSED };
+	struct in_stream *in;
+	struct stat st;
+	int r;
+
+	(void)argc;
+	if (!strcmp(argv[1], "-"))
+		return error(USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
+	in = in_open(argv[0], &r);
+	if (!in)
+		return r;
+	r = read_head(&c, in, argv[0]);
+	if (!r)
+		r = !stat(argv[1], &st) && !S_ISREG(st.st_mode) ?
+		    unpack_to_device(&c, in, argv[0], argv[1]) :
+		    unpack_to_file(&c, in, argv[0], argv[1]);
+	in_close(in);
+	cow_close(&c);
+	if (!r)
+		verbose("%s: unpacked into %s: %llu units (%s).", argv[0], argv[1],
+			le64(c.head.cowused), size_text(le64(c.head.cowused) * c.geo.mapunit));
+	return r;
+}

@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup repair: mends what can be mended, and says what.
+ *
+ * The head. It tells the same thing several times: the sizes follow from each
+ * other. With --force, one that disagrees is made to agree with the others, and
+ * the checksum is made anew.
+ *
+ * Format 1, dirty. The original's rule: a unit that is not all zeroes has been
+ * written, whatever the bitmap says. Bits that are set stay set.
+ *
+ * Format 2, a damaged bitmap sector. If a single bit of it is wrong, the checksum
+ * says which. Otherwise the data tells: a unit that is a hole in the file was
+ * not written, one that is not all zeroes was. (A unit may have been written and
+ * not flushed before a crash; either is right for it.) One that has space but is
+ * all zeroes might be either, since a filesystem may give space in larger pieces
+ * than asked for: it stays as the sector has it, damaged as that may be. A hole
+ * for which the sector has a bit is counted aloud: zeroes may have been written
+ * there, and stored as a hole. On a block device nothing tells, and all units stay
+ * as the sector has them; this takes --force.
+ *
+ * Units beyond the file's end are lost. Their bits are cleared with --force
+ * only: it means that rdo's data is read in their place, without an error.
+ *
+ * The order of writing: the head is DIRTY before the bitmap changes and clean
+ * when that is done, so that an interrupted repair can simply be run again. (In
+ * format 1 it is not made DIRTY for that, since there it means more. Its count
+ * is wrong until the end, and so it is refused.)
+ */
+
+#include "cowfile.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "progress.h"
+#include "report.h"
+#include "scan.h"
+
+struct repair {
+	struct cow_faults faults;
+	struct cowfile c;
+	const char *path;
+	bool was_dirty;
+	bool announced;		/* the head says that the bitmap is being changed */
+	bool head_changed;
+	u64 nr_mended;
+	u64 nr_left;
+	u64 nr_damaged;		/* bitmap sectors that stay damaged */
+	u64 used;		/* as it will be */
+	u64 nr_lost;		/* units beyond the file's end that stay in the bitmap */
+	u64 nr_cleared;		/* those that are taken out */
+};
+
+static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
+{
+	progress_clear();
+	printf("%s: %s: ", p->path, what);
+	vprintf(fmt, ap);
+	printf(".\n");
+}
+
+static __attribute__((format(printf, 2, 3)))
+void mended(struct repair *p, const char *fmt, ...)
+{
+	va_list ap;
+
+	p->nr_mended++;
+	va_start(ap, fmt);
+	say(p, opt.dry_run ? "to be mended" : "mended", fmt, ap);
+	va_end(ap);
+}
+
+static __attribute__((format(printf, 2, 3)))
+void left(struct repair *p, const char *fmt, ...)
+{
+	va_list ap;
+
+	p->nr_left++;
+	va_start(ap, fmt);
+	say(p, "not mended", fmt, ap);
+	va_end(ap);
+}
+
+/* Whatever is wrong with the head is looked at by mend_head(). */
+static void ignore_fault(struct cow_faults *faults, const char *id, const char *text)
+{
+	(void)faults;
+	(void)id;
+	(void)text;
+}
+
+static void left_fault(struct cow_faults *faults, const char *id, const char *text)
+{
+	(void)id;
+	left((struct repair *)faults, "%s", text);
+}
+
+/* ---- The head ---- */
+
+static __le64 mend_number(struct repair *p, __le64 found, u64 value, const char *name)
+{
+	if (le64(found) != value) {
+		mended(p, "%s %llu in the head, now %llu, as follows from the rest of it", name,
+		       le64(found), value);
+		p->head_changed = true;
+	}
+	return htole64(value);
+}
+
+static void mend_text(struct repair *p, u8 *field, size_t size, const char *name)
+{
+	char text[sizeof(p->c.head.rdospec) + 1];
+	size_t length;
+
+	memcpy(text, field, size);
+	text[size] = 0;
+	length = strlen(text);
+	if (all_zero(field + length, size - length) && text_is_utf8(text))
+		return;
+	mended(p, "%s in the head, which was not a text, now empty", name);
+	memset(field, 0, size);
+	p->head_changed = true;
+}
+
+/* The number of units is believed if a size that was made from it agrees. */
+static bool mend_head_v1(struct repair *p)
+{
+	struct cow_head *head = &p->c.head;
+	const u64 nr_units = le64(head->rdoblocks);
+	struct cow_geometry geo;
+
+	if (!nr_units || nr_units > COW_MAX_BYTES / COW_V1_MAPUNIT)
+		return false;
+	cow_geometry_init(&geo, 1, COW_V1_MAPUNIT, nr_units * 2);
+	if (le64(head->mapsize) != geo.mapsize && le64(head->doffset) != geo.doffset)
+		return false;
+	head->mapunit = mend_number(p, head->mapunit, geo.mapunit, "mapunit");
+	head->mapsize = mend_number(p, head->mapsize, geo.mapsize, "mapsize");
+	head->doffset = mend_number(p, head->doffset, geo.doffset, "doffset");
+	return true;
+}
+
+static bool mend_head_v2(struct repair *p)
+{
+	struct cow_head *head = &p->c.head;
+	const u64 mapunit = le64(head->mapunit), sectors = le64(head->rdosectors);
+	struct cow_geometry geo;
+	u64 doffset;
+
+	if (!cow_v2_mapunit_valid(mapunit) || !sectors || sectors > COW_MAX_BYTES / 512 ||
+	    le32(head->incompat) & ~COW_INCOMPAT_TOOLS)
+		return false;
+	cow_geometry_init(&geo, 2, mapunit, sectors);
+	if (le64(head->rdoblocks) != geo.nr_units && le64(head->mapsize) != geo.mapsize)
+		return false;
+	head->rdoblocks = mend_number(p, head->rdoblocks, geo.nr_units, "rdoblocks");
+	head->mapsize = mend_number(p, head->mapsize, geo.mapsize, "mapsize");
+	head->moffset = mend_number(p, head->moffset, geo.moffset, "moffset");
+	doffset = le64(head->doffset);
+	if (doffset < geo.doffset || doffset % mapunit || doffset > COW_MAX_BYTES)
+		head->doffset = mend_number(p, head->doffset, geo.doffset, "doffset");
+	return true;
+}
+
+/* Bytes that should be zero, and texts. */
+static int mend_details(struct repair *p)
+{
+	struct cow_head *head = &p->c.head;
+	const unsigned int known = COW_FLAG_DIRTY | COW_FLAG_PACKED;
+	u8 start[COW_V1_MAPUNIT];
+	int r;
+
+	if (le16(head->flags) & ~known) {
+		mended(p, "unknown flags 0x%04x in the head, now cleared", le16(head->flags) & ~known);
+		head->flags &= htole16(known);
+		p->head_changed = true;
+	}
+	if (p->c.format == 2) {
+		mend_text(p, head->label, sizeof(head->label), "label");
+		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
+		if (!all_zero(head->reserved, sizeof(head->reserved))) {
+			mended(p, "reserved bytes in the head, now zeroes");
+			memset(head->reserved, 0, sizeof(head->reserved));
+			p->head_changed = true;
+		}
+		return OK;
+	}
+
+	r = file_read(&p->c.file, 0, start, sizeof(start));
+	if (r || all_zero(start + COW_V1_HEAD_SIZE, sizeof(start) - COW_V1_HEAD_SIZE))
+		return r;
+	mended(p, "the rest of the head, now zeroes");
+	memset((u8 *)head + COW_V1_HEAD_SIZE, 0, sizeof(*head) - COW_V1_HEAD_SIZE);
+	p->head_changed = true;
+	if (opt.dry_run)
+		return OK;
+	memset(start, 0, sizeof(start));
+	return file_write(&p->c.file, sizeof(*head), start, COW_V1_MAPUNIT - sizeof(*head));
+}
+
+/* Leave the head in memory as it should be, and the geometry right. */
+static int mend_head(struct repair *p)
+{
+	struct cow_faults quiet = { ignore_fault };
+	struct cowfile *c = &p->c;
+	struct cowfile tried;
+	int r;
+
+	if (!cow_check_head(c, &quiet) && !cow_check_strictly(c, &quiet))
+		return OK;
+	if (!c->format)
+		/* Not a cowfile, or shorter than one. */
+		return cow_check_head(c, &p->faults);
+
+	if (!opt.force) {
+		cow_check_head(c, &p->faults);
+		cow_check_strictly(c, &p->faults);
+		return error(WRONG, "%s: the head is damaged; with --force it is made to agree with itself as far as it goes.",
+			     p->path);
+	}
+	tried = *c;
+	if (!(c->format == 1 ? mend_head_v1(p) : mend_head_v2(p))) {
+		cow_check_head(&tried, &p->faults);
+		return error(WRONG, "%s: the head is damaged too much.", p->path);
+	}
+	r = mend_details(p);
+	if (r)
+		return r;
+	if (c->format == 2) {
+		const __le32 csum = c->head.csum;
+
+		cow_finish_head(c, c->state, le64(c->head.cowused));
+		if (csum != c->head.csum) {
+			mended(p, "checksum of the head");
+			p->head_changed = true;
+		}
+	}
+	r = cow_check_head(c, &p->faults);
+	return r ? error(WRONG, "%s: the head is damaged too much.", p->path) : OK;
+}
+
+/* ---- The bitmap ---- */
+
+/* Called before a bitmap sector is written. */
+static int announce(struct repair *p)
+{
+	struct cowfile *c = &p->c;
+
+	if (p->announced || c->format == 1)
+		return OK;
+	p->announced = true;
+	return cow_write_head(c, COW_DIRTY, le64(c->head.cowused));
+}
+
+static int put_bits(struct repair *p, u64 sector, const u8 *bits)
+{
+	int r;
+
+	if (opt.dry_run)
+		return OK;
+	r = announce(p);
+	return r ? r : cow_write_bits(&p->c, sector, bits);
+}
+
+/* If a damaged sector of format 2 has one wrong bit, put it right. */
+static bool correct_bit(const struct cow_map *m, u8 *bits)
+{
+	/* In the checksum itself? */
+	if (__builtin_popcount(m->csum ^ m->expected) == 1)
+		return true;
+	for (u32 i = 0; i < m->c->sector_units; i++) {
+		bits[i / 8] ^= 1 << i % 8;
+		if (cow_sector_csum(bits, m->sector) == m->csum)
+			return true;
+		bits[i / 8] ^= 1 << i % 8;
+	}
+	return false;
+}
+
+/* Work out the bits of a damaged sector of format 2, or leave it as it is. */
+static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
+{
+	const struct cowfile *c = &p->c;
+	struct cow_scan s = { .sector = m->sector };
+	u32 nr, unknown = 0, holes = 0;
+	const u64 first = cow_sector_units(c, m->sector, &nr);
+	int r;
+
+	if (!nr) {
+		memset(bits, 0, c->sector_bytes);
+		mended(p, "bitmap sector %llu, which has no units, now clear", m->sector);
+		return OK;
+	}
+	if (correct_bit(m, bits)) {
+		mended(p, "bitmap sector %llu, units %llu to %llu: one bit, which the checksum tells",
+		       m->sector, first, first + nr - 1);
+		return OK;
+	}
+	if (c->file.block && !opt.force) {
+		p->nr_damaged++;
+		left(p, "bitmap sector %llu, units %llu to %llu, is damaged, and on a device nothing tells what it should be; with --force it is taken as it is",
+		     m->sector, first, first + nr - 1);
+		return OK;
+	}
+	if (c->file.block) {
+		mended(p, "bitmap sector %llu, units %llu to %llu, damaged, taken as it was: %u units in the cowfile",
+		       m->sector, first, first + nr - 1, count_bits(bits, nr));
+		return OK;
+	}
+
+	r = cow_scan_sector(c, &s);
+	if (r)
+		return r;
+	for (u32 i = 0; i < nr; i++) {
+		if (!bit_is_set(s.data, i)) {
+			holes += bit_is_set(bits, i);
+			bit_assign(bits, i, false);
+		} else if (bit_is_set(s.nonzero, i)) {
+			bit_assign(bits, i, true);
+		} else {
+			unknown++;
+		}
+	}
+	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they were",
+	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
+	       unknown);
+	if (holes)
+		printf("%s: %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
+		       p->path, holes);
+	return OK;
+}
+
+/* Bits of no unit. */
+static void clear_beyond(struct repair *p, u64 sector, u8 *bits, u32 nr)
+{
+	const u32 all = count_bits(bits, p->c.sector_units), set = count_bits(bits, nr);
+
+	if (all == set)
+		return;
+	for (u32 i = nr; i < p->c.sector_units; i++)
+		bit_assign(bits, i, false);
+	mended(p, "bitmap sector %llu: %u bits beyond the last unit, now clear", sector, all - set);
+}
+
+/* Bits of units that the file is too short for. */
+static void clear_lost(struct repair *p, u64 first, u8 *bits, u32 nr)
+{
+	const u64 in_file = cow_units_in_file(&p->c);
+
+	for (u32 i = 0; i < nr; i++) {
+		if (first + i < in_file || !bit_is_set(bits, i))
+			continue;
+		if (opt.force) {
+			bit_assign(bits, i, false);
+			p->nr_cleared++;
+		} else {
+			p->nr_lost++;
+		}
+	}
+}
+
+static int mend_sector(struct repair *p, const struct cow_map *m)
+{
+	const struct cowfile *c = &p->c;
+	u8 bits[COW_V1_SECTOR_BYTES];
+	const u64 nr_damaged = p->nr_damaged;
+	u32 nr;
+	const u64 first = cow_sector_units(c, m->sector, &nr);
+	int r = OK;
+
+	memcpy(bits, m->bits, c->sector_bytes);
+	if (!m->good)
+		r = rebuild_sector(p, m, bits);
+	if (r || p->nr_damaged != nr_damaged)
+		return r;
+	clear_beyond(p, m->sector, bits, nr);
+	clear_lost(p, first, bits, nr);
+	p->used += count_bits(bits, nr);
+
+	if (m->good && !memcmp(bits, m->bits, c->sector_bytes))
+		return OK;
+	return put_bits(p, m->sector, bits);
+}
+
+static int mend_bitmap(struct repair *p)
+{
+	const struct cowfile *c = &p->c;
+	struct cow_map m;
+	int r = OK;
+
+	progress_start(p->path, c->geo.mapsize, "of bitmap read");
+	cow_map_start(&m, c);
+	while (!r && cow_map_next(&m)) {
+		r = mend_sector(p, &m);
+		progress_update(m.sector * COW_MAP_SECTOR);
+	}
+	cow_map_end(&m);
+	if (!r)
+		r = m.error;
+	progress_end(!r);
+
+	if (p->nr_cleared)
+		mended(p, "%llu unit%s that the file is too short for, now taken out of the bitmap",
+		       p->nr_cleared, p->nr_cleared == 1 ? "" : "s");
+	if (p->nr_lost)
+		left(p, "%llu unit%s should be in the cowfile, but it ends at %llu; with --force they are taken out, and read as they are in the read-only device",
+		     p->nr_lost, p->nr_lost == 1 ? "" : "s", c->file.size);
+	return r;
+}
+
+/* Format 1, dirty: add the units that are not all zeroes. */
+static int add_written_units(struct repair *p)
+{
+	const struct cowfile *c = &p->c;
+	u8 bits[COW_V1_SECTOR_BYTES];
+	struct cow_scan s;
+	u64 sector = 0, added = 0;
+	int r;
+
+	progress_start(p->path, c->geo.nr_units * c->geo.mapunit, "read");
+	for (;;) {
+		u32 more = 0;
+
+		r = cow_scan_next(c, &sector);
+		if (r || sector >= c->nr_sectors)
+			break;
+		s.sector = sector;
+		r = cow_scan_sector(c, &s);
+		if (!r)
+			r = cow_read_bits(c, sector, bits);
+		if (r)
+			break;
+		for (unsigned int i = 0; i < sizeof(bits); i++) {
+			more += __builtin_popcount(s.nonzero[i] & ~bits[i]);
+			bits[i] |= s.nonzero[i];
+		}
+		if (more)
+			r = put_bits(p, sector, bits);
+		if (r)
+			break;
+		added += more;
+		sector++;
+		progress_update(sector * c->sector_units * c->geo.mapunit);
+	}
+	progress_end(!r);
+	if (r)
+		return r;
+	mended(p, "dirty: %llu unit%s with data that the bitmap did not have, now added", added,
+	       added == 1 ? "" : "s");
+	/* What is not on disk is not counted by mend_bitmap(). */
+	if (opt.dry_run)
+		p->used += added;
+	return OK;
+}
+
+/* ---- The whole ---- */
+
+static int check_repairable(const struct repair *p)
+{
+	const struct cowfile *c = &p->c;
+
+	if (c->state == COW_PACKED)
+		return error(WRONG, "%s: packed; unpack it first, then repair what comes out.", p->path);
+	if (c->format == 2 && le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
+		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
+			     p->path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
+	if (c->state == COW_MERGING || c->state == COW_MERGED)
+		return error(WRONG, "%s: a merge was interrupted; run cowsetup merge again to complete it.",
+			     p->path);
+	return OK;
+}
+
+static int finish(struct repair *p)
+{
+	struct cowfile *c = &p->c;
+	const u64 found = le64(c->head.cowused);
+
+	/* The units in use can't be counted. */
+	if (p->nr_damaged)
+		return p->head_changed && !opt.dry_run ? announce(p) : OK;
+	if (p->was_dirty && c->format == 2)
+		mended(p, "dirty: counted again, %llu units used", p->used);
+	else if (found != p->used && (c->format == 2 || c->state == COW_CLEAN))
+		mended(p, "count of units used %llu, now %llu", found, p->used);
+	if (!p->nr_mended || opt.dry_run)
+		return OK;
+	return cow_write_head(c, COW_CLEAN, p->used);
+}
+
+static void print_result(const struct repair *p)
+{
+	if (!p->nr_mended && !p->nr_left)
+		printf("%s: nothing to mend: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
+	else if (opt.dry_run)
+		printf("%s: nothing was changed, since this was a dry run.\n", p->path);
+	else if (!p->nr_left)
+		printf("%s: repaired: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
+}
+
+int cmd_repair(int argc, char **argv)
+{
+	struct repair p = { .faults.found = left_fault, .path = argv[0] };
+	struct cow_faults quiet = { ignore_fault };
+	int r;
+
+	(void)argc;
+	r = cow_open_faulty(&p.c, argv[0], opt.dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
+			    &quiet);
+	if (p.c.file.fd < 0)
+		return r;
+	r = mend_head(&p);
+	if (!r)
+		r = check_repairable(&p);
+	p.was_dirty = p.c.state == COW_DIRTY;
+	if (!r && p.c.format == 1 && p.was_dirty)
+		r = add_written_units(&p);
+	if (!r)
+		r = mend_bitmap(&p);
+	if (!r)
+		r = finish(&p);
+	cow_close(&p.c);
+	if (!r)
+		print_result(&p);
+
+	return r ? r : p.nr_left ? WRONG : OK;
+}

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: what people read, and scripts. Messages, questions, sizes, reports.
+ */
+
+#include "cowsetup.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "progress.h"
+#include "report.h"
+
+/* ---- Messages ---- */
+
+static void message(const char *prefix, const char *fmt, va_list ap, const char *suffix)
+{
+	progress_clear();
+	fflush(stdout);
+	fprintf(stderr, "cowsetup: %s", prefix);
+	vfprintf(stderr, fmt, ap);
+	if (suffix)
+		fprintf(stderr, ": %s.", suffix);
+	fputc('\n', stderr);
+}
+
+int error(enum exit_code code, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	message("", fmt, ap, NULL);
+	va_end(ap);
+
+	return code;
+}
+
+void warn(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	message("Warning: ", fmt, ap, NULL);
+	va_end(ap);
+}
+
+void verbose(const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!opt.verbose)
+		return;
+	va_start(ap, fmt);
+	message("", fmt, ap, NULL);
+	va_end(ap);
+}
+
+static enum exit_code code_of_errno(int err)
+{
+	switch (err) {
+	case EPERM:
+	case EACCES:
+	case EROFS:
+		return DENIED;
+	case ENOMEM:
+		return NO_MEMORY;
+	case EEXIST:
+	case EBUSY:
+	case ETXTBSY:
+		return BUSY;
+	case EINTR:
+		return USAGE;
+	default:
+		return WRONG;
+	}
+}
+
+int error_errno(const char *fmt, ...)
+{
+	const int err = errno;
+	const char *text = strerror(err);
+	va_list ap;
+
+	if (err == EINTR && interrupted)
+		text = "interrupted";
+	else if (err == EACCES && geteuid())
+		text = "permission denied; are you root?";
+	va_start(ap, fmt);
+	message("", fmt, ap, text);
+	va_end(ap);
+
+	return code_of_errno(err);
+}
+
+void *xmalloc(size_t size)
+{
+	void *p = malloc(size);
+
+	if (!p)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return p;
+}
+
+char *xasprintf(const char *fmt, ...)
+{
+	va_list ap;
+	char *text;
+	int r;
+
+	va_start(ap, fmt);
+	r = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (r < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return text;
+}
+
+int confirm(const char *fmt, ...)
+{
+	char answer[16] = "";
+	va_list ap;
+
+	if (opt.batch_mode)
+		return OK;
+
+	fprintf(stderr, "\nWARNING!\n========\n");
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "\n\nAre you sure? (Type 'yes' in capital letters): ");
+	fflush(stderr);
+	if (!fgets(answer, sizeof(answer), stdin))
+		fputc('\n', stderr);
+	if (!strcmp(answer, "YES\n") || !strcmp(answer, "YES"))
+		return OK;
+	return error(USAGE, "Not confirmed; nothing was changed.");
+}
+
+/* ---- Sizes ---- */
+
+bool parse_size(const char *text, u64 *size)
+{
+	static const char suffixes[] = "KMGTPE";
+	const char *suffix;
+	u64 n = 0, fraction = 0, scale = 1, unit = 1;
+	const char *p = text;
+
+	if (*p < '0' || *p > '9')
+		return false;
+	for (; *p >= '0' && *p <= '9'; p++)
+		if (__builtin_mul_overflow(n, 10, &n) || __builtin_add_overflow(n, *p - '0', &n))
+			return false;
+	if (*p == '.') {
+		for (p++; *p >= '0' && *p <= '9' && scale < 1000000; p++) {
+			fraction = fraction * 10 + (*p - '0');
+			scale *= 10;
+		}
+		if (scale == 1)
+			return false;
+	}
+	if (*p) {
+		suffix = strchr(suffixes, *p & ~0x20);
+		if (!suffix)
+			return false;
+		unit <<= 10 * (suffix - suffixes + 1);
+		p++;
+		if (!strcmp(p, "iB"))
+			p += 2;
+	}
+	if (*p || (scale > 1 && unit == 1) || __builtin_mul_overflow(n, unit, &n))
+		return false;
+	/* A fraction of an exbibyte does not overflow: it is at most 6 digits. */
+	fraction = (unsigned __int128)fraction * unit / scale;
+	return !__builtin_add_overflow(n, fraction, size);
+}
+
+static char *next_buffer(size_t *size)
+{
+	static char buffers[8][32];
+	static unsigned int next;
+
+	*size = sizeof(buffers[0]);
+	return buffers[next++ % 8];
+}
+
+const char *size_text(u64 size)
+{
+	static const char *const units[] = { "bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+	size_t room;
+	char *text = next_buffer(&room);
+	unsigned int i = 0;
+	double n = size;
+
+	for (; n >= 1024 && i + 1 < sizeof(units) / sizeof(units[0]); i++)
+		n /= 1024;
+	if (!i)
+		snprintf(text, room, "%llu byte%s", size, size == 1 ? "" : "s");
+	else if (n == (u64)n || n >= 100)
+		snprintf(text, room, "%.0f %s", n, units[i]);
+	else
+		snprintf(text, room, "%.1f %s", n, units[i]);
+	return text;
+}
+
+const char *percent_text(u64 part, u64 whole)
+{
+	size_t room;
+	char *text = next_buffer(&room);
+
+	snprintf(text, room, "%.1f%%", whole ? 100.0 * part / whole : 0.0);
+	return text;
+}
+
+/* ---- Reports ---- */
+
+static struct json_object *report;
+
+void report_start(const char *key, const char *title, const char *name)
+{
+	if (opt.json)
+		report = json_object_new_object();
+	report_text(key, title, name);
+}
+
+void report_json(const char *key, struct json_object *value)
+{
+	json_object_object_add(report, key, value);
+}
+
+static void print_item(const char *title, const char *value)
+{
+	printf("%-22s %s\n", title, value);
+}
+
+void report_text(const char *key, const char *title, const char *value)
+{
+	if (opt.json)
+		report_json(key, json_object_new_string(value));
+	else
+		print_item(title, *value ? value : "-");
+}
+
+void report_number(const char *key, const char *title, u64 value)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%llu", value);
+	if (opt.json)
+		report_json(key, json_object_new_uint64(value));
+	else
+		print_item(title, text);
+}
+
+void report_hex(const char *key, const char *title, u64 value, int digits)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "0x%0*llx", digits, value);
+	report_text(key, title, text);
+}
+
+void report_bool(const char *key, const char *title, bool value)
+{
+	if (opt.json)
+		report_json(key, json_object_new_boolean(value));
+	else
+		print_item(title, value ? "yes" : "no");
+}
+
+void report_size(const char *key, const char *title, u64 bytes)
+{
+	char text[80];
+
+	if (bytes < 1024)
+		snprintf(text, sizeof(text), "%s", size_text(bytes));
+	else
+		snprintf(text, sizeof(text), "%s (%llu bytes)", size_text(bytes), bytes);
+	if (opt.json)
+		report_json(key, json_object_new_uint64(bytes));
+	else
+		print_item(title, text);
+}
+
+void report_end(void)
+{
+	if (!report)
+		return;
+	printf("%s\n", json_object_to_json_string_ext(report, JSON_C_TO_STRING_PRETTY |
+						      JSON_C_TO_STRING_SPACED |
+						      JSON_C_TO_STRING_NOSLASHESCAPE));
+	json_object_put(report);
+	report = NULL;
+}
+
+/* ---- Texts ---- */
+
+bool text_is_utf8(const char *text)
+{
+	const u8 *p = (const u8 *)text;
+
+	while (*p) {
+		const u8 c = *p++;
+		int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 :
+			   c < 0xf5 ? 3 : -1;
+
+		if (more < 0)
+			return false;
+		if ((c == 0xe0 && *p < 0xa0) || (c == 0xed && *p > 0x9f) ||
+		    (c == 0xf0 && *p < 0x90) || (c == 0xf4 && *p > 0x8f))
+			return false;
+		for (; more; more--)
+			if ((*p++ & 0xc0) != 0x80)
+				return false;
+	}
+	return true;
+}

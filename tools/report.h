@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: what is known about a thing, as lines for people or, with --json,
+ * as one object for scripts. Every item has a key for those, which is part of
+ * the interface and stays, and a title for these, which may get better.
+ */
+
+#ifndef COWSETUP_REPORT_H
+#define COWSETUP_REPORT_H
+
+#include "cowsetup.h"
+
+struct json_object;
+
+/* Begin the report about @name; @key and @title say what that is. */
+void report_start(const char *key, const char *title, const char *name);
+
+void report_text(const char *key, const char *title, const char *value);
+void report_number(const char *key, const char *title, u64 value);
+void report_hex(const char *key, const char *title, u64 value, int digits);
+void report_bool(const char *key, const char *title, bool value);
+
+/* Bytes: "1.5 GiB (1610612736 bytes)"; in JSON the number. */
+void report_size(const char *key, const char *title, u64 bytes);
+
+/* An item that is for scripts only; takes the object over. */
+void report_json(const char *key, struct json_object *value);
+
+/* Print the object. */
+void report_end(void);
+
+bool text_is_utf8(const char *text);
+
+#endif /* COWSETUP_REPORT_H */

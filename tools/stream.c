@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: what is written and read from its beginning to its end.
+ *
+ * Both directions have one buffer of compressed data and hand the callers'
+ * memory to zlib or zstd as it is. Several gzip members or zstd frames one
+ * behind the other are one stream, as for gzip and zstd.
+ */
+
+#include "stream.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <zlib.h>
+#include <zstd.h>
+
+#define BUFFER_SIZE	(256 * 1024)
+
+static const u8 zeroes[65536];
+
+/* ---- Writing ---- */
+
+struct out_stream {
+	const char *path;
+	struct new_file file;	/* of which the descriptor is stdout for "-" */
+	bool to_stdout;
+	enum compress compress;
+	z_stream gzip;
+	ZSTD_CCtx *zstd;
+	bool can_skip;		/* zeroes may be left out, since it is a new file */
+	u64 skipped;		/* zeroes at the end that have been left out */
+	u8 buffer[BUFFER_SIZE];
+};
+
+/* The permissions that open() would give a new file. */
+static mode_t default_mode(void)
+{
+	const mode_t mask = umask(0);
+
+	umask(mask);
+	return 0666 & ~mask;
+}
+
+static int open_stdout(struct out_stream *o)
+{
+	o->to_stdout = true;
+	if (isatty(STDOUT_FILENO))
+		return error(USAGE, "A packed cowfile is not for a terminal; redirect stdout, or name a file.");
+	o->file.file = (struct file){ .fd = STDOUT_FILENO, .path = "stdout" };
+	return OK;
+}
+
+struct out_stream *out_open(const char *path, enum compress compress, int *code)
+{
+	struct out_stream *o = xmalloc(sizeof(*o));
+
+	memset(o, 0, offsetof(struct out_stream, buffer));
+	o->path = path;
+	o->compress = compress;
+	o->file.file = FILE_CLOSED;
+	o->can_skip = compress == COMPRESS_NONE && strcmp(path, "-");
+	*code = strcmp(path, "-") ? new_file_create(&o->file, path, default_mode()) :
+				    open_stdout(o);
+
+	if (!*code && compress == COMPRESS_GZIP &&
+	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,
+			 Z_DEFAULT_STRATEGY) != Z_OK)
+		*code = error(NO_MEMORY, "Out of memory.");
+	if (!*code && compress == COMPRESS_ZSTD) {
+		o->zstd = ZSTD_createCCtx();
+		if (!o->zstd)
+			*code = error(NO_MEMORY, "Out of memory.");
+		else
+			ZSTD_CCtx_setParameter(o->zstd, ZSTD_c_checksumFlag, 1);
+	}
+	if (*code) {
+		out_close(o, *code, false);
+		return NULL;
+	}
+	return o;
+}
+
+/* Write to the file or pipe, where it is now. */
+static int put(struct out_stream *o, const void *data, size_t length)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	if (o->skipped) {
+		if (lseek(o->file.file.fd, o->skipped, SEEK_CUR) < 0)
+			return error_errno("%s: seeking", o->file.file.path);
+		o->skipped = 0;
+	}
+	while (done < length) {
+		if (interrupted)
+			return error(USAGE, "%s: interrupted.", o->file.file.path);
+		n = write(o->file.file.fd, (const char *)data + done, length - done);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return error_errno("%s: writing", o->file.file.path);
+		done += n;
+	}
+	return OK;
+}
+
+static int put_gzip(struct out_stream *o, const void *data, size_t length, int flush)
+{
+	int r;
+
+	o->gzip.next_in = (void *)(uintptr_t)data;
+	o->gzip.avail_in = length;
+	do {
+		o->gzip.next_out = o->buffer;
+		o->gzip.avail_out = BUFFER_SIZE;
+		/* Can't fail with good arguments. */
+		deflate(&o->gzip, flush);
+		r = put(o, o->buffer, BUFFER_SIZE - o->gzip.avail_out);
+	} while (!r && !o->gzip.avail_out);
+	return r;
+}
+
+static int put_zstd(struct out_stream *o, const void *data, size_t length, ZSTD_EndDirective end)
+{
+	ZSTD_inBuffer in = { data, length, 0 };
+	size_t left;
+	int r;
+
+	do {
+		ZSTD_outBuffer out = { o->buffer, BUFFER_SIZE, 0 };
+
+		left = ZSTD_compressStream2(o->zstd, &out, &in, end);
+		if (ZSTD_isError(left))
+			return error(NO_MEMORY, "%s: compressing: %s.", o->path, ZSTD_getErrorName(left));
+		r = put(o, o->buffer, out.pos);
+	} while (!r && (in.pos < in.size || (end == ZSTD_e_end && left)));
+	return r;
+}
+
+int out_write(struct out_stream *o, const void *data, size_t length)
+{
+	switch (o->compress) {
+	case COMPRESS_GZIP:
+		return put_gzip(o, data, length, Z_NO_FLUSH);
+	case COMPRESS_ZSTD:
+		return put_zstd(o, data, length, ZSTD_e_continue);
+	default:
+		return put(o, data, length);
+	}
+}
+
+int out_zeroes(struct out_stream *o, u64 length)
+{
+	int r = OK;
+
+	if (o->can_skip) {
+		o->skipped += length;
+		return OK;
+	}
+	while (length && !r) {
+		const size_t n = min_u64(length, sizeof(zeroes));
+
+		r = interrupted ? error(USAGE, "%s: interrupted.", o->path) : out_write(o, zeroes, n);
+		length -= n;
+	}
+	return r;
+}
+
+static int finish(struct out_stream *o)
+{
+	off_t end;
+
+	switch (o->compress) {
+	case COMPRESS_GZIP:
+		return put_gzip(o, NULL, 0, Z_FINISH);
+	case COMPRESS_ZSTD:
+		return put_zstd(o, NULL, 0, ZSTD_e_end);
+	default:
+		break;
+	}
+	if (!o->skipped)
+		return OK;
+	end = lseek(o->file.file.fd, o->skipped, SEEK_CUR);
+	return end < 0 ? error_errno("%s: seeking", o->path) : file_resize(&o->file.file, end);
+}
+
+int out_close(struct out_stream *o, int code, bool replace)
+{
+	if (!code)
+		code = finish(o);
+	if (!code && !o->to_stdout)
+		code = new_file_commit(&o->file, replace);
+	if (!o->to_stdout)
+		new_file_abort(&o->file);
+	if (o->compress == COMPRESS_GZIP)
+		deflateEnd(&o->gzip);
+	ZSTD_freeCCtx(o->zstd);
+	free(o);
+	return code;
+}
+
+/* ---- Reading ---- */
+
+struct in_stream {
+	const char *path;
+	int fd;
+	enum compress compress;
+	z_stream gzip;
+	ZSTD_DCtx *zstd;
+	bool in_frame;		/* the end of the file would be amiss */
+	bool at_end;		/* of the file */
+	size_t start, end;	/* of what the buffer holds */
+	u8 buffer[BUFFER_SIZE];
+};
+
+/* Have something in the buffer, at least @least bytes, unless the file ends. */
+static int fill(struct in_stream *i, size_t least)
+{
+	ssize_t n;
+
+	if (i->end - i->start >= least || i->at_end)
+		return OK;
+	memmove(i->buffer, i->buffer + i->start, i->end - i->start);
+	i->end -= i->start;
+	i->start = 0;
+	while (i->end < least && !i->at_end) {
+		if (interrupted)
+			return error(USAGE, "%s: interrupted.", i->path);
+		n = read(i->fd, i->buffer + i->end, BUFFER_SIZE - i->end);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return error_errno("%s: reading", i->path);
+		i->at_end = !n;
+		i->end += n;
+	}
+	return OK;
+}
+
+static int start_decompressing(struct in_stream *i)
+{
+	static const u8 gzip[] = { 0x1f, 0x8b }, zstd[] = { 0x28, 0xb5, 0x2f, 0xfd };
+	const u8 *p = i->buffer;
+	int r = fill(i, sizeof(zstd));
+
+	if (r)
+		return r;
+	if (i->end >= sizeof(gzip) && !memcmp(p, gzip, sizeof(gzip))) {
+		i->compress = COMPRESS_GZIP;
+		if (inflateInit2(&i->gzip, 15 + 16) != Z_OK)
+			return error(NO_MEMORY, "Out of memory.");
+		i->in_frame = true;
+	} else if (i->end >= sizeof(zstd) && !memcmp(p, zstd, sizeof(zstd))) {
+		i->compress = COMPRESS_ZSTD;
+		i->zstd = ZSTD_createDCtx();
+		if (!i->zstd)
+			return error(NO_MEMORY, "Out of memory.");
+	}
+	return OK;
+}
+
+struct in_stream *in_open(const char *path, int *code)
+{
+	struct in_stream *i = xmalloc(sizeof(*i));
+
+	memset(i, 0, offsetof(struct in_stream, buffer));
+	i->path = strcmp(path, "-") ? path : "stdin";
+	i->fd = strcmp(path, "-") ? open(path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+	*code = i->fd < 0 ? error_errno("%s", path) : start_decompressing(i);
+	if (*code) {
+		in_close(i);
+		return NULL;
+	}
+	return i;
+}
+
+void in_close(struct in_stream *i)
+{
+	if (i->fd > STDIN_FILENO)
+		close(i->fd);
+	if (i->compress == COMPRESS_GZIP)
+		inflateEnd(&i->gzip);
+	ZSTD_freeDCtx(i->zstd);
+	free(i);
+}
+
+/* Up to @length bytes, *@got of them; 0 only at the end. */
+static int get_plain(struct in_stream *i, void *data, size_t length, size_t *got)
+{
+	int r = fill(i, 1);
+
+	*got = i->end - i->start < length ? i->end - i->start : length;
+	memcpy(data, i->buffer + i->start, *got);
+	i->start += *got;
+	return r;
+}
+
+static int get_gzip(struct in_stream *i, void *data, size_t length, size_t *got)
+{
+	int r, z;
+
+	*got = 0;
+	while (!*got) {
+		r = fill(i, 1);
+		if (r || (i->start == i->end && !i->in_frame))
+			return r;
+		if (i->start == i->end)
+			return error(WRONG, "%s: the gzip data is cut off.", i->path);
+		if (!i->in_frame) {
+			inflateReset(&i->gzip);
+			i->in_frame = true;
+		}
+		i->gzip.next_in = i->buffer + i->start;
+		i->gzip.avail_in = i->end - i->start;
+		i->gzip.next_out = data;
+		i->gzip.avail_out = length;
+		z = inflate(&i->gzip, Z_NO_FLUSH);
+		if (z != Z_OK && z != Z_STREAM_END && z != Z_BUF_ERROR)
+			return error(z == Z_MEM_ERROR ? NO_MEMORY : WRONG, "%s: the gzip data is damaged: %s.",
+				     i->path, i->gzip.msg ? i->gzip.msg : zError(z));
+		i->in_frame = z != Z_STREAM_END;
+		i->start = i->end - i->gzip.avail_in;
+		*got = length - i->gzip.avail_out;
+	}
+	return OK;
+}
+
+static int get_zstd(struct in_stream *i, void *data, size_t length, size_t *got)
+{
+	ZSTD_outBuffer out = { data, length, 0 };
+	size_t left;
+	int r = OK;
+
+	while (!out.pos) {
+		ZSTD_inBuffer in;
+
+		r = fill(i, 1);
+		if (r || (i->start == i->end && !i->in_frame))
+			break;
+		in = (ZSTD_inBuffer){ i->buffer, i->end, i->start };
+		left = ZSTD_decompressStream(i->zstd, &out, &in);
+		if (ZSTD_isError(left))
+			return error(WRONG, "%s: the zstd data is damaged: %s.", i->path,
+				     ZSTD_getErrorName(left));
+		/* There may be something left to come out when all has gone in. */
+		if (!out.pos && in.pos == i->start && i->at_end)
+			return error(WRONG, "%s: the zstd data is cut off.", i->path);
+		i->start = in.pos;
+		i->in_frame = left;
+	}
+	*got = out.pos;
+	return r;
+}
+
+static int get(struct in_stream *i, void *data, size_t length, size_t *got)
+{
+	if (interrupted)
+		return error(USAGE, "%s: interrupted.", i->path);
+	switch (i->compress) {
+	case COMPRESS_GZIP:
+		return get_gzip(i, data, length, got);
+	case COMPRESS_ZSTD:
+		return get_zstd(i, data, length, got);
+	default:
+		return get_plain(i, data, length, got);
+	}
+}
+
+int in_read(struct in_stream *i, void *data, size_t length)
+{
+	size_t done = 0, got;
+	int r;
+
+	while (done < length) {
+		r = get(i, (u8 *)data + done, length - done, &got);
+		if (r)
+			return r;
+		if (!got)
+			return error(WRONG, "%s: ends too early.", i->path);
+		done += got;
+	}
+	return OK;
+}
+
+int in_skip(struct in_stream *i, u64 length)
+{
+	u8 data[16384];
+	int r = OK;
+
+	while (length && !r) {
+		const size_t n = min_u64(length, sizeof(data));
+
+		r = in_read(i, data, n);
+		length -= n;
+	}
+	return r;
+}
+
+int in_at_end(struct in_stream *i, bool *at_end)
+{
+	size_t got;
+	u8 byte;
+	int r = get(i, &byte, 1, &got);
+
+	*at_end = !got;
+	return r;
+}

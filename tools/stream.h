@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: what is written and read from its beginning to its end, perhaps
+ * through a pipe, perhaps compressed. The path "-" is stdout or stdin.
+ */
+
+#ifndef COWSETUP_STREAM_H
+#define COWSETUP_STREAM_H
+
+#include "cowsetup.h"
+#include "file.h"
+
+/* ---- Writing ---- */
+
+struct out_stream;
+
+/*
+ * Begin to write @path, which does not get its name before it is complete.
+ * Returns NULL, with *@code set, if it can't be done.
+ */
+struct out_stream *out_open(const char *path, enum compress compress, int *code);
+
+int out_write(struct out_stream *o, const void *data, size_t length);
+int out_zeroes(struct out_stream *o, u64 length);
+
+/*
+ * The end. With @code OK, everything is on stable storage when it returns OK;
+ * otherwise what was written is removed. @replace: a file of this name, too.
+ */
+int out_close(struct out_stream *o, int code, bool replace);
+
+/* ---- Reading ---- */
+
+struct in_stream;
+
+/* Begin to read @path; how it is compressed is found out. */
+struct in_stream *in_open(const char *path, int *code);
+
+/* Read all of @length bytes. It is an error if there is less. */
+int in_read(struct in_stream *i, void *data, size_t length);
+
+/* Read and forget. */
+int in_skip(struct in_stream *i, u64 length);
+
+/* Is there nothing left? */
+int in_at_end(struct in_stream *i, bool *at_end);
+
+void in_close(struct in_stream *i);
+
+#endif /* COWSETUP_STREAM_H */
