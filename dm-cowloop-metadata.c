@@ -1090,6 +1090,12 @@ static int check_layout(const struct cow_md_args *args, char **error,
 	return 0;
 }
 
+static int refuse_merging(const struct cow_md_args *args, char **error)
+{
+	return refuse(args, error, "Cowfile is being merged",
+		      "found a merge begun, expected it to be done: see cowsetup merge");
+}
+
 static int check_head_v1(const struct cow_md_args *args, char **error,
 			 const struct cow_head *head, struct cow_geometry *geo)
 {
@@ -1143,6 +1149,8 @@ static int check_head_v2(const struct cow_md_args *args, char **error,
 	if (r)
 		return r;
 
+	if (le32_to_cpu(head->incompat) & (COW_INCOMPAT_MERGING | COW_INCOMPAT_MERGED))
+		return refuse_merging(args, error);
 	unknown = le32_to_cpu(head->incompat) & ~COW_INCOMPAT_KNOWN;
 	if (unknown)
 		return refuse(args, error, "Cowfile needs features that this version lacks",
@@ -1215,6 +1223,8 @@ static int check_head(const struct cow_md_args *args, char **error,
 		return refuse(args, error, "Not a cowfile, and not blank",
 			      "found magic 0x%08x, expected 0x%08x or %u zero bytes",
 			      le32_to_cpu(head->magic), COW_MAGIC, COW_BLANK_SIZE);
+	if (version == COW_V1_MERGING || version == COW_V1_MERGED)
+		return refuse_merging(args, error);
 	if (version != 1 && version != 2)
 		return refuse(args, error, "Unknown version of cowfile",
 			      "found %u, expected 1 or 2", version);

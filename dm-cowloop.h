@@ -63,7 +63,17 @@ static inline __u64 div_u64(__u64 dividend, __u32 divisor)
 #define COW_V1_SECTOR_BYTES	512U
 #define COW_V2_SECTOR_BYTES	508U
 
-/* The features this code knows. */
+/*
+ * Marks of a merge that has begun and not come to its end. The cowfile can't be
+ * used meanwhile. In format 1 they make the version one that no driver knows (and
+ * not a negative one: the original takes it for signed).
+ */
+#define COW_INCOMPAT_MERGING	0x00000001U	/* rdo is being written */
+#define COW_INCOMPAT_MERGED	0x00000002U	/* rdo has it all; the cowfile is being emptied */
+#define COW_V1_MERGING		0x4001U
+#define COW_V1_MERGED		0x4002U
+
+/* The features with which a cowfile can be used. */
 #define COW_INCOMPAT_KNOWN	0U
 #define COW_COMPAT_RO_KNOWN	0U
 

@@ -22,17 +22,7 @@ static inline unsigned int le16(__le16 n) { return le16toh(n); }
 static inline u32 le32(__le32 n) { return le32toh(n); }
 static inline u64 le64(__le64 n) { return le64toh(n); }
 
-/*
- * Marks of a merge that is not complete. No driver opens such a cowfile: in
- * format 2 they are feature bits that it does not know, in format 1 they make
- * the version one that it does not know (and not a negative one: the original
- * takes it for signed). See merge.c.
- */
-#define COW_INCOMPAT_MERGING	0x00000001U	/* rdo is being written */
-#define COW_INCOMPAT_MERGED	0x00000002U	/* rdo has it all; the cowfile is being emptied */
-#define COW_V1_MERGING		0x4001U
-#define COW_V1_MERGED		0x4002U
-
+/* The features that these tools know, and no driver does. */
 #define COW_INCOMPAT_TOOLS	(COW_INCOMPAT_MERGING | COW_INCOMPAT_MERGED)
 
 /* So large a read-only device is not believed. */
