@@ -563,6 +563,8 @@ int cow_md_load_all(struct cow_md *md)
 	}
 	if (r)
 		md->keep_all = false;
+	else
+		WRITE_ONCE(md->count_next, md->nr_regions);
 	mutex_unlock(&md->load_lock);
 
 	return r > 0 ? -ENOMEM : r;

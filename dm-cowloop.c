@@ -64,6 +64,7 @@
 #include <linux/percpu.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>
+#include <linux/srcu.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 
@@ -89,15 +90,15 @@
 enum cow_mode {
 	COW_MODE_RW,
 	COW_MODE_RO,
-	COW_MODE_CLOSED,
 	COW_MODE_FAIL,
+	COW_MODE_CLOSED,
 };
 
 static const char * const cow_mode_names[] = {
 	[COW_MODE_RW] = "rw",
 	[COW_MODE_RO] = "ro",
-	[COW_MODE_CLOSED] = "closed",
 	[COW_MODE_FAIL] = "fail",
+	[COW_MODE_CLOSED] = "closed",
 };
 
 /* Optional parameters, as given on the table line; 0 where not given. */
@@ -219,6 +220,8 @@ struct cowfile {
 };
 
 static DEFINE_MUTEX(cowfiles_lock);
+/* Cow devices are let go of when nobody looks at them: see cowloop_iterate_devices(). */
+DEFINE_STATIC_SRCU(cow_devices_srcu);
 static LIST_HEAD(cowfiles);
 
 static const char *cow_name(struct cowloop *cow)
@@ -321,8 +324,8 @@ static int defer_bio(struct cowloop *cow, struct bio *bio)
 
 /* ---- Modes ---- */
 
-/* Sleeps: raises an event. */
-static void set_mode(struct cowloop *cow, enum cow_mode mode)
+/* True if the mode was another one: then an event is to be raised. */
+static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 {
 	bool change;
 
@@ -332,7 +335,13 @@ static void set_mode(struct cowloop *cow, enum cow_mode mode)
 		WRITE_ONCE(cow->mode, mode);
 	spin_unlock_irq(&cow->lock);
 
-	if (change)
+	return change;
+}
+
+/* Sleeps: raises an event. */
+static void set_mode(struct cowloop *cow, enum cow_mode mode)
+{
+	if (change_mode(cow, mode))
 		dm_table_event(cow->ti->table);
 }
 
@@ -599,14 +608,20 @@ static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 	return begun != ended;
 }
 
-/* Change to a @mode in which no more of a kind of bios are begun, and wait for their end. */
-static void drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight flight)
+/*
+ * Change to a @mode in which no more of a kind of bios are begun, and wait for
+ * their end. True if the mode was another one.
+ */
+static bool drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight flight)
 {
-	set_mode(cow, mode);
+	const bool change = change_mode(cow, mode);
+
 	/* The mode is tested, and the bio counted, in one RCU section. */
 	synchronize_rcu();
 	while (in_flight(cow, flight))
 		fsleep(1000);
+
+	return change;
 }
 
 /* Refuse writes from now on, and return when those under way are safe. */
@@ -614,7 +629,8 @@ static int make_read_only(struct cowloop *cow)
 {
 	int r;
 
-	drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES);
+	if (drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES))
+		dm_table_event(cow->ti->table);
 	r = sync_cowfile(cow);
 	if (!r)
 		WRITE_ONCE(cow->opt.read_only, true);
@@ -637,19 +653,27 @@ static int cowfile_begin_closing(struct cowloop *cow)
 
 static void cowfile_end_closing(struct cowloop *cow, bool closed)
 {
+	struct dm_dev *dev = cow->cow;
+
 	mutex_lock(&cowfiles_lock);
 	cow->cowfile->closing = false;
 	if (closed) {
 		cow->cowfile->bdev = NULL;
-		dm_put_device(cow->ti, cow->cow);
-		cow->cow = NULL;
+		WRITE_ONCE(cow->cow, NULL);
 	}
 	mutex_unlock(&cowfiles_lock);
+
+	if (closed) {
+		/* Not even cowloop_iterate_devices() has it any more. */
+		synchronize_srcu(&cow_devices_srcu);
+		dm_put_device(cow->ti, dev);
+	}
 }
 
 /* Sync, and let go of the cow device. What is in it can't be read any more. */
 static int close_cow(struct cowloop *cow)
 {
+	bool change = false;
 	int r;
 
 	if (READ_ONCE(cow->mode) == COW_MODE_CLOSED)
@@ -668,12 +692,15 @@ static int close_cow(struct cowloop *cow)
 	if (!r)
 		r = cow_md_load_all(cow->md);
 	if (!r) {
-		drain(cow, COW_MODE_CLOSED, COW_FLIGHT_OTHERS);
+		change = drain(cow, COW_MODE_CLOSED, COW_FLIGHT_OTHERS);
 		cancel_work_sync(&cow->count_work);
 		cancel_delayed_work_sync(&cow->commit_work);
 		cow_md_let_go(cow->md);
 	}
 	cowfile_end_closing(cow, !r);
+	/* Whoever hears of it may unmount what held the cow device. */
+	if (change)
+		dm_table_event(cow->ti->table);
 
 	return r;
 }
@@ -1216,24 +1243,26 @@ static void put_cowfile(struct cowloop *cow)
 static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 {
 	struct mapped_device *owner = dm_table_get_md(cow->ti->table);
-	struct cowfile *file;
+	struct cowfile *file, *new;
 	struct cow_md *md;
 	int r;
+
+	new = kzalloc(sizeof(*new), GFP_KERNEL);
+	if (!new)
+		return -ENOMEM;
 
 	mutex_lock(&cowfiles_lock);
 	r = check_devices(cow, owner);
 	if (r) {
 		mutex_unlock(&cowfiles_lock);
+		kfree(new);
 		return r;
 	}
 	file = find_cowfile(cow->cow->bdev);
 	md = file ? file->md : NULL;
 	if (!file) {
-		file = kzalloc(sizeof(*file), GFP_KERNEL);
-		if (!file) {
-			mutex_unlock(&cowfiles_lock);
-			return -ENOMEM;
-		}
+		file = new;
+		new = NULL;
 		file->bdev = cow->cow->bdev;
 		file->owner = owner;
 		INIT_LIST_HEAD(&file->users);
@@ -1242,6 +1271,7 @@ static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 	cow->cowfile = file;
 	list_add(&cow->user, &file->users);
 	mutex_unlock(&cowfiles_lock);
+	kfree(new);
 
 	if (md) {
 		r = cow_md_check(md, args, &cow->ti->error);
@@ -1579,10 +1609,13 @@ static void cowloop_postsuspend(struct dm_target *ti)
 {
 	struct cowloop *cow = ti->private;
 
+	/* A message may still be at work, and about to let go of the cow device. */
+	mutex_lock(&cow->message_lock);
 	cancel_work_sync(&cow->count_work);
 	/* Has failed before, or says so itself. */
 	(void)sync_cowfile(cow);
 	cancel_delayed_work_sync(&cow->commit_work);
+	mutex_unlock(&cow->message_lock);
 }
 
 static void cowloop_resume(struct dm_target *ti)
@@ -1707,24 +1740,25 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 				   void *data)
 {
 	struct cowloop *cow = ti->private;
+	struct dm_dev *dev;
 	unsigned int block;
 	sector_t cow_len;
-	int r;
+	int r, idx;
 
 	r = fn(ti, cow->rdo, 0, ti->len, data);
-	/* Against close_cow(). */
-	mutex_lock(&cowfiles_lock);
-	if (!r && cow->cow) {
+	idx = srcu_read_lock(&cow_devices_srcu);
+	dev = READ_ONCE(cow->cow);
+	if (!r && dev) {
 		/*
 		 * The cow device may end before its last unit, so there is no length to
 		 * ask for: take all of it, in the larger of both devices' blocks.
 		 */
 		block = max(bdev_logical_block_size(cow->rdo->bdev),
-			    bdev_logical_block_size(cow->cow->bdev));
-		cow_len = round_down(bdev_nr_sectors(cow->cow->bdev), block >> SECTOR_SHIFT);
-		r = fn(ti, cow->cow, 0, cow_len, data);
+			    bdev_logical_block_size(dev->bdev));
+		cow_len = round_down(bdev_nr_sectors(dev->bdev), block >> SECTOR_SHIFT);
+		r = fn(ti, dev, 0, cow_len, data);
 	}
-	mutex_unlock(&cowfiles_lock);
+	srcu_read_unlock(&cow_devices_srcu, idx);
 
 	return r;
 }
