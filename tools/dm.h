@@ -11,6 +11,9 @@
 
 #include <sys/types.h>
 
+/* Where the nodes are. */
+#define DM_NODES		"/dev/mapper"
+
 #define DM_MAX_COUNTERS	32
 
 enum dm_mode {

@@ -20,7 +20,6 @@
 #include <unistd.h>
 
 #include <json-c/json.h>
-#include <libdevmapper.h>
 
 #include "cowfile.h"
 #include "loop.h"
@@ -199,7 +198,7 @@ static void report_used(const struct dm_device *d)
 /* Everything but counters for people; all of it for scripts. */
 static void report_device(const struct dm_device *d)
 {
-	char *path = xasprintf("%s/%s", dm_dir(), d->name);
+	char *path = xasprintf("%s/%s", DM_NODES, d->name);
 	struct statvfs fs;
 	struct space s;
 
@@ -409,7 +408,7 @@ static char *find_process(dev_t dev)
 /* Who has a device in use, for good: a mount, a device above, swap. */
 static char *find_holder(const struct dm_device *d)
 {
-	char *path = xasprintf("%s/%s", dm_dir(), d->name), *user = NULL;
+	char *path = xasprintf("%s/%s", DM_NODES, d->name), *user = NULL;
 	struct file f;
 
 	if (!file_open(&f, path, FILE_READ))

@@ -20,7 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <libdevmapper.h>
 #include <linux/fs.h>
 #include <uuid/uuid.h>
 
@@ -72,10 +71,10 @@ static int refuse_active(const char *path, bool as_rdo)
 	for (size_t i = 0; i < nr && !r; i++) {
 		if (is_device(devices[i].cow, &f))
 			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
-				  dm_dir(), devices[i].name);
+				  DM_NODES, devices[i].name);
 		else if (!as_rdo && is_device(devices[i].rdo, &f))
 			r = error(BUSY, "%s: in use: it is the read-only device of %s/%s, which is active.",
-				  path, dm_dir(), devices[i].name);
+				  path, DM_NODES, devices[i].name);
 	}
 	free(devices);
 	file_close(&f);
@@ -461,7 +460,7 @@ int cmd_open(int argc, char **argv)
 		drop_loop(&o.rdo_loop);
 		undo_cow(&o);
 	} else {
-		printf("%s/%s\n", dm_dir(), o.name);
+		printf("%s/%s\n", DM_NODES, o.name);
 	}
 	loop_close(&o.cow_loop);
 	loop_close(&o.rdo_loop);
