@@ -64,6 +64,19 @@ fails() {
 	ok $? "$tap_name" || { diag "succeeded: $*"; diag "$tap_out"; return 1; }
 }
 
+# exits CODE NAME COMMAND...: passes when COMMAND exits with CODE; what it printed is in $out afterwards
+exits() {
+	tap_want=$1 tap_name=$2
+	shift 2
+	out=$("$@" 2>&1 </dev/null)
+	tap_got=$?
+	[ "$tap_got" -eq "$tap_want" ]
+	ok $? "$tap_name" || { diag "$*"; diag "exit status $tap_got, not $tap_want"; diag "$out"; return 1; }
+}
+
+# says REGEX NAME: passes when what the last command printed is like that
+says() { like "$out" "$1" "$2"; }
+
 skip() { tap_count=$((tap_count + 1)); echo "ok $tap_count # SKIP $*"; }
 
 # --- Devices ------------------------------------------------------------------------------------------------

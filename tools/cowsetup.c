@@ -11,6 +11,7 @@
 #include "cowsetup.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <popt.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,6 +37,13 @@ enum {
 	OPT_RDO,
 	OPT_COMPRESS,
 	OPT_JSON,
+	OPT_READ_ONLY,
+	OPT_REPAIR,
+	OPT_LIMIT,
+	OPT_LOW_WATER,
+	OPT_DEFERRED,
+	OPT_THRESHOLD,
+	OPT_EXEC,
 	/* These go with any command. */
 	OPT_COMMON,
 	OPT_BATCH_MODE = OPT_COMMON,
@@ -62,8 +70,12 @@ static const struct poptOption option_table[] = {
 	  "Do not ask for confirmation", NULL },
 	{ "compress", '\0', POPT_ARG_STRING, NULL, OPT_COMPRESS,
 	  "How to compress a packed file: none, gzip or zstd", "TYPE" },
+	{ "deferred", '\0', POPT_ARG_NONE, NULL, OPT_DEFERRED,
+	  "Close the device when the last user has gone", NULL },
 	{ "dry-run", 'n', POPT_ARG_NONE, NULL, OPT_DRY_RUN,
 	  "Only say what would be done", NULL },
+	{ "exec", '\0', POPT_ARG_STRING, NULL, OPT_EXEC,
+	  "Run a command when space is short, and go on watching", "COMMAND" },
 	{ "force", 'f', POPT_ARG_NONE, NULL, OPT_FORCE,
 	  "Overwrite what is there; repair what can only be guessed", NULL },
 	{ "format", '\0', POPT_ARG_STRING, NULL, OPT_FORMAT,
@@ -72,6 +84,10 @@ static const struct poptOption option_table[] = {
 	  "Print JSON, for scripts", NULL },
 	{ "label", '\0', POPT_ARG_STRING, NULL, OPT_LABEL,
 	  "Name of the new cowfile", "LABEL" },
+	{ "limit", '\0', POPT_ARG_STRING, NULL, OPT_LIMIT,
+	  "At most so much may be written into the cowfile", "SIZE" },
+	{ "low-water", '\0', POPT_ARG_STRING, NULL, OPT_LOW_WATER,
+	  "Raise an event when so little of the limit is left", "SIZE" },
 	{ "mapunit", '\0', POPT_ARG_STRING, NULL, OPT_MAPUNIT,
 	  "Unit of change, a power of two from 4K to 1M", "SIZE" },
 	{ "progress-frequency", '\0', POPT_ARG_STRING, NULL, OPT_PROGRESS_FREQUENCY,
@@ -82,6 +98,12 @@ static const struct poptOption option_table[] = {
 	  "The read-only device of the cowfile", "RDO" },
 	{ "rdo-spec", '\0', POPT_ARG_STRING, NULL, OPT_RDO_SPEC,
 	  "Where to find the read-only device: UUID=, PARTUUID=, LABEL= or a path", "SPEC" },
+	{ "read-only", 'r', POPT_ARG_NONE, NULL, OPT_READ_ONLY,
+	  "Open for reading only; nothing is written to the cowfile", NULL },
+	{ "repair", '\0', POPT_ARG_NONE, NULL, OPT_REPAIR,
+	  "Open a cowfile of format 1 that was in use in a crash, and repair it", NULL },
+	{ "threshold", '\0', POPT_ARG_STRING, NULL, OPT_THRESHOLD,
+	  "How much free space is short", "SIZE" },
 	{ "verbose", 'v', POPT_ARG_NONE, NULL, OPT_VERBOSE,
 	  "Say more about what is done", NULL },
 	POPT_TABLEEND
@@ -118,6 +140,13 @@ static int parse_compress(const char *text)
 		}
 	}
 	return error(USAGE, "--compress %s: it must be none, gzip or zstd.", text);
+}
+
+static int parse_bytes(const char *name, const char *text, u64 *size)
+{
+	if (!parse_size(text, size))
+		return error(USAGE, "--%s %s: it must be a size, as 4096, 64K or 1.5G.", name, text);
+	return OK;
 }
 
 static int parse_frequency(const char *text)
@@ -171,6 +200,25 @@ static int parse_option(int which, const char *value)
 		return OK;
 	case OPT_COMPRESS:
 		return parse_compress(value);
+	case OPT_READ_ONLY:
+		opt.read_only = true;
+		return OK;
+	case OPT_REPAIR:
+		opt.repair = true;
+		return OK;
+	case OPT_DEFERRED:
+		opt.deferred = true;
+		return OK;
+	case OPT_LIMIT:
+		return parse_bytes("limit", value, &opt.limit);
+	case OPT_LOW_WATER:
+		return parse_bytes("low-water", value, &opt.low_water);
+	case OPT_THRESHOLD:
+		opt.have_threshold = true;
+		return parse_bytes("threshold", value, &opt.threshold);
+	case OPT_EXEC:
+		opt.exec = xasprintf("%s", value);
+		return OK;
 	}
 	abort();
 }
@@ -191,6 +239,24 @@ static const struct command commands[] = {
 	{ "format", "<rdo> <cow>", 2, 2, "make a new cowfile",
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
 	  cmd_format },
+	{ "open", "<rdo> <cow> [<name>]", 2, 3, "make a writable device of both; makes the cowfile, too",
+	  BIT(OPT_READ_ONLY) | BIT(OPT_REPAIR) | BIT(OPT_LIMIT) | BIT(OPT_LOW_WATER) |
+	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC),
+	  cmd_open },
+	{ "close", "<name>", 1, 1, "remove the device",
+	  BIT(OPT_DEFERRED), cmd_close },
+	{ "list", "", 0, 0, "list the active devices",
+	  BIT(OPT_JSON), cmd_list },
+	{ "status", "<name>", 1, 1, "show everything about an active device",
+	  BIT(OPT_JSON), cmd_status },
+	{ "sync", "[<name>...]", 0, INT_MAX, "write everything to stable storage",
+	  0, cmd_sync },
+	{ "watch", "<name>", 1, 1, "wait until space for changes is short",
+	  BIT(OPT_THRESHOLD) | BIT(OPT_EXEC) | BIT(OPT_JSON), cmd_watch },
+	{ "readonly", "<name>", 1, 1, "take no more writes, so that what holds the cowfile can be remounted read-only",
+	  0, cmd_readonly },
+	{ "detach", "<name>", 1, 1, "let go of the cowfile, so that what holds it can be unmounted",
+	  0, cmd_detach },
 	{ "dump", "<cow>", 1, 1, "show the head of a cowfile",
 	  BIT(OPT_JSON), cmd_dump },
 	{ "map", "<cow>", 1, 1, "show which parts have been modified",
@@ -290,6 +356,8 @@ static int run_command(int argc, char **argv, u64 given)
 		return error(USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
 	argc--;
 	argv++;
+	if (argc > command->max_args && !*command->args)
+		return error(USAGE, "%s: takes no arguments.", command->name);
 	if (argc < command->min_args || argc > command->max_args)
 		return error(USAGE, "%s: requires %s as arguments.", command->name, command->args);
 

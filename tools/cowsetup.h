@@ -60,6 +60,15 @@ struct options {
 	const char *rdo_spec;
 	const char *rdo;
 	enum compress compress;
+
+	bool read_only;
+	bool repair;
+	bool deferred;
+	u64 limit;			/* bytes; 0: none */
+	u64 low_water;			/* likewise */
+	u64 threshold;			/* bytes */
+	bool have_threshold;
+	const char *exec;
 };
 
 extern struct options opt;
@@ -109,5 +118,14 @@ int cmd_pack(int argc, char **argv);
 int cmd_unpack(int argc, char **argv);
 int cmd_merge(int argc, char **argv);
 int cmd_upgrade(int argc, char **argv);
+
+int cmd_open(int argc, char **argv);
+int cmd_close(int argc, char **argv);
+int cmd_list(int argc, char **argv);
+int cmd_status(int argc, char **argv);
+int cmd_sync(int argc, char **argv);
+int cmd_watch(int argc, char **argv);
+int cmd_readonly(int argc, char **argv);
+int cmd_detach(int argc, char **argv);
 
 #endif /* COWSETUP_H */

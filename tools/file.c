@@ -339,20 +339,47 @@ static char *find_holder(const struct stat *st)
 	return found;
 }
 
-static char *find_mount(const struct stat *st)
+/* Filesystems with device numbers of their own are known by the device they name. */
+static bool is_mount_of(const char *line, dev_t dev)
+{
+	const char *rest = strstr(line, " - ");
+	char source[PATH_MAX];
+	unsigned int maj, min;
+	struct stat st;
+
+	if (sscanf(line, "%*u %*u %u:%u", &maj, &min) == 2 && makedev(maj, min) == dev)
+		return true;
+	return rest && sscanf(rest, " - %*s %4095s", source) == 1 && source[0] == '/' &&
+	       !stat(source, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev;
+}
+
+char *device_mount(dev_t dev, bool *writable)
 {
 	FILE *f = fopen("/proc/self/mountinfo", "re");
-	char line[PATH_MAX * 2], point[PATH_MAX];
-	unsigned int maj, min;
-	char *found = NULL;
+	char *line = NULL, point[PATH_MAX], options[256], *found = NULL;
+	size_t room = 0;
 
-	while (f && !found && fgets(line, sizeof(line), f))
-		if (sscanf(line, "%*u %*u %u:%u %*s %4095s", &maj, &min, point) == 3 &&
-		    makedev(maj, min) == st->st_rdev)
-			found = xasprintf("mounted on %s", point);
+	while (f && !found && getline(&line, &room, f) > 0) {
+		if (!is_mount_of(line, dev) ||
+		    sscanf(line, "%*u %*u %*s %*s %4095s %255s", point, options) != 2)
+			continue;
+		found = xasprintf("%s", point);
+		*writable = !strncmp(options, "rw", 2);
+	}
+	free(line);
 	if (f)
 		fclose(f);
 	return found;
+}
+
+static char *find_mount(const struct stat *st)
+{
+	bool writable;
+	char *point = device_mount(st->st_rdev, &writable), *text;
+
+	text = point ? xasprintf("mounted on %s", point) : NULL;
+	free(point);
+	return text;
 }
 
 char *file_used_by(const struct file *f)

@@ -78,6 +78,9 @@ bool all_zero(const void *data, size_t length);
  */
 char *file_used_by(const struct file *f);
 
+/* Where a block device is mounted, to be freed, and whether to be written; or NULL. */
+char *device_mount(dev_t dev, bool *writable);
+
 /* ---- New files ---- */
 
 /*

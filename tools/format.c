@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -223,6 +224,11 @@ int open_or_create(struct file *f, const char *path, bool *created)
 		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE);
 	if (fd < 0)
 		return error_errno("%s: cannot be created", path);
+	/* Another cowsetup may have found it already. */
+	if (flock(fd, LOCK_EX | LOCK_NB)) {
+		close(fd);
+		return error(BUSY, "%s: in use: another program has it open.", path);
+	}
 	*created = true;
 	return file_from_fd(f, fd, path);
 }

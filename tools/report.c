@@ -287,15 +287,26 @@ void report_size(const char *key, const char *title, u64 bytes)
 		print_item(title, text);
 }
 
-void report_end(void)
+void report_print(struct json_object *o)
 {
-	if (!report)
-		return;
-	printf("%s\n", json_object_to_json_string_ext(report, JSON_C_TO_STRING_PRETTY |
+	printf("%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY |
 						      JSON_C_TO_STRING_SPACED |
 						      JSON_C_TO_STRING_NOSLASHESCAPE));
-	json_object_put(report);
+	json_object_put(o);
+}
+
+struct json_object *report_take(void)
+{
+	struct json_object *o = report;
+
 	report = NULL;
+	return o;
+}
+
+void report_end(void)
+{
+	if (report)
+		report_print(report_take());
 }
 
 /* ---- Texts ---- */

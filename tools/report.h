@@ -29,6 +29,12 @@ void report_json(const char *key, struct json_object *value);
 /* Print the object. */
 void report_end(void);
 
+/* End the report without printing the object: it is the caller's. */
+struct json_object *report_take(void);
+
+/* Print an object, or an array, in the way that report_end() does, and free it. */
+void report_print(struct json_object *o);
+
 bool text_is_utf8(const char *text);
 
 #endif /* COWSETUP_REPORT_H */

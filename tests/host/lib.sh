@@ -21,19 +21,6 @@ tool=${COWSETUP:-$top/build/tools-asan/cowsetup}
 cowsetup() { "$tool" "$@"; }
 cowfile() { perl "$top/tests/cowfile.pl" "$@"; }
 
-# exits CODE NAME COMMAND...: passes when COMMAND exits with CODE; what it printed is in $out afterwards
-exits() {
-	tap_want=$1 tap_name=$2
-	shift 2
-	out=$("$@" 2>&1 </dev/null)
-	tap_got=$?
-	[ "$tap_got" -eq "$tap_want" ]
-	ok $? "$tap_name" || { diag "$*"; diag "exit status $tap_got, not $tap_want"; diag "$out"; return 1; }
-}
-
-# says REGEX NAME: passes when what the last command printed is like that
-says() { like "$out" "$1" "$2"; }
-
 # image FILE SIZE: a read-only device whose every sector is different
 image() {
 	truncate -s "$2" "$1"

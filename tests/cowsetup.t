@@ -1,0 +1,562 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# cowsetup on active devices: open, close, list, status, sync, readonly, detach, watch. What they make and what they
+# leave behind, which should be nothing: every refusal and every interruption is followed by a look at the loop
+# devices, the dm devices and the files.
+#
+# vm: --smp 2 --mem 1G
+
+# JSON is asked in Perl, whose variables are not the shell's
+# shellcheck disable=SC2016 source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+# built with the compiler's checks
+export ASAN_OPTIONS=detect_leaks=1:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
+cowsetup() { /usr/local/bin/cowsetup-asan "$@"; }
+
+# loops: the loop devices there are, and the files they are made of
+loops() { losetup --list --noheadings --output NAME,BACK-FILE | sort; }
+
+# clean NAME: passes when there is nothing but what was there to begin with
+clean() {
+	is "$(loops; dmsetup ls | grep -v '^No devices')" "$before" "leaves nothing behind: $1"
+}
+before=$(loops)
+out='' # what exits() leaves
+
+# refuses CODE REGEX NAME COMMAND...: exits with CODE, says REGEX, leaves nothing behind
+refuses() {
+	ref_code=$1 ref_regex=$2 ref_name=$3
+	shift 3
+	exits "$ref_code" "refuses $ref_name" "$@" && says "$ref_regex" "and says so: $ref_name" && clean "$ref_name"
+}
+
+# json KEY: its value in what was printed, if that is JSON
+json() {
+	printf '%s\n' "$out" | perl -e 'local $/; my $t = <STDIN>;
+		my $v = qr/(?(DEFINE)(?<v>\s*(?:(?&o)|(?&a)|(?&s)|-?\d+(?:\.\d+)?|true|false|null)\s*)
+			(?<s>"(?:[^"\\\x00-\x1f]|\\.)*")
+			(?<o>\{(?:\s*|\s*(?&s)\s*:(?&v)(?:,\s*(?&s)\s*:(?&v))*)\})
+			(?<a>\[(?:\s*|(?&v)(?:,(?&v))*)\]))/x;
+		$t =~ /$v\A(?&v)\z/ or die "not JSON: $t\n";
+		print $t =~ /"$ARGV[0]": (".*?"|[^\s,]+)/ ? $1 : "no $ARGV[0]", "\n"' "$1" 2>&1
+}
+
+# waits REGEX COMMAND...: until what it prints is like that, some seconds at most
+waits() {
+	wait_regex=$1
+	shift
+	for _ in $(seq 100); do
+		"$@" 2>&1 | grep -Eq -- "$wait_regex" && return 0
+		sleep 0.1
+	done
+	diag "$* did not come to print $wait_regex"
+	return 1
+}
+
+# write DEV OFFSET LENGTH STAMP: to the device, and to the file "want"
+write() {
+	for write_to in "$1" want; do
+		cowtest io "$write_to" "$2" "$3" --write --stamp "$4" >/dev/null || ok 1 "write to $write_to"
+	done
+}
+
+# anybody COMMAND...: not as root
+anybody() { perl -e '$) = $( = 1000; $> = $< = 1000; exec @ARGV' "$@"; }
+
+size=$((4883 * 1024 + 512)) # 9767 sectors: whole units of neither size
+truncate -s $size golden.img
+cowtest fill golden.img >/dev/null
+sum=$(sha256sum golden.img)
+cp golden.img want
+
+# --- open, close --------------------------------------------------------------------------------------------
+
+exits 0 "open" cowsetup open golden.img mine.cow
+is "$out" /dev/mapper/mine "prints the device, which has the cowfile's name"
+is "$(blockdev --getsize64 /dev/mapper/mine)" $size "it is as large as the image"
+runs "and has the image's contents" cmp golden.img /dev/mapper/mine
+losetup --list --noheadings --raw --output AUTOCLEAR,RO,BACK-FILE | sort >got
+is "$(cat got)" "1 0 /tmp/mine.cow
+1 1 /tmp/golden.img" "the loop devices go by themselves, the image's is read-only"
+is "$(stat -c %s mine.cow)" $((8192 + 1221 * 4096)) "the new cowfile has room for every unit"
+[ "$(stat -c %b mine.cow)" -le 64 ]
+ok $? "and takes no space"
+like "$(dmsetup info -c --noheadings -o uuid mine)" '^COWLOOP-[0-9a-f]{32}-mine$' "the device has a UUID"
+uuid=$(dmsetup info -c --noheadings -o uuid mine)
+is "$(echo "$uuid" | cut -c 9-40)" "$(cowhead mine.cow uuid | tr -d -)" "with that of the cowfile in it"
+write /dev/mapper/mine 8192 70144 1
+runs "takes writes" cmp want /dev/mapper/mine
+exits 0 "close" cowsetup close mine
+is "$out" "" "says nothing"
+clean "close"
+[ ! -e /dev/mapper/mine ]
+ok $? "the node is gone"
+runs "the cowfile is in order" cowfile dump --rdo golden.img mine.cow
+is "$(cowhead mine.cow dirty)" 0 "and clean"
+exits 0 "open again, by another name" cowsetup open golden.img mine.cow other
+is "$out" /dev/mapper/other "which is printed"
+runs "and the changes are there" cmp want /dev/mapper/other
+exits 0 "close by the path" cowsetup close /dev/mapper/other
+is "$(sha256sum golden.img)" "$sum" "the image is what it was"
+
+: >empty.cow
+exits 0 "open an empty file" cowsetup open --label Test --rdo-spec /tmp/golden.img --mapunit 64K golden.img empty.cow
+is "$(cowhead empty.cow label rdospec mapunit)" "Test /tmp/golden.img 65536" "with the options of a new cowfile"
+cowsetup close empty
+exits 0 "with the same options" cowsetup open --mapunit 64K golden.img empty.cow
+cowsetup close empty
+refuses 4 'has units of 64 KiB' "another unit" cowsetup open --mapunit 4K golden.img empty.cow
+refuses 4 'a cowfile of format 2; --format 1 is for new' "another format" cowsetup open --format 1 golden.img empty.cow
+
+# format 1 ends with its bitmap, and has no room for data
+exits 0 "open, format 1" cowsetup open --format 1 golden.img one.cow
+like "$out" '/dev/mapper/one$' "prints the device after a warning"
+like "$(dmsetup info -c --noheadings -o uuid one)" '^COWLOOP-[0-9a-f]{32}-one$' "has a UUID, too"
+is "$(blockdev --getsz /dev/mapper/one)" 9766 "in whole units"
+cowsetup close one
+is "$(cowhead one.cow format dirty cowused)" "1 0 0" "a cowfile of format 1"
+truncate -s 2048 one.cow
+exits 0 "open one that ends with its bitmap" cowsetup open golden.img one.cow
+is "$(stat -c %s one.cow)" $((4096 + 4883 * 1024)) "it has become longer"
+runs "takes writes up to the end" dd if=want of=/dev/mapper/one bs=1024 count=4883 status=none conv=fsync
+cowsetup close one
+runs "which are there" cowfile dump --rdo golden.img one.cow
+is "$(cowhead one.cow cowused)" 4883 "all of them"
+
+# --- names --------------------------------------------------------------------------------------------------
+
+mkdir sub
+truncate -s 3M 'sub/my image.cow'
+cowsetup open golden.img mine.cow >/dev/null
+exits 0 "a name that is taken" cowsetup open golden.img sub/mine.cow
+is "$out" /dev/mapper/mine-2 "gets a number"
+exits 0 "a name with a blank" cowsetup open golden.img 'sub/my image.cow'
+is "$out" /dev/mapper/my_image "becomes one without"
+exits 5 "refuses a name in use" cowsetup open golden.img new.cow mine
+says 'there is a device of this name already' "and says so: name in use"
+[ ! -e new.cow ]
+ok $? "before it has made anything"
+for name in a/b '' . 'a b' "$(printf %0101d 0)"; do
+	exits 1 "refuses the name '$name'" cowsetup open golden.img new.cow "$name"
+done
+
+# --- list, status -------------------------------------------------------------------------------------------
+
+exits 0 "list" cowsetup list
+is "$(echo "$out" | wc -l)" 4 "a line for each, and the titles"
+says '^mine +4\.8 MiB +72 KiB +1\.5% clean rw +/tmp/golden\.img /tmp/mine\.cow$' "with all that counts"
+exits 0 "list --json" cowsetup list --json
+is "$(json name)" '"mine"' "is JSON"
+is "$(printf '%s\n' "$out" | grep -c '"name":')" 3 "with all three"
+exits 0 "status" cowsetup status mine
+says '^Modified +72 KiB, 1\.5% \(18 of 1221 units\)$' "in sizes for people"
+says '^Cowfile +/tmp/mine.cow \(/dev/loop[0-9]+\)$' "with the file"
+says '^Free for changes +[0-9.]+ MiB of [0-9.]+ MiB \(filesystem' "and what is free"
+echo "$out" | grep -q '^What to do'
+is $? 1 "there is nothing to do"
+exits 0 "status --json" cowsetup status --json mine
+is "$(json name) $(json mode) $(json state) $(json units_used) $(json units_total) $(json cow_file) $(json errors)" \
+	'"mine" "rw" "clean" 18 1221 "/tmp/mine.cow" 0' "is JSON"
+is "$(json device_bytes) $(json used_bytes) $(json unit_bytes)" "$size $((18 * 4096)) 4096" "with sizes in bytes"
+for name in mine-2 my_image; do
+	cowsetup close "$name" || diag "close $name failed"
+done
+
+# --- sync ---------------------------------------------------------------------------------------------------
+
+write /dev/mapper/mine 499712 4096 2
+sync /dev/mapper/mine
+is "$(cowhead mine.cow dirty)" 1 "dirty after a write"
+exits 0 "sync NAME" cowsetup sync mine
+is "$(cowhead mine.cow dirty cowused)" "0 19" "clean after a sync"
+
+truncate -s 16M bad.cow
+badloop=$(loopdev bad.cow)
+dmsetup create badcow --table "0 $(sectors "$badloop") linear $badloop 0"
+cowsetup open golden.img /dev/mapper/badcow bad >/dev/null
+cowtest io /dev/mapper/bad 0 4096 --write --stamp 3 >/dev/null || diag 'write bad failed'
+sync /dev/mapper/bad
+write /dev/mapper/mine 602112 4096 3
+sync /dev/mapper/mine
+dmsetup suspend badcow && dmsetup load badcow --table "0 $(sectors "$badloop") error" && dmsetup resume badcow
+exits 4 "sync fails when one fails" cowsetup sync
+says 'cowsetup: bad: cannot be synced' "says which"
+is "$(cowhead mine.cow dirty cowused)" "0 20" "and the others are synced all the same"
+exits 0 "status, mode fail" cowsetup status bad
+says '^Mode +fail$' "shows the mode"
+says '^What to do +the cow device has failed' "says what to do"
+exits 4 "watch has nothing to wait for" cowsetup watch bad
+says 'mode fail' "and says so: watch, fail"
+exits 4 "sync of several" cowsetup sync nix mine
+says 'nix: there is no device of this name' "goes on after the first"
+cowsetup close bad
+dmsetup remove badcow
+losetup --detach "$badloop"
+
+# --- busy ---------------------------------------------------------------------------------------------------
+
+exits 5 "refuses the cowfile of another" cowsetup open golden.img mine.cow twice
+says 'mine\.cow: in use: it is the cowfile of /dev/mapper/mine' "and says whose it is"
+exits 5 "refuses it as the image, too" cowsetup open mine.cow twice.cow
+says 'mine\.cow: in use: it is the cowfile of /dev/mapper/mine' "and says whose it is: as the image"
+exits 5 "refuses the image as a cowfile" cowsetup open want golden.img
+says 'golden\.img: in use: it is the read-only device of /dev/mapper/mine' "and says whose it is: image"
+exits 5 "format refuses the cowfile" cowsetup format --force golden.img mine.cow
+ln mine.cow link.cow
+exits 5 "refuses it by another name" cowsetup open golden.img link.cow
+rm link.cow
+
+exec 4</dev/mapper/mine
+exits 5 "refuses to close what a process has open" cowsetup close mine
+says 'mine: in use: process [0-9]+ \(.*\) has it open' "and says which"
+exits 0 "unless deferred" cowsetup close --deferred mine
+like "$(cowsetup status mine)" '^Closes when unused +yes$' "status shows that"
+exec 4<&-
+waits '^No devices' dmsetup ls
+clean "a deferred close"
+
+truncate -s 32M fs.img
+mkfs.ext4 -q -F fs.img
+cowsetup open fs.img fs.cow >/dev/null
+mount /dev/mapper/fs /mnt
+exits 5 "refuses to close what is mounted" cowsetup close fs
+says 'fs: in use: mounted on /mnt' "and says where"
+umount /mnt
+dmsetup create above --table '0 8 linear /dev/mapper/fs 0'
+exits 5 "refuses to close what is below another device" cowsetup close fs
+says 'fs: in use: part of /dev/mapper/above' "and says which: below"
+exits 4 "a device that is not a cowloop device" cowsetup status above
+says 'not a cowloop device' "and says so: not a cowloop device"
+dmsetup remove above
+exits 0 "then it closes" cowsetup close fs
+exits 4 "once" cowsetup close fs
+says 'fs: there is no device of this name' "and says so: no such device"
+clean "busy devices"
+
+# --- block devices ------------------------------------------------------------------------------------------
+
+rdo=$(loopdev golden.img -r)
+truncate -s 6M dev.cow
+cow=$(loopdev dev.cow)
+exits 0 "open devices" cowsetup open "$rdo" "$cow" dev
+like "$(dmsetup table dev)" "^0 9767 cowloop 7:${rdo#/dev/loop} 7:${cow#/dev/loop}\$" "uses them as they are"
+exits 5 "refuses a cow device in use" cowsetup open "$rdo" "$cow" dev2
+says "$cow: in use: it is the cowfile of /dev/mapper/dev" "and says whose it is: device"
+exits 0 "another over the same device" cowsetup open "$rdo" share.cow
+cowsetup close share
+cowsetup close dev
+is "$(loops | grep -c "^\($rdo\|$cow\) ")" 2 "they stay when it is closed"
+exits 0 "open a device for reading" cowsetup open --read-only "$rdo" "$cow" dev
+cowsetup close dev
+mkfs.ext4 -q -F "$cow"
+exits 4 "refuses a cow device with a filesystem" cowsetup open "$rdo" "$cow" dev
+says 'not a cowfile' "and says so: filesystem"
+mount "$cow" /mnt
+exits 5 "refuses a device that is mounted" cowsetup open "$cow" new.cow dev
+says 'in use: mounted on /mnt' "and says where: image"
+[ ! -e new.cow ]
+ok $? "removes the cowfile it has made"
+umount /mnt
+losetup --detach "$rdo" "$cow"
+clean "block devices"
+
+# --- read-only ----------------------------------------------------------------------------------------------
+
+truncate -s 320M xfs.img
+mkfs.xfs -q xfs.img
+cowsetup open xfs.img xfs.cow >/dev/null
+mount /dev/mapper/xfs /mnt && echo hello >/mnt/file && umount /mnt
+cowsetup close xfs
+xfs=$(sha256sum xfs.cow)
+exits 0 "open --read-only" cowsetup open --read-only xfs.img xfs.cow
+is "$(blockdev --getro /dev/mapper/xfs)" 1 "the device is read-only"
+is "$(losetup --list --noheadings --raw --output RO | sort -u)" 1 "the loop devices are, too"
+runs "xfs can be mounted" mount -o ro /dev/mapper/xfs /mnt
+is "$(cat /mnt/file)" hello "and has what was written"
+umount /mnt
+like "$(cowsetup status xfs)" '^Mode +ro$' "mode ro"
+cowsetup close xfs
+is "$(sha256sum xfs.cow)" "$xfs" "nothing was written to the cowfile"
+refuses 4 'with --read-only none is made' "to make a cowfile for reading only" cowsetup open --read-only xfs.img new.cow
+[ ! -e new.cow ]
+ok $? "there is none"
+: >blank.cow
+refuses 4 'with --read-only no cowfile is made of it' "a blank one" cowsetup open --read-only xfs.img blank.cow
+is "$(stat -c %s blank.cow)" 0 "it is as it was: blank"
+truncate -s 2048 one.cow
+rm -f xfs.*
+
+# --- what it refuses ----------------------------------------------------------------------------------------
+
+refuses 2 'Only root' "anybody but root" anybody /usr/local/bin/cowsetup-asan open golden.img new.cow
+refuses 1 'requires <rdo> <cow> \[<name>\]' "one argument" cowsetup open golden.img
+refuses 1 'not allowed with action open' "an option of others" cowsetup open --force golden.img new.cow
+refuses 1 '--limit much: it must be a size' "a limit that is no size" cowsetup open --limit much golden.img new.cow
+refuses 4 'nix: No such file' "an image that is missing" cowsetup open nix new.cow
+refuses 4 'nix/new.cow: cannot be created: No such file' "a directory that is missing" cowsetup open golden.img nix/new.cow
+refuses 4 'sub: neither a file nor a block device' "a directory" cowsetup open golden.img sub
+refuses 4 'golden.img: cannot be the read-only device and the cowfile|same time' "one file as both" \
+	cowsetup open golden.img golden.img
+refuses 4 'mine.cow: this is a cowfile; the read-only device comes first' "the wrong order" \
+	cowsetup open mine.cow golden.img
+head -c 1M golden.img >short.img
+tr '\0' '\1' <golden.img >other.img
+refuses 4 'belongs to a read-only device of 9767 sectors; short.img has 2048' "an image of another size" \
+	cowsetup open short.img mine.cow
+refuses 4 'belongs to another read-only device, or other.img has changed' "another image" cowsetup open other.img mine.cow
+echo hello >text.cow
+refuses 4 'shorter than a head' "a cowfile that is something else" cowsetup open golden.img text.cow
+is "$(cat text.cow)" hello "it is as it was: something else"
+[ ! -e new.cow ]
+ok $? "none of these has made a cowfile"
+
+cowfile make --rdo golden.img --cow dirty.cow --format 1 --dirty --units 5-9
+cp dirty.cow keep
+refuses 4 'dirty: it was in use in a crash; --repair opens it' "a dirty one of format 1" cowsetup open golden.img dirty.cow
+runs "it is as it was: dirty" cmp keep dirty.cow
+exits 0 "but with --repair" cowsetup open --repair golden.img dirty.cow
+cowsetup close dirty
+is "$(cowhead dirty.cow dirty cowused)" "0 5" "it is clean then"
+
+# what only the kernel finds: the count is not what the bitmap has
+cowfile make --rdo golden.img --cow count.cow --format 1 --units 5-9
+perl -e 'open my $f, "+<", "count.cow" or die; seek $f, 48, 0; print $f pack("Q<", 7)'
+truncate -s 8192 count.cow
+cp count.cow keep
+refuses 4 'the kernel refuses it: .*found .*7.*expected 5|found cowused 7, expected 5' "what the kernel refuses" \
+	cowsetup open golden.img count.cow
+runs "it is as it was, and no longer" cmp keep count.cow
+: >blank.cow
+refuses 4 'does not know --limit|kernel refuses' "a limit, with a module that knows none" \
+	cowsetup open --limit 1M golden.img blank.cow
+is "$(stat -c %s blank.cow)" 0 "what was blank is blank"
+refuses 4 'does not know --limit|kernel refuses' "a limit, without a cowfile" cowsetup open --limit 1M golden.img new.cow
+[ ! -e new.cow ]
+ok $? "what was missing is missing"
+
+ko=$(modinfo --field filename dm-cowloop)
+rmmod dm_cowloop
+mv "$ko" hidden.ko
+refuses 4 'has no target "cowloop": modprobe dm-cowloop' "to do without the module" cowsetup open golden.img new.cow
+exits 4 "list without the module" cowsetup list
+mv hidden.ko "$ko"
+exits 0 "loads the module" cowsetup list
+is "$out" "" "and lists nothing"
+
+mkdir full
+mount -t tmpfs -o size=64k full full
+head -c 1M /dev/zero >full/fill 2>/dev/null
+refuses 4 'full/new.cow: .*No space left' "a full disk" cowsetup open golden.img full/new.cow
+[ ! -e full/new.cow ]
+ok $? "there is no cowfile: full disk"
+umount full
+
+# --- several at a time --------------------------------------------------------------------------------------
+
+# whoever loses must not take back what the winner uses
+for round in 1 2 3 4; do
+	for n in 1 2 3; do
+		/usr/local/bin/cowsetup open golden.img race.cow "race$n" >"said$n" 2>&1 &
+	done
+	wait
+	is "$(cat said[123] | grep -c '^/dev/mapper/')" 1 "one of three opens it, round $round"
+	winner=$(sed -n 's,^/dev/mapper/,,p' said[123])
+	runs "and has it, round $round" cmp golden.img "/dev/mapper/$winner"
+	exits 0 "and closes it, round $round" cowsetup close "$winner"
+	runs "it is in order, round $round" cowfile dump --rdo golden.img race.cow
+	clean "round $round"
+	rm -f race.cow
+done
+
+# --- interrupted --------------------------------------------------------------------------------------------
+
+# every read of the image takes a while, so that it can be interrupted anywhere
+rdo=$(loopdev golden.img -r)
+dmsetup create slow --readonly --table "0 9767 delay $rdo 0 10"
+before=$(loops; dmsetup ls)
+opened=0 stopped=0
+for delay in 0.2 0.5 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6 4 10; do
+	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >/dev/null 2>&1 &
+	sleep $delay
+	kill -INT $! 2>/dev/null
+	wait $!
+	code=$?
+	case $code in
+	0) opened=$((opened + 1)); cowsetup close t; rm slow.cow ;;
+	1) stopped=$((stopped + 1)) ;;
+	*) ok 1 "interrupted after $delay s: exit status $code" ;;
+	esac
+	[ ! -e slow.cow ] || ok 1 "no cowfile, interrupted after $delay s"
+	clean "interrupted after $delay s, status $code"
+done
+diag "$stopped interrupted, $opened opened"
+[ $stopped -gt 3 ] && [ $opened -gt 0 ]
+ok $? "some were interrupted, and some not"
+dmsetup remove slow
+losetup --detach "$rdo"
+before=$(loops)
+
+# --- readonly, detach ---------------------------------------------------------------------------------------
+
+truncate -s 64M disk.img
+mkfs.ext4 -q -F disk.img
+mkdir disk
+disk=$(loopdev disk.img)
+mount "$disk" disk
+before=$(loops)
+
+cp golden.img want
+cowsetup open golden.img disk/a.cow >/dev/null
+is "$(losetup --list --noheadings --raw --output DIO,BACK-FILE | grep a.cow)" "1 /tmp/disk/a.cow" "direct I/O where it can be"
+write /dev/mapper/a 102400 299008 4
+fails "what holds the cowfile cannot be remounted read-only" mount -o remount,ro disk
+exits 0 "readonly" cowsetup readonly a
+runs "then it can" mount -o remount,ro disk
+runs "the device is there, with its changes" cmp want /dev/mapper/a
+fails "and takes no writes" dd if=/dev/zero of=/dev/mapper/a bs=4096 count=1 oflag=direct conv=notrunc
+exits 0 "status, mode ro" cowsetup status --json a
+is "$(json mode) $(json state) $(json cow_file) $(json read_only)" '"ro" "clean" "/tmp/disk/a.cow" true' "shows it"
+exits 0 "readonly once more" cowsetup readonly a
+exits 4 "watch has nothing to wait for: ro" cowsetup watch a
+cowsetup close a
+clean "readonly"
+runs "the cowfile is in order: readonly" cowfile dump --rdo golden.img disk/a.cow
+is "$(cowhead disk/a.cow dirty)" 0 "and clean: readonly"
+mount -o remount,rw disk
+exits 0 "it can be opened again" cowsetup open golden.img disk/a.cow
+runs "and has its changes" cmp want /dev/mapper/a
+cowsetup close a
+
+# mounted: what the filesystem has not written yet is not lost
+cowsetup open fs.img disk/m.cow >/dev/null
+mount /dev/mapper/m /mnt
+echo kept >/mnt/file
+exits 0 "readonly, mounted" cowsetup readonly m
+says 'mounted on /mnt for writing: what is written there from now on is lost' "warns of it"
+umount /mnt
+cowsetup close m
+cowsetup open fs.img disk/m.cow >/dev/null
+runs "mount it again" mount /dev/mapper/m /mnt
+is "$(cat /mnt/file)" kept "what was written before is there"
+umount /mnt
+cowsetup close m
+
+# with a loop device of the user's own
+cow=$(loopdev disk/a.cow)
+cowsetup open golden.img "$cow" own >/dev/null
+exits 0 "readonly, another's loop device" cowsetup readonly own
+says "still held by $cow, which was not attached by cowsetup: losetup --detach $cow" "says what to do about it"
+losetup --detach "$cow"
+runs "then the filesystem can be remounted" mount -o remount,ro disk
+mount -o remount,rw disk
+cowsetup close own
+
+cowsetup open golden.img disk/a.cow >/dev/null
+write /dev/mapper/a 999424 4096 5
+out=$(cowsetup detach a 2>&1)
+code=$?
+if echo "$out" | grep -q 'cannot let go of a cowfile; a newer one can'; then
+	is $code 4 "detach is refused when the module cannot do it"
+	runs "the device is as it was" cmp want /dev/mapper/a
+	skip "the module cannot let go of a cowfile"
+	cowsetup close a
+else
+	is "$code $out" "0 " "detach"
+	is "$(loops)" "$(printf '%s\n%s' "$before" "$(loops | grep golden.img)" | sort)" "the loop device is gone"
+	runs "what holds the cowfile can be unmounted" umount disk
+	exits 0 "status, mode closed" cowsetup status a
+	says '^Mode +closed$' "shows it: closed"
+	says '^Cowfile +- \(let go of\)$' "and that there is no cowfile"
+	says '^What to do +it has let go of its cowfile' "and what to do: closed"
+	runs "what is not modified can be read" dd if=/dev/mapper/a of=/dev/null bs=4096 count=1 iflag=direct
+	fails "what is cannot" dd if=/dev/mapper/a of=/dev/null bs=4096 count=1 skip=244 iflag=direct
+	exits 5 "detach once more" cowsetup detach a
+	exits 4 "readonly after it" cowsetup readonly a
+	exits 4 "watch has nothing to wait for: closed" cowsetup watch a
+	like "$(cowsetup list)" '^a .* closed +/tmp/golden.img -$' "list shows it, too"
+	exits 0 "close after it" cowsetup close a
+	mount "$disk" disk
+	clean "detach"
+	is "$(cowhead disk/a.cow dirty)" 0 "the cowfile is clean: detach"
+fi
+
+# --- watch --------------------------------------------------------------------------------------------------
+
+avail() { stat -f -c '%a %S' disk | awk '{ print $1 * $2 }'; }
+
+truncate -s 512M big.img
+cowsetup open big.img disk/big.cow >/dev/null
+exits 0 "watch, when there is less already" cowsetup watch --threshold 1G big
+says '^big: [0-9.]+ MiB free of [0-9.]+ MiB \(filesystem\); the threshold is 1 GiB\.$' "says how much there is"
+exits 0 "watch --json" cowsetup watch --threshold 1G --json big
+is "$(json name) $(json free_of) $(json threshold_bytes) $(json mode)" '"big" "filesystem" 1073741824 "rw"' "is JSON"
+is "$(json free_bytes)" "$(avail)" "with what df says"
+
+cowsetup watch --threshold $(($(avail) - 8 * 1024 * 1024)) big >watched 2>&1 &
+watch=$!
+sleep 2
+kill -0 $watch
+ok $? "watch waits"
+start=$(date +%s)
+dd if=/dev/urandom of=/dev/mapper/big bs=1M count=12 oflag=direct status=none
+wait $watch
+is $? 0 "and ends when there is less"
+[ $(($(date +%s) - start)) -le 15 ]
+ok $? "soon"
+like "$(cat watched)" '^big: .*\(filesystem\); the threshold is' "having said so"
+
+# armed again when there is more; told what it wants to know; ends with the device
+limit=$(($(avail) - 4 * 1024 * 1024))
+cowsetup watch --threshold $limit --exec 'echo "$NAME $FREE $TOTAL" >>called' big >/dev/null 2>&1 &
+watch=$!
+sleep 1
+dd if=/dev/zero of=disk/fill bs=1M count=8 status=none && sync disk/fill
+waits '^big [0-9]+ [0-9]+$' cat called
+is "$(wc -l <called)" 1 "--exec runs the command"
+read -r _ free total <called
+[ "$free" -le $limit ]
+ok $? "with what is free"
+is "$total" "$(stat -f -c '%b %S' disk | awk '{ print $1 * $2 }')" "and with how much there is"
+sleep 3
+is "$(wc -l <called)" 1 "once"
+rm disk/fill && sync disk
+sleep 3
+dd if=/dev/zero of=disk/fill bs=1M count=8 status=none && sync disk/fill
+waits '^2$' sh -c 'wc -l <called'
+is "$(wc -l <called)" 2 "and again when there was more in between"
+kill -0 $watch
+ok $? "it still watches"
+cowsetup close big
+wait $watch
+is $? 0 "until the device is closed"
+rm disk/fill
+
+cowsetup open big.img disk/big.cow >/dev/null
+cowsetup watch --threshold 1 big >watched 2>&1 &
+watch=$!
+sleep 1
+cowsetup close big
+wait $watch
+is $? 4 "without --exec this is not what it waited for"
+like "$(cat watched)" 'big: has been closed' "and it says so: closed"
+cowsetup open big.img disk/big.cow >/dev/null
+/usr/local/bin/cowsetup-asan watch --threshold 1 big >watched 2>&1 &
+watch=$!
+sleep 1
+kill -INT $watch
+wait $watch
+is $? 1 "watch can be interrupted"
+like "$(cat watched)" 'big: interrupted' "and says so: interrupted"
+exits 4 "watch of what is not there" cowsetup watch nix
+cowsetup close big
+
+umount disk
+losetup --detach "$disk"
+before=''
+clean "all of it"
+is "$(sha256sum golden.img)" "$sum" "the image is what it was, after all this"
+
+done_testing

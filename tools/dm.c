@@ -1,0 +1,505 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: device-mapper.
+ *
+ * Nodes under /dev/mapper are udev's business where it runs: with the cookie
+ * that goes with every change, the library waits until its rules are through.
+ * Where there is no udev, or DM_DISABLE_UDEV says so, the library makes them
+ * itself; that is why it is not told to leave everything to udev.
+ *
+ * What the library logs is for people who look for mistakes in it, so it is
+ * shown only with --verbose. What the kernel has against a table is one EINVAL
+ * for everything; the reason is in the kernel's log.
+ */
+
+#include "dm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <libdevmapper.h>
+
+#define TARGET	"cowloop"
+
+/* ---- The library ---- */
+
+/* As <lvm/log.h> has them, which is not installed. */
+#define LOG_LEVEL_MASK	7
+#define LOG_WARN	4
+
+static __attribute__((format(printf, 5, 6)))
+void show_log(int level, const char *file, int line, int err, const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	(void)file;
+	(void)line;
+	(void)err;
+	if ((level & LOG_LEVEL_MASK) > LOG_WARN)
+		return;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	verbose("libdevmapper: %s", text);
+}
+
+static struct dm_task *new_task(int type, const char *name)
+{
+	struct dm_task *task = dm_task_create(type);
+
+	if (!task || (name && !dm_task_set_name(task, name)))
+		exit(error(NO_MEMORY, "Out of memory."));
+	return task;
+}
+
+/* Run a task; 0 or an errno. */
+static int run(struct dm_task *task)
+{
+	int err;
+
+	if (dm_task_run(task))
+		return 0;
+	err = dm_task_get_errno(task);
+	return err ? err : EIO;
+}
+
+/* Run a task that makes, changes or removes a node; wait until that is done. */
+static int run_with_udev(struct dm_task *task)
+{
+	uint32_t cookie = 0;
+	int err;
+
+	if (!dm_task_set_cookie(task, &cookie, 0))
+		return EIO;
+	err = run(task);
+	dm_udev_wait(cookie);
+	dm_task_update_nodes();
+
+	return err;
+}
+
+/* ---- What the kernel can do ---- */
+
+int dm_check_kernel(void)
+{
+	struct dm_task *task;
+	int err;
+
+	if (geteuid())
+		return error(DENIED, "Only root can do this: try sudo cowsetup.");
+
+	/* The library makes no task without the kernel's version. */
+	dm_log_with_errno_init(show_log);
+	task = dm_task_create(DM_DEVICE_VERSION);
+	if (!task)
+		return error(WRONG, "There is no device-mapper in this kernel: modprobe dm-mod loads it, or says why not.");
+	dm_task_destroy(task);
+
+	/* Has the kernel load the module. */
+	task = new_task(DM_DEVICE_GET_TARGET_VERSION, TARGET);
+	err = run(task);
+	dm_task_destroy(task);
+	if (!err)
+		return OK;
+	if (err == EPERM || err == EACCES)
+		return error(DENIED, "The kernel does not let this process use device-mapper: %s.", strerror(err));
+	return error(WRONG, "The kernel has no target \"%s\": modprobe dm-cowloop loads it, or says why not. Is the module installed for this kernel?",
+		     TARGET);
+}
+
+int dm_check_name(const char *name)
+{
+	if (!*name)
+		return error(USAGE, "The name of the device is empty.");
+	if (strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+		return error(USAGE, "%s: the name of a device cannot have a / in it or be . or ..: it is to become a name in /dev/mapper.",
+			     name);
+	if (strlen(name) > 100)
+		return error(USAGE, "%s: the name of a device can have 100 characters at most.", name);
+	return OK;
+}
+
+/* ---- Lines ---- */
+
+static dev_t parse_dev(const char *text)
+{
+	unsigned int maj, min;
+
+	return sscanf(text, "%u:%u", &maj, &min) == 2 ? makedev(maj, min) : 0;
+}
+
+static bool parse_table(struct dm_device *d, const char *line)
+{
+	char rdo[64], cow[64];
+	int at = 0, nr = 0;
+
+	if (sscanf(line, "%63s %63s %n", rdo, cow, &at) != 2)
+		return false;
+	d->rdo = parse_dev(rdo);
+	d->cow = parse_dev(cow);
+	line += at;
+	if (sscanf(line, "%*u %n", &nr) != EOF)
+		line += nr;
+	snprintf(d->options, sizeof(d->options), "%s", line);
+	return d->rdo;
+}
+
+static enum dm_mode parse_mode(const char *word)
+{
+	static const char *const words[] = {
+		[DM_MODE_RW] = "rw",
+		[DM_MODE_RO] = "ro",
+		[DM_MODE_CLOSED] = "closed",
+		[DM_MODE_OUT_OF_SPACE] = "out_of_space",
+		[DM_MODE_FAIL] = "fail",
+	};
+	unsigned int i;
+
+	for (i = 0; i < DM_MODE_UNKNOWN && strcmp(word, words[i]); i++)
+		;
+	return i;
+}
+
+static bool parse_status(struct dm_device *d, const char *line)
+{
+	unsigned int nr = 0;
+	char state[16];
+	int at = 0;
+
+	if (sscanf(line, "%u %u %llu/%llu %llu %llu %15s %31s %u%n", &d->format, &d->mapunit, &d->used,
+		   &d->total, &d->limit, &d->low_water, state, d->mode_word, &nr, &at) != 9)
+		return false;
+	d->dirty = strcmp(state, "clean");
+	d->mode = parse_mode(d->mode_word);
+	for (d->nr_counters = 0; d->nr_counters < DM_MAX_COUNTERS && d->nr_counters < nr; d->nr_counters++) {
+		line += at;
+		if (sscanf(line, " %31s %llu%n", d->counters[d->nr_counters].name,
+			   &d->counters[d->nr_counters].value, &at) != 2)
+			return false;
+	}
+	return d->mapunit;
+}
+
+/* ---- Devices ---- */
+
+/* Ask for table or status; the first cowloop target's line, for which @task must stay. */
+static const char *get_line(struct dm_task *task, struct dm_device *d, struct dm_info *info, int *err)
+{
+	char *type, *params;
+	uint64_t start, length;
+	void *next = NULL;
+
+	*err = run(task);
+	if (!*err && (!dm_task_get_info(task, info) || !info->exists))
+		*err = ENXIO;
+	if (*err)
+		return NULL;
+	do {
+		next = dm_get_next_target(task, next, &start, &length, &type, &params);
+		if (type && !strcmp(type, TARGET)) {
+			d->start = start;
+			d->sectors = length;
+			return params;
+		}
+	} while (next);
+	return NULL;
+}
+
+/* 0, an errno, or -1: no cowloop device. */
+static int read_device(const char *name, struct dm_device *d)
+{
+	struct dm_task *table = new_task(DM_DEVICE_TABLE, name);
+	struct dm_task *status = new_task(DM_DEVICE_STATUS, name);
+	const char *line, *uuid;
+	struct dm_info info;
+	int err;
+
+	*d = (struct dm_device){ 0 };
+	snprintf(d->name, sizeof(d->name), "%s", name);
+
+	line = get_line(table, d, &info, &err);
+	if (!err && (!line || !parse_table(d, line)))
+		err = -1;
+	if (!err) {
+		line = get_line(status, d, &info, &err);
+		if (!err && (!line || !parse_status(d, line)))
+			err = -1;
+	}
+	if (!err) {
+		uuid = dm_task_get_uuid(status);
+		snprintf(d->uuid, sizeof(d->uuid), "%s", uuid ? uuid : "");
+		d->dev = makedev(info.major, info.minor);
+		d->event_nr = info.event_nr;
+		d->open_count = info.open_count;
+		d->suspended = info.suspended;
+		d->read_only = info.read_only;
+		d->deferred_remove = info.deferred_remove;
+	}
+	dm_task_destroy(table);
+	dm_task_destroy(status);
+
+	return err;
+}
+
+static const char *plain_name(const char *name)
+{
+	const size_t n = strlen(dm_dir());
+
+	return !strncmp(name, dm_dir(), n) && name[n] == '/' ? name + n + 1 : name;
+}
+
+int dm_look(const char *name, struct dm_device *d)
+{
+	return read_device(plain_name(name), d) ? -1 : 0;
+}
+
+int dm_find(const char *name, struct dm_device *d)
+{
+	int err;
+
+	name = plain_name(name);
+	if (!*name || strchr(name, '/'))
+		return error(WRONG, "%s: not the name of a device; cowsetup list shows the names.", name);
+	err = read_device(name, d);
+	if (!err)
+		return OK;
+	if (err == ENXIO)
+		return error(WRONG, "%s: there is no device of this name; cowsetup list shows those there are.", name);
+	if (err < 0)
+		return error(WRONG, "%s: this is not a cowloop device; cowsetup list shows those there are.", name);
+	errno = err;
+	return error_errno("%s: cannot be asked", name);
+}
+
+bool dm_name_exists(const char *name)
+{
+	struct dm_task *task = new_task(DM_DEVICE_INFO, name);
+	struct dm_info info;
+	const bool exists = !run(task) && dm_task_get_info(task, &info) && info.exists;
+
+	dm_task_destroy(task);
+	return exists;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	return strverscmp(((const struct dm_device *)a)->name, ((const struct dm_device *)b)->name);
+}
+
+int dm_list(struct dm_device **devices, size_t *nr)
+{
+	struct dm_task *task = new_task(DM_DEVICE_LIST, NULL);
+	struct dm_names *names;
+	struct dm_device d, *grown;
+	int r = OK;
+
+	*devices = NULL;
+	*nr = 0;
+	errno = run(task);
+	if (errno)
+		r = error_errno("The device-mapper devices cannot be listed");
+	names = r ? NULL : dm_task_get_names(task);
+	while (names && names->dev) {
+		/* What is gone by now, or can't be asked, is not listed. */
+		if (!read_device(names->name, &d)) {
+			grown = realloc(*devices, (*nr + 1) * sizeof(d));
+			if (!grown)
+				exit(error(NO_MEMORY, "Out of memory."));
+			*devices = grown;
+			(*devices)[(*nr)++] = d;
+		}
+		if (!names->next)
+			break;
+		names = (struct dm_names *)((char *)names + names->next);
+	}
+	dm_task_destroy(task);
+	if (*nr)
+		qsort(*devices, *nr, sizeof(d), compare_names);
+
+	return r;
+}
+
+/* ---- Changes ---- */
+
+static unsigned int count_words(const char *text)
+{
+	unsigned int nr = 0;
+
+	for (bool in = false; *text; text++) {
+		nr += !in && *text != ' ';
+		in = *text != ' ';
+	}
+	return nr;
+}
+
+char *dm_params(dev_t rdo, dev_t cow, const char *options)
+{
+	const unsigned int nr = count_words(options);
+
+	if (!nr)
+		return xasprintf("%u:%u %u:%u", major(rdo), minor(rdo), major(cow), minor(cow));
+	return xasprintf("%u:%u %u:%u %u %s", major(rdo), minor(rdo), major(cow), minor(cow), nr, options);
+}
+
+/* A device without a table. */
+static int create_bare(const char *name, const char *uuid)
+{
+	struct dm_task *task = new_task(DM_DEVICE_CREATE, name);
+	int err;
+
+	if (!dm_task_set_uuid(task, uuid) || !dm_task_set_add_node(task, DM_ADD_NODE_ON_RESUME))
+		exit(error(NO_MEMORY, "Out of memory."));
+	err = run(task);
+	dm_task_destroy(task);
+
+	return err;
+}
+
+static int load(const char *name, u64 start, u64 sectors, const char *params, bool read_only)
+{
+	struct dm_task *task = new_task(DM_DEVICE_RELOAD, name);
+	int err;
+
+	verbose("%s: table: %llu %llu %s %s", name, start, sectors, TARGET, params);
+	if (!dm_task_add_target(task, start, sectors, TARGET, params) ||
+	    (read_only && !dm_task_set_ro(task)))
+		exit(error(NO_MEMORY, "Out of memory."));
+	err = run(task);
+	dm_task_destroy(task);
+
+	return err;
+}
+
+static int resume(const char *name)
+{
+	struct dm_task *task = new_task(DM_DEVICE_RESUME, name);
+	int err = run_with_udev(task);
+
+	dm_task_destroy(task);
+	return err;
+}
+
+static int remove_named(const char *name, bool deferred)
+{
+	struct dm_task *task = new_task(DM_DEVICE_REMOVE, name);
+	int err;
+
+	/* Otherwise whoever has it open for a moment, as udev's rules do, would be in the way. */
+	if (deferred)
+		dm_task_deferred_remove(task);
+	else
+		dm_task_retry_remove(task);
+	err = run_with_udev(task);
+	dm_task_destroy(task);
+
+	return err;
+}
+
+/* In steps: the library's own way of doing all this at once loses the errno. */
+int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only)
+{
+	int err = create_bare(name, uuid);
+
+	if (err)
+		return err;
+	err = load(name, 0, sectors, params, read_only);
+	if (!err)
+		err = resume(name);
+	if (err)
+		remove_named(name, false);
+	return err;
+}
+
+int dm_replace(const struct dm_device *d, const char *params, bool read_only)
+{
+	struct dm_task *task;
+	int err = load(d->name, d->start, d->sectors, params, read_only);
+
+	if (err)
+		return err;
+	/* Without freezing a filesystem on it, which would want to write. */
+	task = new_task(DM_DEVICE_SUSPEND, d->name);
+	dm_task_skip_lockfs(task);
+	err = run(task);
+	dm_task_destroy(task);
+	if (!err)
+		return resume(d->name);
+
+	task = new_task(DM_DEVICE_CLEAR, d->name);
+	run(task);
+	dm_task_destroy(task);
+	return err;
+}
+
+int dm_remove(const struct dm_device *d, bool deferred)
+{
+	return remove_named(d->name, deferred);
+}
+
+int dm_message(const struct dm_device *d, const char *message)
+{
+	struct dm_task *task = new_task(DM_DEVICE_TARGET_MSG, d->name);
+	int err;
+
+	if (!dm_task_set_sector(task, d->start) || !dm_task_set_message(task, message))
+		exit(error(NO_MEMORY, "Out of memory."));
+	err = run(task);
+	dm_task_destroy(task);
+
+	return err;
+}
+
+/* ---- Events, log ---- */
+
+/* The number of events is kept from its opening on: see dm_poll() in the kernel. */
+int dm_open_events(void)
+{
+	char *path = xasprintf("%s/control", dm_dir());
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	if (fd < 0)
+		error_errno("%s: cannot be opened", path);
+	free(path);
+	return fd;
+}
+
+static int kmsg = -1;
+
+void dm_log_mark(void)
+{
+	if (kmsg < 0)
+		kmsg = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (kmsg >= 0)
+		lseek(kmsg, 0, SEEK_END);
+}
+
+char *dm_log_last(void)
+{
+	static const char from[] = "device-mapper: " TARGET ": ";
+	char record[8192], *text, *last = NULL;
+	ssize_t n;
+
+	/* A record a time: "6,339,5140900,-;text", and lines of more about it. */
+	while (kmsg >= 0) {
+		n = read(kmsg, record, sizeof(record) - 1);
+		if (n < 0 && (errno == EPIPE || errno == EINTR))
+			continue;
+		if (n <= 0)
+			break;
+		record[n] = 0;
+		record[strcspn(record, "\n")] = 0;
+		text = strstr(record, from);
+		if (text) {
+			free(last);
+			last = xasprintf("%s", text + strlen(from));
+		}
+	}
+	return last;
+}

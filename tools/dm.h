@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: device-mapper. Cowloop devices as the kernel has them: made,
+ * reloaded, removed, asked and told. All that knows of libdevmapper.
+ */
+
+#ifndef COWSETUP_DM_H
+#define COWSETUP_DM_H
+
+#include "cowsetup.h"
+
+#include <sys/types.h>
+
+/* Where the nodes are. */
+#define DM_NODES		"/dev/mapper"
+
+#define DM_MAX_COUNTERS	32
+
+enum dm_mode {
+	DM_MODE_RW,
+	DM_MODE_RO,
+	DM_MODE_CLOSED,
+	DM_MODE_OUT_OF_SPACE,
+	DM_MODE_FAIL,
+	DM_MODE_UNKNOWN,	/* a newer module's */
+};
+
+/* An active cowloop device: its table line and its status line, taken apart. */
+struct dm_device {
+	char name[128];		/* as people write it */
+	char uuid[132];
+	dev_t dev;
+	u32 event_nr;
+	int open_count;
+	bool suspended;
+	bool read_only;		/* as a block device */
+	bool deferred_remove;
+
+	/* table */
+	u64 start, sectors;	/* of the target */
+	dev_t rdo, cow;		/* 0: it has let go of it */
+	char options[256];	/* the optional parameters, without their number */
+
+	/* status */
+	unsigned int format;
+	unsigned int mapunit;
+	u64 used, total, limit, low_water;	/* units */
+	bool dirty;
+	enum dm_mode mode;
+	char mode_word[32];
+	unsigned int nr_counters;
+	struct {
+		char name[32];
+		u64 value;
+	} counters[DM_MAX_COUNTERS];
+};
+
+/* Why the command can't work at all: not root, no device-mapper, no module. */
+int dm_check_kernel(void);
+
+/* A name that device-mapper takes? Prints why not. */
+int dm_check_name(const char *name);
+
+bool dm_name_exists(const char *name);
+
+/* A cowloop device by its name, or /dev/mapper/ and its name. */
+int dm_find(const char *name, struct dm_device *d);
+
+/* The same, without a word when there is none; -1 then. */
+int dm_look(const char *name, struct dm_device *d);
+
+/* All of them, in an array to be freed. */
+int dm_list(struct dm_device **devices, size_t *nr);
+
+/*
+ * The part of a table line behind "cowloop"; @options is a list of words or
+ * empty. To be freed.
+ */
+char *dm_params(dev_t rdo, dev_t cow, const char *options);
+
+/*
+ * Make a device; when it can't be done there is none. An error is printed by
+ * the caller, who knows what may be the matter: an errno is returned, or 0.
+ */
+int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only);
+
+/* Give a device another table, and switch over to it; likewise. */
+int dm_replace(const struct dm_device *d, const char *params, bool read_only);
+
+/* Remove a device. Returns 0 or an errno. */
+int dm_remove(const struct dm_device *d, bool deferred);
+
+/* Send a message to a device. Returns 0 or an errno. */
+int dm_message(const struct dm_device *d, const char *message);
+
+/* Open something that becomes readable with the next event of any dm device. */
+int dm_open_events(void);
+
+/*
+ * What the kernel's log has said about cowloop since dm_log_mark(), the last
+ * line of it: a text to be freed, or NULL.
+ */
+void dm_log_mark(void);
+char *dm_log_last(void);
+
+#endif /* COWSETUP_DM_H */

@@ -1,0 +1,650 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup close, list, status, sync, readonly and detach: active devices.
+ *
+ * A loop device under a device goes away by itself when the device lets go of
+ * it (see loop.c); the commands that make it do so wait for that, since
+ * whoever asks for them is about to unmount what the file is on.
+ */
+
+#include "live.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "cowfile.h"
+#include "loop.h"
+#include "report.h"
+
+/* ---- What there is ---- */
+
+char *live_file(dev_t dev)
+{
+	char *file = loop_file(dev);
+
+	return file ? file : dev_path(dev);
+}
+
+/* With mode closed its number may be somebody else's by now. */
+static bool has_cow(const struct dm_device *d)
+{
+	return d->cow && d->mode != DM_MODE_CLOSED;
+}
+
+static u64 device_size(dev_t dev)
+{
+	char *text = dev_attribute(dev, "size");
+	const u64 size = text ? strtoull(text, NULL, 10) * 512 : 0;
+
+	free(text);
+	return size;
+}
+
+static void bound_space(struct space *s, u64 free, u64 total, const char *of)
+{
+	if (s->of && s->free <= free)
+		return;
+	s->free = free;
+	s->total = total;
+	s->of = of;
+}
+
+/* How many units the cow device has room for, of those there are. */
+static u64 units_with_room(const struct dm_device *d)
+{
+	const u64 size = device_size(d->cow);
+	struct cow_geometry geo;
+	u64 units;
+
+	cow_geometry_init(&geo, d->format, d->mapunit, d->start + d->sectors);
+	units = size > geo.doffset ? (size - geo.doffset) / geo.mapunit : 0;
+	return units < d->total ? units : d->total;
+}
+
+void live_look(const struct dm_device *d, struct statvfs *fs)
+{
+	char *file = has_cow(d) ? loop_file(d->cow) : NULL;
+
+	if (!file || statvfs(file, fs))
+		fs->f_frsize = 0;
+	free(file);
+}
+
+void live_space(const struct dm_device *d, const struct statvfs *fs, struct space *s)
+{
+	const u64 unit = d->mapunit;
+	u64 room;
+
+	*s = (struct space){ 0 };
+	if (d->limit)
+		bound_space(s, d->limit > d->used ? (d->limit - d->used) * unit : 0, d->limit * unit, "limit");
+	if (fs->f_frsize)
+		bound_space(s, (u64)fs->f_bavail * fs->f_frsize, (u64)fs->f_blocks * fs->f_frsize,
+			    "filesystem");
+	if (!has_cow(d))
+		return;
+
+	/* A device that has room for everything bounds nothing, unless nothing else does. */
+	room = units_with_room(d);
+	if (room < d->total || !s->of)
+		bound_space(s, room > d->used ? (room - d->used) * unit : 0, room * unit, "device");
+}
+
+static const char *advice(const struct dm_device *d)
+{
+	switch (d->mode) {
+	case DM_MODE_RW:
+		return d->suspended ? "it is suspended: I/O waits (dmsetup resume)" : NULL;
+	case DM_MODE_RO:
+		return "it takes no writes; to write again, close it and open it without --read-only";
+	case DM_MODE_CLOSED:
+		return "it has let go of its cowfile, so what was modified cannot be read; close it, and open it again";
+	case DM_MODE_OUT_OF_SPACE:
+		return "new changes fail for want of space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they work again";
+	case DM_MODE_FAIL:
+		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it, run cowsetup check on the cowfile, and open it again";
+	case DM_MODE_UNKNOWN:
+		break;
+	}
+	return "this cowsetup is older than the module and does not know this mode";
+}
+
+/* ---- list, status ---- */
+
+void report_space(const struct space *s)
+{
+	char text[120];
+
+	if (opt.json) {
+		report_json("free_bytes", s->of ? json_object_new_uint64(s->free) : NULL);
+		report_json("free_total_bytes", s->of ? json_object_new_uint64(s->total) : NULL);
+		report_json("free_of", s->of ? json_object_new_string(s->of) : NULL);
+	} else if (s->of) {
+		snprintf(text, sizeof(text), "%s of %s (%s, the least there is)", size_text(s->free),
+			 size_text(s->total), s->of);
+		report_text("", "Free for changes", text);
+	}
+}
+
+/* A device below: where it is, and the file it is made of. */
+static void report_below(const char *which, const char *title, dev_t dev, bool there)
+{
+	char *path = there ? dev_path(dev) : NULL, *file = there ? loop_file(dev) : NULL;
+	char *key, *text;
+
+	if (opt.json) {
+		key = xasprintf("%s_device", which);
+		report_json(key, path ? json_object_new_string(path) : NULL);
+		free(key);
+		key = xasprintf("%s_file", which);
+		report_json(key, file ? json_object_new_string(file) : NULL);
+		free(key);
+	} else {
+		text = !path ? xasprintf("- (let go of)") :
+		       file ? xasprintf("%s (%s)", file, path) : xasprintf("%s", path);
+		report_text("", title, text);
+		free(text);
+	}
+	free(path);
+	free(file);
+}
+
+static void report_counters(const struct dm_device *d)
+{
+	struct json_object *counters;
+	char title[64];
+
+	if (opt.json) {
+		counters = json_object_new_object();
+		for (unsigned int i = 0; i < d->nr_counters; i++)
+			json_object_object_add(counters, d->counters[i].name,
+					       json_object_new_uint64(d->counters[i].value));
+		report_json("counters", counters);
+		return;
+	}
+	for (unsigned int i = 0; i < d->nr_counters; i++) {
+		snprintf(title, sizeof(title), "Count of %s", d->counters[i].name);
+		for (char *p = title; *p; p++)
+			if (*p == '_')
+				*p = ' ';
+		report_number("", title, d->counters[i].value);
+	}
+}
+
+static void report_used(const struct dm_device *d)
+{
+	char text[120];
+
+	if (opt.json) {
+		report_number("units_used", "", d->used);
+		report_number("units_total", "", d->total);
+		report_number("used_bytes", "", d->used * d->mapunit);
+	} else {
+		snprintf(text, sizeof(text), "%s, %s (%llu of %llu units)", size_text(d->used * d->mapunit),
+			 percent_text(d->used, d->total), d->used, d->total);
+		report_text("", "Modified", text);
+	}
+}
+
+/* Everything but counters for people; all of it for scripts. */
+static void report_device(const struct dm_device *d)
+{
+	char *path = xasprintf("%s/%s", DM_NODES, d->name);
+	struct statvfs fs;
+	struct space s;
+
+	report_start("name", "Name", d->name);
+	report_text("device", "Device", path);
+	report_text("mode", "Mode", d->mode_word);
+	if (!opt.json && advice(d))
+		report_text("", "What to do", advice(d));
+	report_text("state", "State", d->dirty ? "dirty" : "clean");
+	report_size("device_bytes", "Size", d->sectors * 512);
+	report_used(d);
+	live_look(d, &fs);
+	live_space(d, &fs, &s);
+	report_space(&s);
+	report_below("rdo", "Read-only device", d->rdo, true);
+	report_below("cow", "Cowfile", d->cow, has_cow(d));
+	report_number("format", "Format", d->format);
+	report_size("unit_bytes", "Unit", d->mapunit);
+	if (opt.json || d->limit)
+		report_size("limit_bytes", "Limit", d->limit * d->mapunit);
+	if (opt.json || d->low_water)
+		report_size("low_water_bytes", "Low water", d->low_water * d->mapunit);
+	report_bool("read_only", "Read-only to users", d->read_only);
+	report_bool("suspended", "Suspended", d->suspended);
+	report_bool("deferred_remove", "Closes when unused", d->deferred_remove);
+	report_number("open_count", "Open by", d->open_count);
+	report_text("uuid", "UUID", d->uuid);
+	report_counters(d);
+	free(path);
+}
+
+int cmd_status(int argc, char **argv)
+{
+	struct dm_device d;
+	int r = dm_check_kernel();
+
+	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
+	if (r)
+		return r;
+	report_device(&d);
+	report_end();
+
+	return OK;
+}
+
+static void print_row(const struct dm_device *d, int width)
+{
+	char *rdo = live_file(d->rdo), *cow = has_cow(d) ? live_file(d->cow) : xasprintf("-");
+
+	printf("%-*s %10s %10s %6s %-5s %-12s %s %s\n", width, d->name, size_text(d->sectors * 512),
+	       size_text(d->used * d->mapunit), percent_text(d->used, d->total),
+	       d->dirty ? "dirty" : "clean", d->mode_word, rdo, cow);
+	free(rdo);
+	free(cow);
+}
+
+static void print_table(const struct dm_device *devices, size_t nr)
+{
+	int width = 4;
+
+	for (size_t i = 0; i < nr; i++)
+		if ((int)strlen(devices[i].name) > width)
+			width = strlen(devices[i].name);
+	if (nr)
+		printf("%-*s %10s %10s %6s %-5s %-12s %s %s\n", width, "NAME", "SIZE", "USED", "USED%",
+		       "STATE", "MODE", "RDO", "COW");
+	for (size_t i = 0; i < nr; i++)
+		print_row(&devices[i], width);
+}
+
+int cmd_list(int argc, char **argv)
+{
+	struct json_object *list, *all;
+	struct dm_device *devices;
+	size_t nr;
+	int r = dm_check_kernel();
+
+	(void)argc;
+	(void)argv;
+	if (!r)
+		r = dm_list(&devices, &nr);
+	if (r)
+		return r;
+	if (opt.json) {
+		list = json_object_new_array();
+		for (size_t i = 0; i < nr; i++) {
+			report_device(&devices[i]);
+			json_object_array_add(list, report_take());
+		}
+		all = json_object_new_object();
+		json_object_object_add(all, "devices", list);
+		report_print(all);
+	} else {
+		print_table(devices, nr);
+	}
+	free(devices);
+	return OK;
+}
+
+/* ---- sync ---- */
+
+static int sync_device(const struct dm_device *d)
+{
+	errno = dm_message(d, "sync");
+	if (!errno)
+		return OK;
+	return error_errno("%s: cannot be synced (cowsetup status %s, and dmesg, say more)", d->name, d->name);
+}
+
+static int sync_all(void)
+{
+	struct dm_device *devices;
+	size_t nr;
+	int r = dm_list(&devices, &nr), failed;
+
+	for (size_t i = 0; i < nr; i++) {
+		failed = sync_device(&devices[i]);
+		r = r ? r : failed;
+	}
+	free(devices);
+	return r;
+}
+
+int cmd_sync(int argc, char **argv)
+{
+	struct dm_device d;
+	int r = dm_check_kernel(), failed;
+
+	if (r || !argc)
+		return r ? r : sync_all();
+	for (int i = 0; i < argc; i++) {
+		failed = dm_find(argv[i], &d);
+		if (!failed)
+			failed = sync_device(&d);
+		r = r ? r : failed;
+	}
+	return r;
+}
+
+/* ---- Who uses a device ---- */
+
+/* A text to be freed, or NULL. */
+static char *find_swap(dev_t dev)
+{
+	FILE *f = fopen("/proc/swaps", "re");
+	char *line = NULL, path[4096], *found = NULL;
+	size_t room = 0;
+	struct stat st;
+
+	while (f && !found && getline(&line, &room, f) > 0)
+		if (sscanf(line, "%4095s", path) == 1 && !stat(path, &st) &&
+		    S_ISBLK(st.st_mode) && st.st_rdev == dev)
+			found = xasprintf("it is swap");
+	free(line);
+	if (f)
+		fclose(f);
+	return found;
+}
+
+static bool process_has_open(const char *pid, dev_t dev)
+{
+	char *path = xasprintf("/proc/%s/fd", pid), *link;
+	DIR *dir = opendir(path);
+	struct dirent *entry;
+	bool found = false;
+	struct stat st;
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		link = xasprintf("%s/%s", path, entry->d_name);
+		found = !stat(link, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev;
+		free(link);
+	}
+	if (dir)
+		closedir(dir);
+	free(path);
+	return found;
+}
+
+static char *find_process(dev_t dev)
+{
+	DIR *dir = opendir("/proc");
+	struct dirent *entry;
+	char *found = NULL, *path, comm[64];
+	FILE *f;
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] < '0' || entry->d_name[0] > '9' || !process_has_open(entry->d_name, dev))
+			continue;
+		path = xasprintf("/proc/%s/comm", entry->d_name);
+		f = fopen(path, "re");
+		if (!f || fscanf(f, "%63[^\n]", comm) != 1)
+			snprintf(comm, sizeof(comm), "?");
+		if (f)
+			fclose(f);
+		free(path);
+		found = xasprintf("process %s (%s) has it open", entry->d_name, comm);
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+/* Who has a device in use, for good: a mount, a device above, swap. */
+static char *find_holder(const struct dm_device *d)
+{
+	char *path = xasprintf("%s/%s", DM_NODES, d->name), *user = NULL;
+	struct file f;
+
+	if (!file_open(&f, path, FILE_READ))
+		user = file_used_by(&f);
+	file_close(&f);
+	free(path);
+	return user ? user : find_swap(d->dev);
+}
+
+/* ---- close ---- */
+
+/* Wait for a loop device to go; it stays if its user attached it himself. */
+static int wait_for_loop(dev_t dev, const char *file, bool autoclear)
+{
+	char *path;
+	int r = OK;
+
+	if (!file || !autoclear || loop_wait_gone(dev, file))
+		return OK;
+	path = dev_path(dev);
+	r = error(BUSY, "%s: still attached to %s, which another program has open.", file, path);
+	free(path);
+	return r;
+}
+
+static int refuse_busy(const struct dm_device *d, int err)
+{
+	char *user = find_holder(d);
+	int r;
+
+	if (!user)
+		user = find_process(d->dev);
+	errno = err;
+	if (err == EBUSY)
+		r = error(BUSY, "%s: in use: %s; with --deferred it is closed when that has ended.", d->name,
+			  user ? user : "another program has it open");
+	else
+		r = error_errno("%s: cannot be closed", d->name);
+	free(user);
+	return r;
+}
+
+int cmd_close(int argc, char **argv)
+{
+	char *rdo_file, *cow_file, *user = NULL;
+	bool rdo_autoclear, cow_autoclear;
+	struct dm_device d;
+	int err, r = dm_check_kernel();
+
+	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
+	if (r)
+		return r;
+	/* Whoever is here to stay is not waited for. */
+	if (!opt.deferred && d.open_count)
+		user = find_holder(&d);
+	if (user) {
+		free(user);
+		return refuse_busy(&d, EBUSY);
+	}
+
+	rdo_file = loop_file(d.rdo);
+	rdo_autoclear = loop_autoclear(d.rdo);
+	cow_file = has_cow(&d) ? loop_file(d.cow) : NULL;
+	cow_autoclear = cow_file && loop_autoclear(d.cow);
+	err = dm_remove(&d, opt.deferred);
+	if (err) {
+		r = refuse_busy(&d, err);
+	} else if (!dm_name_exists(d.name)) {
+		r = wait_for_loop(d.rdo, rdo_file, rdo_autoclear);
+		if (!r)
+			r = wait_for_loop(d.cow, cow_file, cow_autoclear);
+	}
+	free(rdo_file);
+	free(cow_file);
+	return r;
+}
+
+/* ---- readonly, detach ---- */
+
+/*
+ * The device has let go of the loop device, and so will the loop device of the
+ * file; but one that was there before us stays, so say so.
+ */
+static int release_file(const struct dm_device *d, const char *file)
+{
+	char *now = loop_file(d->cow), *path = dev_path(d->cow);
+	int r = OK;
+
+	if (now && !strcmp(now, file)) {
+		if (loop_autoclear(d->cow))
+			r = wait_for_loop(d->cow, file, true);
+		else
+			warn("%s: still held by %s, which was not attached by cowsetup: losetup --detach %s.",
+			     file, path, path);
+	}
+	free(now);
+	free(path);
+	return r;
+}
+
+/* A filesystem on it, mounted to be written: write what it has now, for later is too late. */
+static void write_mounted(const struct dm_device *d)
+{
+	bool writable;
+	char *point = device_mount(d->dev, &writable);
+	int fd;
+
+	if (point && writable) {
+		warn("%s: mounted on %s for writing: what is written there from now on is lost.",
+		     d->name, point);
+		fd = open(point, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (fd < 0 || syncfs(fd))
+			warn("%s: cannot be synced: %s.", point, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+	}
+	free(point);
+}
+
+/* The options that still mean something to a device that is never written. */
+static char *read_only_options(const struct dm_device *d)
+{
+	char *words = xasprintf("%s", d->options), *save, *options = xasprintf("read_only"), *more;
+
+	for (char *word = strtok_r(words, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+		if (strncmp(word, "limit:", 6) && strncmp(word, "low_water:", 10) &&
+		    strcmp(word, "queue_if_no_space") && strcmp(word, "no_discard_passdown"))
+			continue;
+		more = xasprintf("%s %s", options, word);
+		free(options);
+		options = more;
+	}
+	free(words);
+	return options;
+}
+
+/*
+ * As long as a loop device has the file open for writing, the filesystem it is
+ * on can't be remounted read-only. So put one in its place that has not.
+ */
+static int exchange_loop(const struct dm_device *d, const struct file *f, const char *path)
+{
+	char *options = read_only_options(d), *params, *said;
+	struct loop l;
+	int err, r = loop_attach(&l, f);
+
+	if (!r) {
+		params = dm_params(d->rdo, l.dev, options);
+		dm_log_mark();
+		err = dm_replace(d, params, true);
+		free(params);
+		loop_close(&l);
+		if (err) {
+			said = dm_log_last();
+			errno = err;
+			r = error_errno("%s: takes no more writes, but still holds %s for writing: the kernel refuses another table%s%s",
+					d->name, path, said ? ": " : "", said ? said : "");
+			free(said);
+		}
+	}
+	free(options);
+	return r;
+}
+
+int cmd_readonly(int argc, char **argv)
+{
+	struct file f = FILE_CLOSED;
+	struct dm_device d;
+	char *path = NULL;
+	int r = dm_check_kernel();
+
+	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
+	if (r)
+		return r;
+	if (d.mode == DM_MODE_CLOSED)
+		return error(WRONG, "%s: it has let go of its cowfile already.", d.name);
+	if (d.suspended)
+		return error(BUSY, "%s: suspended; dmsetup resume %s first.", d.name, d.name);
+
+	path = loop_file(d.cow);
+	if (path) {
+		r = file_open(&f, path, FILE_READ);
+		if (!r && !loop_has_file(d.cow, &f))
+			r = error(WRONG, "%s: this is not the cowfile of %s any more: it was renamed or removed.",
+				  path, d.name);
+	}
+	if (!r) {
+		write_mounted(&d);
+		errno = dm_message(&d, "read_only");
+		if (errno)
+			r = error_errno("%s: cannot be made read-only (cowsetup status %s, and dmesg, say more)",
+					d.name, d.name);
+	}
+	if (!r && path && !loop_read_only(d.cow)) {
+		r = exchange_loop(&d, &f, path);
+		if (!r)
+			r = release_file(&d, path);
+	}
+	file_close(&f);
+	free(path);
+	return r;
+}
+
+int cmd_detach(int argc, char **argv)
+{
+	struct dm_device d;
+	char *path, *said;
+	int err, r = dm_check_kernel();
+
+	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
+	if (r)
+		return r;
+	if (d.mode == DM_MODE_CLOSED)
+		return error(BUSY, "%s: it has let go of its cowfile already.", d.name);
+
+	path = loop_file(d.cow);
+	write_mounted(&d);
+	dm_log_mark();
+	err = dm_message(&d, "close");
+	if (err) {
+		said = dm_log_last();
+		errno = err;
+		if (said && strstr(said, "unrecognised message"))
+			r = error(WRONG, "The module dm-cowloop that is loaded cannot let go of a cowfile; a newer one can.");
+		else
+			r = error_errno("%s: cannot let go of its cowfile%s%s", d.name, said ? ": " : "", said ? said : "");
+		free(said);
+	} else if (path) {
+		r = release_file(&d, path);
+	}
+	free(path);
+	return r;
+}

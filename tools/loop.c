@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: loop devices.
+ *
+ * A loop device is attached with the autoclear flag, which has the kernel
+ * detach it when it is closed for the last time. We keep it open until the dm
+ * device does, so it lives exactly as long as somebody needs it, and nobody has
+ * to clean up, however things go.
+ *
+ * The loop device takes over our open file, and the flock() on it: as long as
+ * it is attached, another cowsetup finds the cowfile in use.
+ */
+
+#include "loop.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <linux/loop.h>
+#include <linux/major.h>
+
+/* ---- What sysfs says ---- */
+
+char *dev_attribute(dev_t dev, const char *name)
+{
+	char *path = xasprintf("/sys/dev/block/%u:%u/%s", major(dev), minor(dev), name);
+	FILE *f = fopen(path, "re");
+	char *line = NULL;
+	size_t room = 0;
+	ssize_t n = -1;
+
+	free(path);
+	if (f) {
+		n = getline(&line, &room, f);
+		fclose(f);
+	}
+	if (n < 0) {
+		free(line);
+		return NULL;
+	}
+	if (n && line[n - 1] == '\n')
+		line[n - 1] = 0;
+	return line;
+}
+
+char *dev_path(dev_t dev)
+{
+	char *link = xasprintf("/sys/dev/block/%u:%u", major(dev), minor(dev));
+	char *target = realpath(link, NULL), *slash, *path;
+
+	free(link);
+	slash = target ? strrchr(target, '/') : NULL;
+	if (!slash) {
+		path = xasprintf("%u:%u", major(dev), minor(dev));
+	} else {
+		/* As cciss/c0d0 is written in sysfs. */
+		for (char *p = slash; *p; p++)
+			if (*p == '!')
+				*p = '/';
+		path = xasprintf("/dev/%s", slash + 1);
+	}
+	free(target);
+	return path;
+}
+
+bool dev_is_loop(dev_t dev)
+{
+	return major(dev) == LOOP_MAJOR;
+}
+
+char *loop_file(dev_t dev)
+{
+	return dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL;
+}
+
+bool loop_autoclear(dev_t dev)
+{
+	char *text = dev_attribute(dev, "loop/autoclear");
+	const bool autoclear = text && !strcmp(text, "1");
+
+	free(text);
+	return autoclear;
+}
+
+bool loop_read_only(dev_t dev)
+{
+	char *text = dev_attribute(dev, "ro");
+	const bool read_only = text && !strcmp(text, "1");
+
+	free(text);
+	return read_only;
+}
+
+bool loop_has_file(dev_t dev, const struct file *f)
+{
+	struct loop_info64 info;
+	struct stat st;
+	char *path;
+	bool same;
+	int fd;
+
+	if (!dev_is_loop(dev) || fstat(f->fd, &st))
+		return false;
+	path = dev_path(dev);
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	free(path);
+	/* The kernel's own device number, in the encoding it has for userspace. */
+	same = fd >= 0 && !ioctl(fd, LOOP_GET_STATUS64, &info) &&
+	       info.lo_inode == st.st_ino && (dev_t)info.lo_device == st.st_dev;
+	if (fd >= 0)
+		close(fd);
+	return same;
+}
+
+bool loop_wait_gone(dev_t dev, const char *file)
+{
+	const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
+	bool gone = false;
+	char *now;
+
+	/* Whoever opens new devices to look what is in them has them for a moment. */
+	for (int i = 0; i < 250 && !gone; i++) {
+		if (i)
+			nanosleep(&pause, NULL);
+		now = loop_file(dev);
+		gone = !now || strcmp(now, file);
+		free(now);
+	}
+	return gone;
+}
+
+/* ---- Attaching ---- */
+
+/* Try one that is free now; -1 with errno set. */
+static int try_attach(struct loop *l, int control, const struct file *f)
+{
+	/* Blocks of 512 bytes: a device of any size, and whatever is in it, can be used. */
+	struct loop_config config = { .fd = f->fd, .block_size = 512 };
+	struct stat st;
+	char *path;
+	int nr;
+
+	nr = ioctl(control, LOOP_CTL_GET_FREE);
+	if (nr < 0)
+		return -1;
+	path = xasprintf("/dev/loop%d", nr);
+	l->fd = open(path, (f->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+	free(path);
+	if (l->fd < 0)
+		return -1;
+
+	/* Direct I/O is left out by the kernel where it can't be done. */
+	config.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO |
+			       (f->writable ? 0 : LO_FLAGS_READ_ONLY);
+	snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, "%s", f->path);
+	if (!ioctl(l->fd, LOOP_CONFIGURE, &config) && !fstat(l->fd, &st)) {
+		l->dev = st.st_rdev;
+		return 0;
+	}
+	nr = errno;
+	loop_close(l);
+	errno = nr;
+	return -1;
+}
+
+int loop_attach(struct loop *l, const struct file *f)
+{
+	const struct timespec pause = { .tv_nsec = 10 * 1000 * 1000 };
+	int control, r = -1;
+
+	*l = LOOP_CLOSED;
+	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+	if (control < 0)
+		return error_errno("%s: needs a loop device, and /dev/loop-control cannot be opened (modprobe loop?)",
+				   f->path);
+	/* Others look for a free one, too: whoever comes second has to look again. */
+	for (int i = 0; i < 200 && r && !interrupted; i++) {
+		r = try_attach(l, control, f);
+		if (r && errno != EBUSY && errno != ENXIO && errno != ENOENT && errno != EINTR)
+			break;
+		if (r)
+			nanosleep(&pause, NULL);
+	}
+	if (r && interrupted)
+		errno = EINTR;
+	if (r)
+		r = error_errno("%s: cannot be attached to a loop device", f->path);
+	close(control);
+
+	return r;
+}
+
+void loop_close(struct loop *l)
+{
+	if (l->fd >= 0)
+		close(l->fd);
+	l->fd = -1;
+}

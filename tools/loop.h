@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: loop devices, which make block devices of files.
+ */
+
+#ifndef COWSETUP_LOOP_H
+#define COWSETUP_LOOP_H
+
+#include "file.h"
+
+/* A loop device that we have open. */
+struct loop {
+	int fd;
+	dev_t dev;
+};
+
+#define LOOP_CLOSED	((struct loop){ .fd = -1 })
+
+/*
+ * Attach a file to a free loop device, which goes away by itself when nobody
+ * has it open any more. It is read-only if the file was opened so.
+ */
+int loop_attach(struct loop *l, const struct file *f);
+
+/* Unless somebody else has it open by now, it is gone afterwards. */
+void loop_close(struct loop *l);
+
+bool dev_is_loop(dev_t dev);
+
+/* The file a loop device is made of, to be freed, as the kernel names it; or NULL. */
+char *loop_file(dev_t dev);
+
+/* Is this the file that the loop device is made of? */
+bool loop_has_file(dev_t dev, const struct file *f);
+
+bool loop_read_only(dev_t dev);
+
+/* Does it go away by itself? */
+bool loop_autoclear(dev_t dev);
+
+/* Wait until it has gone away; false if it is still there after some seconds. */
+bool loop_wait_gone(dev_t dev, const char *file);
+
+/* "/dev/loop3", or "/dev/" and whatever it is called; to be freed. */
+char *dev_path(dev_t dev);
+
+/* A file in the sysfs directory of a block device: its first line, to be freed, or NULL. */
+char *dev_attribute(dev_t dev, const char *name);
+
+#endif /* COWSETUP_LOOP_H */

@@ -1,0 +1,472 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup open: makes a writable device of a read-only device and a cowfile.
+ *
+ * All that can be checked is checked before the kernel is asked, since all that
+ * the kernel answers is yes or no. What is made on the way (a cowfile, room
+ * in it, loop devices) is unmade when a later step fails, or when it is
+ * interrupted: see undo().
+ */
+
+#include "cowfile.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <linux/fs.h>
+#include <uuid/uuid.h>
+
+#include "dm.h"
+#include "loop.h"
+#include "newcow.h"
+
+/* An open in progress. */
+struct opening {
+	const char *rdo_path;
+	const char *cow_path;
+	char *name;
+	struct file rdo;
+	struct cowfile c;
+	struct loop rdo_loop, cow_loop;
+	bool created;		/* the cowfile was missing */
+	bool formatted;		/* it was blank */
+	bool extended;		/* it was too short */
+	u64 old_size;		/* of a file that was there */
+};
+
+/* ---- Who has it ---- */
+
+static bool is_device(dev_t dev, const struct file *f)
+{
+	struct stat st;
+
+	if (!dev)
+		return false;
+	if (!f->block)
+		return loop_has_file(dev, f);
+	return !fstat(f->fd, &st) && st.st_rdev == dev;
+}
+
+/* Refuse what an active cowloop device has; many may share a read-only device, though. */
+static int refuse_active(const char *path, bool as_rdo)
+{
+	struct dm_device *devices;
+	struct file f = FILE_CLOSED;
+	size_t nr;
+	int r;
+
+	if (access(path, F_OK) && errno == ENOENT && !as_rdo)
+		return OK;
+	r = file_open(&f, path, FILE_READ);
+	if (r)
+		return r;
+	r = dm_list(&devices, &nr);
+	for (size_t i = 0; i < nr && !r; i++) {
+		if (is_device(devices[i].cow, &f))
+			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
+				  DM_NODES, devices[i].name);
+		else if (!as_rdo && is_device(devices[i].rdo, &f))
+			r = error(BUSY, "%s: in use: it is the read-only device of %s/%s, which is active.",
+				  path, DM_NODES, devices[i].name);
+	}
+	free(devices);
+	file_close(&f);
+	return r;
+}
+
+/* ---- The name ---- */
+
+static bool name_char(char c)
+{
+	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
+}
+
+/* "mine" for /some/where/mine.cow; "mine-2" if there is one already. */
+static char *default_name(const char *cow_path)
+{
+	char *copy = xasprintf("%s", cow_path), *base = basename(copy), *name;
+	const size_t n = strlen(base);
+
+	if (n > 4 && !strcmp(base + n - 4, ".cow"))
+		base[n - 4] = 0;
+	if (strlen(base) > 90)
+		base[90] = 0;
+	for (char *p = base; *p; p++)
+		if (!name_char(*p))
+			*p = '_';
+	name = xasprintf("%s", base);
+	for (unsigned int i = 2; dm_name_exists(name); i++) {
+		free(name);
+		name = xasprintf("%s-%u", base, i);
+	}
+	free(copy);
+	return name;
+}
+
+static int choose_name(struct opening *o, const char *name)
+{
+	int r;
+
+	if (!name) {
+		o->name = default_name(o->cow_path);
+		return OK;
+	}
+	r = dm_check_name(name);
+	if (r)
+		return r;
+	for (const char *p = name; *p; p++)
+		if (!name_char(*p))
+			return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
+	if (dm_name_exists(name))
+		return error(BUSY, "%s: there is a device of this name already; choose another name, or cowsetup close %s first.",
+			     name, name);
+	o->name = xasprintf("%s", name);
+	return OK;
+}
+
+/*
+ * In the manner of CRYPT-VERITY-<uuid>-<name>. Copies of a cowfile have the
+ * same UUID, and format 1 has none: there one is derived from the path.
+ */
+static char *make_uuid(const struct opening *o)
+{
+	char hex[33], *url, *path;
+	uuid_t uuid;
+
+	if (o->c.format == 2) {
+		uuid_copy(uuid, o->c.head.uuid);
+	} else {
+		path = realpath(o->cow_path, NULL);
+		url = xasprintf("file://%s", path ? path : o->cow_path);
+		uuid_generate_sha1(uuid, *uuid_get_template("url"), url, strlen(url));
+		free(url);
+		free(path);
+	}
+	for (unsigned int i = 0; i < sizeof(uuid); i++)
+		snprintf(hex + 2 * i, 3, "%02x", uuid[i]);
+	/* No longer than device-mapper has room for. */
+	return xasprintf("COWLOOP-%s-%.80s", hex, o->name);
+}
+
+/* ---- The cowfile ---- */
+
+/* Is it missing, or does it begin with so many zeroes that it counts as blank? */
+static int look_at_cow(struct opening *o, bool *blank)
+{
+	u8 start[COW_BLANK_SIZE];
+	struct file f;
+	int r;
+
+	*blank = false;
+	if (access(o->cow_path, F_OK) && errno == ENOENT) {
+		if (opt.read_only)
+			return error(WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
+		o->created = *blank = true;
+		return OK;
+	}
+	r = file_open(&f, o->cow_path, FILE_READ);
+	if (r)
+		return r;
+	r = file_read_padded(&f, 0, start, sizeof(start));
+	if (!r && all_zero(start, sizeof(start))) {
+		if (opt.read_only)
+			r = error(WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
+		*blank = true;
+	}
+	o->old_size = f.size;
+	file_close(&f);
+	return r;
+}
+
+/* Do the options of a new cowfile go with the one that is there? */
+static int check_agreement(const struct cowfile *c)
+{
+	if (opt.format && opt.format != c->format)
+		return error(WRONG, "%s: a cowfile of format %u; --format %u is for new cowfiles%s.",
+			     c->file.path, c->format, opt.format,
+			     opt.format == 2 ? " (cowsetup upgrade makes format 2 of it)" : "");
+	if (opt.mapunit && opt.mapunit != c->geo.mapunit)
+		return error(WRONG, "%s: has units of %s; --mapunit %u is for new cowfiles.",
+			     c->file.path, size_text(c->geo.mapunit), opt.mapunit);
+	return OK;
+}
+
+/* The cowfile, made if need be, open and in order. */
+static int open_cow(struct opening *o)
+{
+	bool blank;
+	int r = look_at_cow(o, &blank);
+
+	if (!r && blank) {
+		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2);
+		/* What it made itself it has removed itself. */
+		o->created &= !r;
+		o->formatted = !r && !o->created;
+	}
+	if (!r)
+		r = cow_open(&o->c, o->cow_path, FILE_EXCLUSIVE | (opt.read_only ? FILE_READ : FILE_WRITE),
+			     COW_ACCEPT_DIRTY);
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !opt.repair)
+		r = error(WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
+			  o->cow_path);
+	if (!r)
+		r = check_agreement(&o->c);
+	return r;
+}
+
+/* A loop device cannot grow with its file, so make room for all units now. */
+static int extend_cow(struct opening *o)
+{
+	const u64 full = cow_full_size(&o->c.geo);
+	struct file *f = &o->c.file;
+	int r;
+
+	if (f->block || opt.read_only || f->size >= full)
+		return OK;
+	r = file_resize(f, full);
+	o->extended = !r;
+	return r;
+}
+
+/* ---- The device ---- */
+
+static dev_t device_of(const struct file *f, const struct loop *l)
+{
+	struct stat st = { 0 };
+
+	if (!f->block)
+		return l->dev;
+	fstat(f->fd, &st);
+	return st.st_rdev;
+}
+
+static int attach(struct opening *o)
+{
+	int r = OK;
+
+	if (!o->rdo.block)
+		r = loop_attach(&o->rdo_loop, &o->rdo);
+	if (!r && !o->c.file.block)
+		r = loop_attach(&o->cow_loop, &o->c.file);
+	return r;
+}
+
+/* The table's options, to be freed; NULL if they can't be what was asked for. */
+static char *table_options(const struct opening *o)
+{
+	const u32 unit = o->c.geo.mapunit;
+	char limit[40] = "", low_water[40] = "";
+
+	if (opt.limit && opt.limit < unit) {
+		error(USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
+		return NULL;
+	}
+	if (opt.limit)
+		snprintf(limit, sizeof(limit), " limit:%llu", opt.limit / unit);
+	if (opt.low_water)
+		snprintf(low_water, sizeof(low_water), " low_water:%llu",
+			 opt.low_water / unit + !!(opt.low_water % unit));
+	return xasprintf("%s%s%s%s", opt.repair ? "repair" : "", opt.read_only ? " read_only" : "",
+			 limit, low_water);
+}
+
+/* All of the device, in whole blocks of either device. */
+static u64 device_sectors(const struct opening *o)
+{
+	const u64 sectors = o->c.geo.rdo_sectors;
+	int block = 512, size;
+
+	if (o->rdo.block && !ioctl(o->rdo.fd, BLKSSZGET, &size) && size > block)
+		block = size;
+	if (o->c.file.block && !ioctl(o->c.file.fd, BLKSSZGET, &size) && size > block)
+		block = size;
+	if (sectors % (block / 512))
+		warn("%s: its last %llu sectors do not fill a block of %d bytes and are left out.",
+		     o->rdo_path, sectors % (block / 512), block);
+	return sectors - sectors % (block / 512);
+}
+
+/* Say why the kernel has refused a table, as far as that can be known. */
+static int explain(const struct opening *o, int err)
+{
+	char *said = dm_log_last(), *user = NULL, *reason = said;
+	int r, at = 0;
+
+	/* A device number, since it has no name there. */
+	if (said && sscanf(said, "%*u:%*u: %n", &at) == 0)
+		reason += at;
+	errno = err;
+	if (err == EBUSY && dm_name_exists(o->name))
+		r = error(BUSY, "%s: there is a device of this name already.", o->name);
+	else if (err == EBUSY && o->rdo.block && (user = file_used_by(&o->rdo)))
+		r = error(BUSY, "%s: in use: %s; it can be the read-only device when nobody can write to it.",
+			  o->rdo_path, user);
+	else if (reason && strstr(reason, "optional parameter 'l") && (opt.limit || opt.low_water))
+		r = error(WRONG, "The module dm-cowloop that is loaded does not know --limit and --low-water (%s); a newer one does.",
+			  reason);
+	else if (reason)
+		r = error_errno("%s: the kernel refuses it: %s", o->name, reason);
+	else
+		r = error_errno("%s: the kernel refuses it; dmesg may say why", o->name);
+	free(user);
+	free(said);
+	return r;
+}
+
+static int create(struct opening *o)
+{
+	const dev_t rdo = device_of(&o->rdo, &o->rdo_loop);
+	const dev_t cow = device_of(&o->c.file, &o->cow_loop);
+	char *options = table_options(o), *params, *uuid;
+	u64 sectors;
+	int err;
+
+	if (!options)
+		return USAGE;
+	sectors = device_sectors(o);
+	/* dm wants a block device for itself alone, which it is not while we have it so. */
+	if (o->c.file.block)
+		file_close(&o->c.file);
+	params = dm_params(rdo, cow, options);
+	uuid = make_uuid(o);
+	dm_log_mark();
+	err = dm_create(o->name, uuid, sectors, params, opt.read_only);
+	free(uuid);
+	free(params);
+	free(options);
+
+	return err ? explain(o, err) : OK;
+}
+
+/* ---- Undoing it ---- */
+
+static void drop_loop(struct loop *l)
+{
+	char *file;
+
+	if (l->fd < 0)
+		return;
+	file = loop_file(l->dev);
+	loop_close(l);
+	if (file)
+		loop_wait_gone(l->dev, file);
+	free(file);
+}
+
+static int unformat(struct file *f, u64 old_size)
+{
+	u8 zeroes[COW_BLANK_SIZE] = { 0 };
+	int r;
+
+	if (f->block)
+		return file_write(f, 0, zeroes, sizeof(zeroes));
+	r = file_resize(f, 0);
+	return r ? r : file_resize(f, old_size);
+}
+
+/* Take away the room, unless the driver has put something there. */
+static int shorten(struct file *f, u64 old_size)
+{
+	u64 start = old_size, end;
+	int r = file_next_data(f, &start, &end, f->size);
+
+	return r || start < f->size ? r : file_resize(f, old_size);
+}
+
+/* Only with the cowfile for ourselves alone: somebody else may have opened it, which is why we fail. */
+static void undo_cow(struct opening *o)
+{
+	struct file *f = &o->c.file;
+	int r = OK;
+
+	if (!o->created && !o->formatted && !o->extended)
+		return;
+	if (f->fd < 0 && file_open(f, o->cow_path, FILE_WRITE | FILE_EXCLUSIVE))
+		return;
+	if (o->created)
+		r = unlink(o->cow_path);
+	else if (o->formatted)
+		r = unformat(f, o->old_size);
+	else
+		r = shorten(f, o->old_size);
+	if (r)
+		warn("%s: could not be put back as it was.", o->cow_path);
+}
+
+/* ---- The command ---- */
+
+static int step_done(int r)
+{
+	if (!r && interrupted)
+		return error(USAGE, "Interrupted; everything is as it was.");
+	return r;
+}
+
+static int do_open(struct opening *o)
+{
+	struct dm_device d;
+	int r;
+
+	if (file_same_path(o->rdo_path, o->cow_path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", o->rdo_path);
+	r = refuse_active(o->rdo_path, true);
+	if (!r)
+		r = refuse_active(o->cow_path, false);
+	if (!r)
+		r = open_plain_rdo(&o->rdo, o->rdo_path);
+	file_close(&o->rdo);
+	if (!r)
+		r = step_done(open_cow(o));
+	if (!r)
+		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ));
+	if (!r)
+		r = extend_cow(o);
+	if (!r)
+		r = step_done(attach(o));
+	if (!r)
+		r = create(o);
+	if (!r && interrupted && !dm_look(o->name, &d)) {
+		dm_remove(&d, false);
+		r = step_done(OK);
+	}
+	return r;
+}
+
+int cmd_open(int argc, char **argv)
+{
+	struct opening o = {
+		.rdo_path = argv[0],
+		.cow_path = argv[1],
+		.rdo = FILE_CLOSED,
+		.c = { .file = FILE_CLOSED },
+		.rdo_loop = LOOP_CLOSED,
+		.cow_loop = LOOP_CLOSED,
+	};
+	int r = dm_check_kernel();
+
+	if (!r)
+		r = choose_name(&o, argc > 2 ? argv[2] : NULL);
+	if (!r)
+		r = do_open(&o);
+	if (r) {
+		drop_loop(&o.cow_loop);
+		drop_loop(&o.rdo_loop);
+		undo_cow(&o);
+	} else {
+		printf("%s/%s\n", DM_NODES, o.name);
+	}
+	loop_close(&o.cow_loop);
+	loop_close(&o.rdo_loop);
+	cow_close(&o.c);
+	file_close(&o.rdo);
+	free(o.name);
+
+	return r;
+}

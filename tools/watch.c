@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup watch: waits until there is little room left for changes.
+ *
+ * What the device knows it tells by events; what the filesystem under a cow
+ * file has left must be looked at. So a round is: look, then sleep until the
+ * next event of device-mapper, a second at most. The descriptor that the events
+ * come by is opened before looking, and counts from then on, so that none is
+ * missed. Events may come in swarms, and other devices have theirs, too:
+ * the filesystem is looked at no more than once a second all the same.
+ */
+
+#include "live.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "report.h"
+
+#define PERIOD_MS	1000
+
+/* The default: low water where it is set, else a twentieth, but no more than this. */
+#define MOST		(1ULL << 30)
+
+static u64 threshold(const struct dm_device *d, const struct space *s)
+{
+	if (opt.have_threshold)
+		return opt.threshold;
+	if (d->low_water)
+		return d->low_water * d->mapunit;
+	return s->total / 20 < MOST ? s->total / 20 : MOST;
+}
+
+static void print_space(const struct dm_device *d, const struct space *s, u64 at)
+{
+	if (opt.json) {
+		report_start("name", "", d->name);
+		report_text("mode", "", d->mode_word);
+		report_space(s);
+		report_number("threshold_bytes", "", at);
+		report_end();
+	} else {
+		printf("%s: %s free of %s (%s%s); the threshold is %s.\n", d->name, size_text(s->free),
+		       size_text(s->total), s->of, d->mode == DM_MODE_OUT_OF_SPACE ? ", out of space" : "",
+		       size_text(at));
+	}
+	fflush(stdout);
+}
+
+static void set_number(const char *name, u64 value)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%llu", value);
+	setenv(name, text, 1);
+}
+
+/* Its own failure is told, but is no reason to stop watching. */
+static int run_command(const struct dm_device *d, const struct space *s)
+{
+	pid_t pid, got;
+	int status;
+
+	setenv("NAME", d->name, 1);
+	set_number("FREE", s->free);
+	set_number("TOTAL", s->total);
+	fflush(stdout);
+	pid = fork();
+	if (pid < 0)
+		return error_errno("--exec: no process can be made");
+	if (!pid) {
+		execl("/bin/sh", "sh", "-c", opt.exec, (char *)NULL);
+		_exit(127);
+	}
+	do
+		got = waitpid(pid, &status, 0);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return error_errno("--exec: the command was lost");
+	if (WIFSIGNALED(status))
+		warn("--exec: the command was ended by signal %d.", WTERMSIG(status));
+	else if (WEXITSTATUS(status))
+		warn("--exec: the command ended with status %d.", WEXITSTATUS(status));
+	return OK;
+}
+
+static u64 now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1000ULL + t.tv_nsec / 1000000;
+}
+
+/* Until the next event, or until @until. */
+static int sleep_until(int events, u64 until)
+{
+	struct pollfd p = { .fd = events, .events = POLLIN };
+	const u64 now = now_ms();
+
+	if (poll(&p, 1, until > now ? (int)(until - now) : 0) < 0 && errno != EINTR)
+		return error_errno("Waiting for device-mapper's events failed");
+	return OK;
+}
+
+/* Why there is nothing to wait for any more. */
+static int refuse_mode(const struct dm_device *d)
+{
+	switch (d->mode) {
+	case DM_MODE_RW:
+	case DM_MODE_OUT_OF_SPACE:
+	case DM_MODE_UNKNOWN:
+		return OK;
+	case DM_MODE_RO:
+	case DM_MODE_CLOSED:
+	case DM_MODE_FAIL:
+		break;
+	}
+	return error(WRONG, "%s: it takes no writes, so there is nothing to watch: mode %s.", d->name, d->mode_word);
+}
+
+/* What it has come to with a device that could be asked. */
+static int judge(const struct dm_device *d, const struct space *s, bool *short_before, bool *done)
+{
+	const u64 at = threshold(d, s);
+	const bool is_short = s->free <= at || d->mode == DM_MODE_OUT_OF_SPACE;
+	int r = OK;
+
+	if (is_short && !*short_before) {
+		print_space(d, s, at);
+		if (opt.exec)
+			r = run_command(d, s);
+		else
+			*done = true;
+	}
+	*short_before = is_short;
+	return r;
+}
+
+/* Look, and see what it has come to. */
+static int look(const char *name, u64 *looked, bool *short_before, bool *done)
+{
+	static struct statvfs fs;
+	struct dm_device d;
+	struct space s;
+	int r;
+
+	if (dm_look(name, &d)) {
+		*done = true;
+		return opt.exec ? OK : error(WRONG, "%s: has been closed.", name);
+	}
+	if (!*looked || now_ms() >= *looked + PERIOD_MS) {
+		live_look(&d, &fs);
+		*looked = now_ms();
+	}
+	live_space(&d, &fs, &s);
+	r = refuse_mode(&d);
+
+	return r ? r : judge(&d, &s, short_before, done);
+}
+
+static int watch(const char *name)
+{
+	bool short_before = false, done = false;
+	u64 looked = 0;
+	int events, r = OK;
+
+	while (!r && !done) {
+		events = dm_open_events();
+		if (events < 0)
+			return WRONG;
+		r = look(name, &looked, &short_before, &done);
+		if (!r && !done && interrupted)
+			r = error(USAGE, "%s: interrupted.", name);
+		else if (!r && !done)
+			r = sleep_until(events, looked + PERIOD_MS);
+		close(events);
+	}
+	return r;
+}
+
+int cmd_watch(int argc, char **argv)
+{
+	struct dm_device d;
+	int r = dm_check_kernel();
+
+	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
+	return r ? r : watch(d.name);
+}
