@@ -24,6 +24,14 @@ stress() {
 }
 errors() { sed -n 's/.*; errors \([0-9]*\);.*/\1/p' out; }
 line() { echo "0 $SIZE cowloop $1 $2"; }
+# open RDO COW: again, if it fails for now
+open() {
+	tries=50
+	until said=$(dmsetup create t --table "$(line "$1" "$2")" 2>&1); do
+		[ $((tries -= 1)) -gt 0 ] || { echo "Bail out! $said"; exit 1; }
+		sleep 0.2
+	done
+}
 blank() { dd if=/dev/zero of="$1" bs=4096 count=1 oflag=direct status=none; }
 
 # reopened NAME RDO COW [--flushed]: what is on disk is right
@@ -46,7 +54,7 @@ cowstress fill $rdo
 
 dmsetup create frdo --table "0 $SIZE flakey $rdo 0 1 1"
 blank $cow
-dmsetup create t --table "$(line /dev/mapper/frdo $cow)"
+open /dev/mapper/frdo $cow
 stress 6 --allow-errors
 ok $? 'flakey rdo: some I/O fails, the rest is right' || diag "$(cat out)"
 ok $(($(errors) < 1)) "flakey rdo: $(errors) errors"
@@ -60,7 +68,7 @@ for round in 1 2 3 4; do
 	name="flakey cow, $round"
 	blank $cow
 	dmsetup create fcow --table "0 $((SIZE + 512)) flakey $cow 0 1 1 1 error_writes"
-	dmsetup create t --table "$(line $rdo /dev/mapper/fcow)"
+	open $rdo /dev/mapper/fcow
 	sleep "0.$round" # first writes, and so commits, come when it fails
 	stress 3 --allow-errors
 	ok $? "$name: some I/O fails, the rest is right" || diag "$(cat out)"
