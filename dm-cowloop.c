@@ -1175,33 +1175,50 @@ static void do_count(struct work_struct *work)
 
 /* ---- Cowfiles in use ---- */
 
-static int in_use(struct cowloop *cow, struct dm_dev *dev, struct mapped_device *by,
+static int in_use(struct cowloop *cow, struct block_device *bdev, struct mapped_device *by,
 		  const char *as)
 {
-	DMERR("%s: device %pg is in use by %s as its %s", cow_name(cow), dev->bdev,
+	DMERR("%s: device %pg is in use by %s as its %s", cow_name(cow), bdev,
 	      dm_device_name(by), as);
 	cow->ti->error = "Device is in use by another cowloop device";
 
 	return -EBUSY;
 }
 
+/* Nobody may have our cow device as its read-only device. */
+static int check_read_only_devices(struct cowloop *cow, dev_t number)
+{
+	struct cowfile *file;
+	struct cowloop *user;
+	int r = 0;
+
+	mutex_lock(&cowfiles_lock);
+	list_for_each_entry(file, &cowfiles, list)
+		list_for_each_entry(user, &file->users, user)
+			if (user->rdo->bdev->bd_dev == number && !r)
+				r = in_use(cow, user->rdo->bdev, file->owner, "read-only device");
+	mutex_unlock(&cowfiles_lock);
+
+	return r;
+}
+
 /* Another device must not have our cow device at all, nor our rdo as its cow device. */
 static int check_devices(struct cowloop *cow, struct mapped_device *md)
 {
+	struct block_device *bdev = cow->cow->bdev;
 	struct cowfile *file;
 	struct cowloop *user;
 
 	list_for_each_entry(file, &cowfiles, list) {
 		if (file->bdev == cow->rdo->bdev)
-			return in_use(cow, cow->rdo, file->owner, "cow device");
-		if (file->bdev == cow->cow->bdev &&
-		    (file->owner != md || !file->md || file->closing))
-			return in_use(cow, cow->cow, file->owner, "cow device");
+			return in_use(cow, file->bdev, file->owner, "cow device");
+		if (file->bdev == bdev && (file->owner != md || !file->md || file->closing))
+			return in_use(cow, bdev, file->owner, "cow device");
 		list_for_each_entry(user, &file->users, user) {
-			if (user->rdo->bdev == cow->cow->bdev)
-				return in_use(cow, cow->cow, file->owner, "read-only device");
-			if (file->bdev == cow->cow->bdev && user->ti->table == cow->ti->table)
-				return in_use(cow, cow->cow, md, "cow device in the same table");
+			if (user->rdo->bdev == bdev)
+				return in_use(cow, bdev, file->owner, "read-only device");
+			if (file->bdev == bdev && user->ti->table == cow->ti->table)
+				return in_use(cow, bdev, md, "cow device in the same table");
 		}
 	}
 	return 0;
@@ -1360,10 +1377,23 @@ static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow
 	return 0;
 }
 
+/* The number of the device that dm_get_device() would open. */
+static int device_number(const char *path, dev_t *number)
+{
+	unsigned int major, minor;
+	char dummy;
+
+	if (sscanf(path, "%u:%u%c", &major, &minor, &dummy) != 2)
+		return lookup_bdev(path, number);
+	*number = MKDEV(major, minor);
+	return 0;
+}
+
 static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 {
 	const blk_mode_t mode = cow->opt.read_only ? BLK_OPEN_READ :
 						     BLK_OPEN_READ | BLK_OPEN_WRITE;
+	dev_t number;
 	int r;
 
 	r = dm_get_device(ti, argv[0], BLK_OPEN_READ, &cow->rdo);
@@ -1373,7 +1403,25 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		ti->error = "Cannot open the read-only device";
 		return r;
 	}
-	r = dm_get_device(ti, argv[1], mode, &cow->cow);
+
+	/*
+	 * Before the cow device is opened: a device that the table has already,
+	 * but not for writing, would get another dm_dev, and whoever has the old
+	 * one would be left with freed memory.
+	 */
+	r = device_number(argv[1], &number);
+	if (!r && number == cow->rdo->bdev->bd_dev) {
+		DMERR("%s: %pg is given as the read-only device and as the cow device",
+		      cow_name(cow), cow->rdo->bdev);
+		ti->error = "Read-only device and cow device are the same";
+		return -EINVAL;
+	}
+	if (!r) {
+		r = check_read_only_devices(cow, number);
+		if (r)
+			return r;
+		r = dm_get_device(ti, argv[1], mode, &cow->cow);
+	}
 	if (r) {
 		DMERR("%s: cannot open the cow device %s: error %d", cow_name(cow), argv[1], r);
 		ti->error = "Cannot open the cow device";
@@ -1384,12 +1432,6 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		      cow_name(cow), cow->cow->bdev);
 		ti->error = "Cow device is read-only";
 		return -EACCES;
-	}
-	if (cow->rdo->bdev == cow->cow->bdev) {
-		DMERR("%s: %pg is given as the read-only device and as the cow device",
-		      cow_name(cow), cow->rdo->bdev);
-		ti->error = "Read-only device and cow device are the same";
-		return -EINVAL;
 	}
 	return 0;
 }
