@@ -268,6 +268,10 @@ int cmd_upgrade(int argc, char **argv)
 	r = check_new_options(2);
 	if (r)
 		return r;
+	/* By any path or link, and --force or not: it is needed to the end, and is not ours. */
+	if (new_path && file_same_path(opt.rdo, new_path))
+		return error(WRONG, "upgrade: %s is the read-only device, %s; name another file for the new cowfile.",
+			     new_path, opt.rdo);
 	if (new_path && file_same_path(argv[0], new_path))
 		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", argv[0], new_path);
 

@@ -84,6 +84,16 @@ exits 4 "a device of another size" cowsetup upgrade --rdo short c
 echo text >there
 exits 5 "a file that is there" cowsetup upgrade --rdo rdo c there
 is "$(cat there)" text "which is as it was"
+cp rdo pristine
+ln rdo hardlink
+ln -s rdo softlink
+for new in rdo ./rdo "$PWD/rdo" hardlink softlink; do
+	exits 4 "the read-only device for the new cowfile: $new" cowsetup upgrade --force --rdo rdo c "$new"
+	says 'is the read-only device' "says so: $new"
+done
+exits 4 "the read-only device by another name" cowsetup upgrade --rdo softlink c rdo
+runs "which is as it was: rdo" cmp rdo pristine
+is "$(stat -c %h rdo) $(readlink softlink)" "2 rdo" "by all its names"
 exits 1 "the same twice" cowsetup upgrade --rdo rdo c ./c
 exits 1 "a unit of format 1" cowsetup upgrade --mapunit 1K --rdo rdo c
 exits 4 "a full disk" bash -c "ulimit -f 100; '$tool' upgrade --rdo rdo c"
