@@ -192,7 +192,21 @@ exits 4 "watch has nothing to wait for" cowsetup watch bad
 says 'mode fail' "and says so: watch, fail"
 exits 4 "sync of several" cowsetup sync nix mine
 says 'nix: there is no device of this name' "goes on after the first"
-cowsetup close bad
+exits 4 "is not closed, since it cannot be synced" cowsetup close bad
+says 'bad: not closed, since it cannot be synced, as its cow device has failed: .* would be lost.*close --force' \
+	"says what would be lost, and what to do"
+like "$(cowsetup list)" '^bad .* fail ' "it is there still"
+exits 0 "unless forced" cowsetup close --force bad
+says 'bad: closed without being synced .*may be lost' "which has a warning"
+fails "then it is gone" dmsetup info bad
+# the failure is noticed by the sync that closing it takes
+dmsetup suspend badcow && dmsetup load badcow --table "0 $(sectors "$badloop") linear $badloop 0" && dmsetup resume badcow
+cowsetup open golden.img /dev/mapper/badcow bad >/dev/null
+cowtest io /dev/mapper/bad 8192 4096 --write --stamp 3 >/dev/null || diag 'write bad failed'
+dmsetup suspend badcow && dmsetup load badcow --table "0 $(sectors "$badloop") error" && dmsetup resume badcow
+exits 4 "what fails when it is closed stays, too" cowsetup close bad
+says 'bad: not closed, since it cannot be synced' "and says so: close"
+cowsetup close -f bad
 dmsetup remove badcow
 losetup --detach "$badloop"
 
