@@ -297,6 +297,18 @@ is "$(sha256sum xfs.cow)" "$xfs" "nothing was written to the cowfile"
 refuses 4 'with --read-only none is made' "to make a cowfile for reading only" cowsetup open --read-only xfs.img new.cow
 [ ! -e new.cow ]
 ok $? "there is none"
+for format in 1 2; do
+	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
+	truncate -s 40000 cut.cow
+	cp cut.cow keep
+	refuses 4 'cut.cow: ends at 40000, but should have data up to [0-9]+: .*check and cowsetup repair' \
+		"a cowfile that was cut off, format $format" cowsetup open golden.img cut.cow
+	cmp keep cut.cow && [ "$(stat -c %s cut.cow)" -eq 40000 ]
+	ok $? "it is as it was, format $format"
+	cowsetup repair --force cut.cow >/dev/null
+	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
+	cowsetup close cut
+done
 : >blank.cow
 refuses 4 'with --read-only no cowfile is made of it' "a blank one" cowsetup open --read-only xfs.img blank.cow
 is "$(stat -c %s blank.cow)" 0 "it is as it was: blank"
@@ -338,11 +350,23 @@ is "$(cowhead dirty.cow dirty cowused)" "0 5" "it is clean then"
 # what only the kernel finds: the count is not what the bitmap has
 cowfile make --rdo golden.img --cow count.cow --format 1 --units 5-9
 perl -e 'open my $f, "+<", "count.cow" or die; seek $f, 48, 0; print $f pack("Q<", 7)'
-truncate -s 8192 count.cow
+truncate -s 14336 count.cow
 cp count.cow keep
 refuses 4 'the kernel refuses it: .*found .*7.*expected 5|found cowused 7, expected 5' "what the kernel refuses" \
 	cowsetup open golden.img count.cow
 runs "it is as it was, and no longer" cmp keep count.cow
+for format in 1 2; do
+	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
+	truncate -s 40000 cut.cow
+	cp cut.cow keep
+	refuses 4 'cut.cow: ends at 40000, but should have data up to [0-9]+: .*check and cowsetup repair' \
+		"a cowfile that was cut off, format $format" cowsetup open golden.img cut.cow
+	cmp keep cut.cow && [ "$(stat -c %s cut.cow)" -eq 40000 ]
+	ok $? "it is as it was, format $format"
+	cowsetup repair --force cut.cow >/dev/null
+	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
+	cowsetup close cut
+done
 : >blank.cow
 refuses 4 'does not know --limit|kernel refuses' "a limit, with a module that knows none" \
 	cowsetup open --limit 1M golden.img blank.cow

@@ -641,7 +641,7 @@ int cow_check_end(const struct cowfile *c, u64 end)
 	need = c->geo.doffset + (end - 1) * c->geo.mapunit + cow_run_bytes(c, end - 1, 1);
 	if (c->file.size >= need)
 		return OK;
-	return error(WRONG, "%s: ends at %llu, but has data up to %llu; see cowsetup check.",
+	return error(WRONG, "%s: ends at %llu, but should have data up to %llu: it was cut off; see cowsetup check and cowsetup repair.",
 		     c->file.path, c->file.size, need);
 }
 

@@ -221,6 +221,22 @@ static int open_cow(struct opening *o)
 	return r;
 }
 
+/* Units that a file was too short for would be zeroes, without an error, in a longer one. */
+static int refuse_truncated(const struct cowfile *c)
+{
+	u64 first, nr, end = 0;
+	struct cow_runs runs;
+
+	cow_runs_start(&runs, c);
+	/* Where the bitmap is damaged the driver gives errors. */
+	runs.skip_bad = true;
+	runs.quiet = true;
+	while (cow_runs_next(&runs, &first, &nr))
+		end = first + nr;
+	cow_runs_end(&runs);
+	return runs.error ? runs.error : cow_check_end(c, end);
+}
+
 /* A loop device cannot grow with its file, so make room for all units now. */
 static int extend_cow(struct opening *o)
 {
@@ -230,6 +246,9 @@ static int extend_cow(struct opening *o)
 
 	if (f->block || opt.read_only || f->size >= full)
 		return OK;
+	r = refuse_truncated(&o->c);
+	if (r)
+		return r;
 	r = file_resize(f, full);
 	o->extended = !r;
 	return r;
