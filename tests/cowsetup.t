@@ -309,6 +309,12 @@ for format in 1 2; do
 	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
 	cowsetup close cut
 done
+truncate -s 1M behind.cow
+printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
+cp behind.cow keep
+refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
+	cowsetup open golden.img behind.cow
+runs "it is as it was: behind" cmp behind.cow keep
 : >blank.cow
 refuses 4 'with --read-only no cowfile is made of it' "a blank one" cowsetup open --read-only xfs.img blank.cow
 is "$(stat -c %s blank.cow)" 0 "it is as it was: blank"
@@ -367,6 +373,12 @@ for format in 1 2; do
 	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
 	cowsetup close cut
 done
+truncate -s 1M behind.cow
+printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
+cp behind.cow keep
+refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
+	cowsetup open golden.img behind.cow
+runs "it is as it was: behind" cmp behind.cow keep
 : >blank.cow
 refuses 4 'does not know --limit|kernel refuses' "a limit, with a module that knows none" \
 	cowsetup open --limit 1M golden.img blank.cow

@@ -50,6 +50,46 @@ static char *probe(const struct file *f)
 	return found;
 }
 
+/* There is one. */
+static size_t first_nonzero(const u8 *p)
+{
+	size_t n = 0;
+
+	while (!p[n])
+		n++;
+	return n;
+}
+
+/*
+ * A file that begins with zeroes may hold something all the same. (Of a device
+ * that is not asked: what it was used for before is of no interest.)
+ */
+static int refuse_data_behind(const struct file *f)
+{
+	u64 start = COW_BLANK_SIZE, data_end;
+	u8 *buf = xmalloc(FILE_CHUNK);
+	int r = OK;
+
+	progress_start(f->path, f->size, "read");
+	while (!r && start < f->size) {
+		r = file_next_data(f, &start, &data_end, f->size);
+		while (!r && start < data_end) {
+			const size_t n = min_u64(data_end - start, FILE_CHUNK);
+
+			r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
+					  file_read(f, start, buf, n);
+			if (!r && !all_zero(buf, n))
+				r = error(BUSY, "%s: begins with zeroes, but holds data from %llu on; --force overwrites it.",
+					  f->path, start + first_nonzero(buf));
+			start += n;
+			progress_update(start);
+		}
+	}
+	progress_end(!r);
+	free(buf);
+	return r;
+}
+
 int refuse_overwrite(const struct file *f)
 {
 	struct cow_head head;
@@ -72,6 +112,8 @@ int refuse_overwrite(const struct file *f)
 	else if (!all_zero(start, sizeof(start)))
 		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); --force overwrites it.",
 			  f->path, COW_BLANK_SIZE);
+	else if (!f->block)
+		r = refuse_data_behind(f);
 	free(found);
 	return r;
 }
@@ -194,7 +236,10 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	int r;
 
 	if (!f->block) {
-		r = file_resize(f, 0);
+		/* What there is is given up when it is known that the file can be so long. */
+		r = f->size < cow_full_size(geo) ? file_resize(f, cow_full_size(geo)) : OK;
+		if (!r)
+			r = file_resize(f, 0);
 		return r ? r : file_resize(f, cow_full_size(geo));
 	}
 	if (f->size < need)
@@ -233,13 +278,21 @@ int open_or_create(struct file *f, const char *path, bool *created)
 	return file_from_fd(f, fd, path);
 }
 
+/* It held nothing but zeroes, as many as it had bytes. */
+static void restore_zeroes(struct file *f, u64 old_size)
+{
+	if (file_resize(f, 0) || file_resize(f, old_size))
+		warn("%s: could not be put back as it was.", f->path);
+}
+
 int cow_make(const char *rdo_path, const char *path, unsigned int format)
 {
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct cow_geometry geo;
 	u64 fingerprint;
-	bool created = false;
+	bool created = false, changed = false;
+	u64 old_size = 0;
 	int r;
 
 	r = check_new_options(format);
@@ -256,6 +309,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 	if (!r && !created)
 		r = refuse_overwrite(&c.file);
 	if (!r) {
+		old_size = c.file.size;
+		changed = !created && !c.file.block;
 		r = blank_cow(&c.file, &geo);
 		cow_new_head(&c, &geo, fingerprint);
 		set_new_names(&c.head);
@@ -264,6 +319,9 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 		r = cow_write_head(&c, COW_CLEAN, 0);
 	if (r && created)
 		unlink(path);
+	/* With --force there was something else, which is lost unless the file could not even grow. */
+	if (r && changed && !opt.force)
+		restore_zeroes(&c.file, old_size);
 	cow_close(&c);
 	file_close(&rdo);
 
