@@ -799,10 +799,12 @@ static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
 int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
 		 unsigned int file_flags)
 {
-	int r = file_open(rdo, path, file_flags);
+	int r;
 
-	if (!r && file_same(rdo, &c->file))
-		r = error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	*rdo = FILE_CLOSED;
+	if (file_is_at(&c->file, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	r = file_open(rdo, path, file_flags);
 	if (!r)
 		r = check_rdo_size(c, rdo);
 	if (!r)

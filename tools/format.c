@@ -191,7 +191,7 @@ int open_plain_rdo(struct file *rdo, const char *path)
 {
 	u8 start[COW_V2_HEAD_SIZE] = { 0 };
 	const struct cow_head *head = (const struct cow_head *)start;
-	int r = file_open(rdo, path, FILE_READ);
+	int r = file_open(rdo, path, FILE_READ | FILE_SHARED);
 
 	if (!r)
 		r = file_read_padded(rdo, 0, start, sizeof(start));
@@ -260,7 +260,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 
 int open_or_create(struct file *f, const char *path, bool *created)
 {
-	int fd;
+	int fd, r;
 
 	*created = false;
 	*f = FILE_CLOSED;
@@ -275,7 +275,12 @@ int open_or_create(struct file *f, const char *path, bool *created)
 		return error(BUSY, "%s: in use: another program has it open.", path);
 	}
 	*created = true;
-	return file_from_fd(f, fd, path);
+	r = file_from_fd(f, fd, path);
+	if (!r && !file_is_at(f, path)) {
+		*created = false;
+		r = error(BUSY, "%s: in use: another program has replaced it.", path);
+	}
+	return r;
 }
 
 /* It held nothing but zeroes, as many as it had bytes. */
@@ -295,6 +300,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 	u64 old_size = 0;
 	int r;
 
+	if (file_same_path(rdo_path, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
 	r = check_new_options(format);
 	if (!r)
 		r = open_plain_rdo(&rdo, rdo_path);
@@ -304,8 +311,6 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
 	if (!r)
 		r = open_or_create(&c.file, path, &created);
-	if (!r && file_same(&rdo, &c.file))
-		r = error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
 	if (!r && !created)
 		r = refuse_overwrite(&c.file);
 	if (!r) {

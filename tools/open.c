@@ -444,7 +444,7 @@ static int do_open(struct opening *o)
 	if (!r)
 		r = step_done(open_cow(o));
 	if (!r)
-		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ));
+		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
 	if (!r)
 		r = extend_cow(o);
 	if (!r)

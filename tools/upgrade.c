@@ -241,7 +241,7 @@ static int prepare(struct upgrade *up)
 	u64 end, fingerprint;
 	int r;
 
-	r = cow_open_rdo(&up->old, &up->rdo, opt.rdo, FILE_READ);
+	r = cow_open_rdo(&up->old, &up->rdo, opt.rdo, FILE_READ | FILE_SHARED);
 	if (!r)
 		r = cow_count(&up->old, &up->old_used, &end);
 	if (!r)

@@ -99,7 +99,31 @@ runs "in order: behind" cowfile dump --rdo rdo behind
 exits 4 "the arguments the wrong way round" cowsetup format c1 rdo
 says 'this is a cowfile; the read-only device comes first' "and says so: order"
 exits 4 "one for both" cowsetup format rdo rdo
+ln -s rdo link
+exits 4 "one for both, by another name" cowsetup format --force rdo link
 exits 4 "no such rdo" cowsetup format nothing c9
+exec 8<rdo
+flock -x 8
+exits 5 "a read-only device that is being written" cowsetup format rdo c9
+says 'rdo: in use: another cowsetup writes it' "and says so: written"
+flock -s 8
+exits 0 "one that others read" cowsetup format rdo shared
+exec 8<&-
+# a real merge, stopped in the middle, by way of a pipe that it asks its question of
+makecow merged --units 3
+mkfifo answer
+"$tool" merge rdo merged <answer >asked 2>&1 &
+merger=$!
+exec 7>answer
+for _ in $(seq 100); do
+	grep -q 'overwrite 1 units' asked && break
+	sleep 0.1
+done
+exits 5 "a read-only device that a merge has" cowsetup format rdo c9
+says 'rdo: in use: another cowsetup writes it \(merge\?\)' "and says so: merge"
+exec 7>&-
+wait "$merger"
+is "$?" 1 "the merge was not confirmed"
 exits 4 "a directory" cowsetup format . c9
 exits 4 "no such directory" cowsetup format rdo no/such
 [ ! -e c9 ]

@@ -100,6 +100,15 @@ exits 4 "a full disk" bash -c "ulimit -f 100; '$tool' upgrade --rdo rdo c"
 exec 8<c
 flock -s 8
 exits 5 "what another cowsetup has" cowsetup upgrade --rdo rdo c
+exec 8<rdo
+flock -s 8
+exits 0 "a read-only device that others read" cowsetup upgrade --rdo rdo c new2
+rm new2
+flock -x 8
+exits 5 "a read-only device that is being written" cowsetup upgrade --rdo rdo c new2
+says 'rdo: in use: another cowsetup writes it' "says so: written"
+[ ! -e new2 ]
+ok $? "leaves nothing behind: written"
 exec 8<&-
 runs "nothing is touched" cmp c old
 for arguments in "--dirty" "--packed" "--set cowused=3" "--truncate 10000" "--set version=3"; do
