@@ -445,6 +445,33 @@ done
 diag "$stopped interrupted, $opened opened"
 [ $stopped -gt 3 ] && [ $opened -gt 0 ]
 ok $? "some were interrupted, and some not"
+
+# interrupted as the device is made, which somebody opens at once: it stays, or all of it goes
+held=0
+for round in 1 2 3 4 5; do
+	perl -e 'for (1 .. 20000) { exit !sleep 60 if open F, "<", "/dev/mapper/t"; select undef, undef, undef, 0.001 }' &
+	holder=$!
+	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >said 2>&1 &
+	opener=$!
+	waits t dmsetup ls
+	kill -INT $opener 2>/dev/null
+	wait $opener
+	code=$?
+	if [ $code -eq 5 ]; then
+		held=$((held + 1))
+		grep -q 't: interrupted, but in use by then' said && [ -e slow.cow ] && cmp golden.img /dev/mapper/t
+		ok $? "held and interrupted, round $round: it is there, and its cowfile" || cat said
+	elif [ $code -eq 1 ]; then
+		[ ! -e slow.cow ]
+		ok $? "interrupted, round $round: there is no cowfile"
+	fi
+	kill $holder
+	wait $holder
+	[ ! -e slow.cow ] || cowsetup close t
+	rm -f slow.cow
+	clean "interrupted and held, round $round, status $code"
+done
+diag "$held of 5 were held"
 dmsetup remove slow
 losetup --detach "$rdo"
 before=$(loops)

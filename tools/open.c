@@ -5,7 +5,8 @@
  * All that can be checked is checked before the kernel is asked, since all that
  * the kernel answers is yes or no. What is made on the way (a cowfile, room
  * in it, loop devices) is unmade when a later step fails, or when it is
- * interrupted: see undo().
+ * interrupted: see undo_cow(). Only a device that somebody has open by then
+ * stays, with all that it is made of.
  */
 
 #include "cowfile.h"
@@ -39,6 +40,7 @@ struct opening {
 	bool formatted;		/* it was blank */
 	bool extended;		/* it was too short */
 	u64 old_size;		/* of a file that was there */
+	bool kept;		/* the device could not be removed again, and has all of it */
 };
 
 /* ---- Who has it ---- */
@@ -356,10 +358,13 @@ static int create(struct opening *o)
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);
 	dm_log_mark();
-	err = dm_create(o->name, uuid, sectors, params, opt.read_only);
+	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &o->kept);
 	free(uuid);
 	free(params);
 	free(options);
+	if (o->kept)
+		warn("%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
+		     o->name, o->cow_path, o->name);
 
 	return err ? explain(o, err) : OK;
 }
@@ -428,9 +433,26 @@ static int step_done(int r)
 	return r;
 }
 
-static int do_open(struct opening *o)
+/* Interrupted, but the device was there by then. */
+static int take_back(struct opening *o)
 {
 	struct dm_device d;
+
+	if (dm_look(o->name, &d))
+		return OK;
+	errno = dm_remove(&d, false);
+	if (!errno || errno == ENXIO)
+		return step_done(OK);
+	o->kept = true;
+	if (errno == EBUSY)
+		return error(BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
+			     o->name, o->name);
+	return error_errno("%s: interrupted, but it cannot be removed, and so it stays; cowsetup close %s closes it",
+			   o->name, o->name);
+}
+
+static int do_open(struct opening *o)
+{
 	int r;
 
 	if (file_same_path(o->rdo_path, o->cow_path))
@@ -451,11 +473,7 @@ static int do_open(struct opening *o)
 		r = step_done(attach(o));
 	if (!r)
 		r = create(o);
-	if (!r && interrupted && !dm_look(o->name, &d)) {
-		dm_remove(&d, false);
-		r = step_done(OK);
-	}
-	return r;
+	return !r && interrupted ? take_back(o) : r;
 }
 
 int cmd_open(int argc, char **argv)
@@ -474,11 +492,11 @@ int cmd_open(int argc, char **argv)
 		r = choose_name(&o, argc > 2 ? argv[2] : NULL);
 	if (!r)
 		r = do_open(&o);
-	if (r) {
+	if (r && !o.kept) {
 		drop_loop(&o.cow_loop);
 		drop_loop(&o.rdo_loop);
 		undo_cow(&o);
-	} else {
+	} else if (!r) {
 		printf("%s/%s\n", DM_NODES, o.name);
 	}
 	loop_close(&o.cow_loop);
