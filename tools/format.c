@@ -118,6 +118,49 @@ int refuse_overwrite(const struct file *f)
 	return r;
 }
 
+int replaced_hold(struct replaced *old, const struct file *f)
+{
+	old->file = *f;
+	return file_read_padded(f, 0, old->start, sizeof(old->start));
+}
+
+int replaced_open(struct replaced *old, const char *path)
+{
+	struct file f;
+	int r = file_open(&f, path, FILE_WRITE | FILE_EXCLUSIVE);
+
+	if (r)
+		return r;
+	r = refuse_overwrite(&f);
+	if (!r)
+		r = replaced_hold(old, &f);
+	if (r)
+		file_close(&f);
+	return r;
+}
+
+/* Our lock keeps cowsetup away, and nobody else. */
+int replaced_check(const struct replaced *old, const char *target)
+{
+	const char *path = old->file.path;
+	u8 start[COW_BLANK_SIZE];
+	char *user;
+	int r;
+
+	if (!file_is_at(&old->file, target))
+		return error(BUSY, "%s: another file has this name by now; it stays, and nothing is changed.", path);
+	user = file_used_by(&old->file);
+	if (user) {
+		r = error(BUSY, "%s: in use by now: %s; nothing is changed.", path, user);
+		free(user);
+		return r;
+	}
+	r = file_read_padded(&old->file, 0, start, sizeof(start));
+	if (!r && memcmp(start, old->start, sizeof(start)))
+		r = error(BUSY, "%s: another program has written it meanwhile; it stays, and nothing is changed.", path);
+	return r;
+}
+
 /*
  * Remove the marks by which libblkid knows what was there: what is left of it
  * in the room for units must not be taken for a filesystem.
