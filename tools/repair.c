@@ -22,6 +22,11 @@
  * Units beyond the file's end are lost. Their bits are cleared with --force
  * only: it means that rdo's data is read in their place, without an error.
  *
+ * A merge that was interrupted. Only the merge itself can complete it, so the mark
+ * stays; but what is damaged keeps the merge from going on, and is mended: the
+ * bitmap's sectors, the head, the count. The mark says already that nobody else
+ * may use the cowfile.
+ *
  * The order of writing: the head is DIRTY before the bitmap changes and clean
  * when that is done, so that an interrupted repair can simply be run again. (In
  * format 1 it is not made DIRTY for that, since there it means more. Its count
@@ -44,6 +49,7 @@ struct repair {
 	struct cowfile c;
 	const char *path;
 	bool was_dirty;
+	enum cow_state mark;	/* of a merge, which stays; or clean */
 	bool announced;		/* the head says that the bitmap is being changed */
 	bool head_changed;
 	u64 nr_mended;
@@ -249,7 +255,7 @@ static int announce(struct repair *p)
 {
 	struct cowfile *c = &p->c;
 
-	if (p->announced || c->format == 1)
+	if (p->announced || c->format == 1 || p->mark != COW_CLEAN)
 		return OK;
 	p->announced = true;
 	return cow_write_head(c, COW_DIRTY, le64(c->head.cowused));
@@ -467,9 +473,6 @@ static int check_repairable(const struct repair *p)
 	if (c->format == 2 && le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
 		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
 			     p->path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
-	if (c->state == COW_MERGING || c->state == COW_MERGED)
-		return error(WRONG, "%s: a merge was interrupted; run cowsetup merge again to complete it.",
-			     p->path);
 	return OK;
 }
 
@@ -479,19 +482,23 @@ static int finish(struct repair *p)
 	const u64 found = le64(c->head.cowused);
 
 	/* The units in use can't be counted. */
+	if (p->nr_damaged && p->mark != COW_CLEAN)
+		return p->head_changed && !opt.dry_run ? cow_write_head(c, p->mark, found) : OK;
 	if (p->nr_damaged)
 		return p->head_changed && !opt.dry_run ? announce(p) : OK;
 	if (p->was_dirty && c->format == 2)
 		mended(p, "dirty: counted again, %llu units used", p->used);
-	else if (found != p->used && (c->format == 2 || c->state == COW_CLEAN))
+	else if (found != p->used && p->mark != COW_MERGED && (c->format == 2 || c->state != COW_DIRTY))
 		mended(p, "count of units used %llu, now %llu", found, p->used);
 	if (!p->nr_mended || opt.dry_run)
 		return OK;
-	return cow_write_head(c, COW_CLEAN, p->used);
+	return cow_write_head(c, p->mark, p->used);
 }
 
 static void print_result(const struct repair *p)
 {
+	if (p->mark != COW_CLEAN)
+		printf("%s: a merge was interrupted; run cowsetup merge again to complete it.\n", p->path);
 	if (!p->nr_mended && !p->nr_left)
 		printf("%s: nothing to mend: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
 	else if (opt.dry_run)
@@ -511,10 +518,15 @@ int cmd_repair(int argc, char **argv)
 			    &quiet);
 	if (p.c.file.fd < 0)
 		return r;
-	r = mend_head(&p);
+	/* Before anything is said to be mended. */
+	r = p.c.format ? check_repairable(&p) : OK;
 	if (!r)
-		r = check_repairable(&p);
+		r = mend_head(&p);
 	p.was_dirty = p.c.state == COW_DIRTY;
+	if (p.c.state == COW_MERGING || p.c.state == COW_MERGED) {
+		p.mark = p.c.state;
+		p.nr_left++;
+	}
 	if (!r && p.c.format == 1 && p.was_dirty)
 		r = add_written_units(&p);
 	if (!r)
