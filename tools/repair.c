@@ -2,9 +2,11 @@
 /*
  * cowsetup repair: mends what can be mended, and says what.
  *
- * The head. It tells the same thing several times: the sizes follow from each
- * other. With --force, one that disagrees is made to agree with the others, and
- * the checksum is made anew.
+ * The head. If a single bit of it is wrong, its checksum says which (format 2).
+ * Otherwise, with --force, the checksum is made anew if all sizes agree with each
+ * other: with one that does not, nobody knows which is right, and a wrong guess
+ * has all the data in the wrong place. (Format 1 says the same three times: two
+ * that agree outvote one.)
  *
  * Format 1, dirty. The original's rule: a unit that is not all zeroes has been
  * written, whatever the bitmap says. Bits that are set stay set.
@@ -149,26 +151,54 @@ static bool mend_head_v1(struct repair *p)
 	return true;
 }
 
+/* Only what has one value, always, is put right; of the rest nothing can be told. */
 static bool mend_head_v2(struct repair *p)
 {
 	struct cow_head *head = &p->c.head;
 	const u64 mapunit = le64(head->mapunit), sectors = le64(head->rdosectors);
+	const u64 doffset = le64(head->doffset);
 	struct cow_geometry geo;
-	u64 doffset;
 
 	if (!cow_v2_mapunit_valid(mapunit) || !sectors || sectors > COW_MAX_BYTES / 512 ||
 	    le32(head->incompat) & ~COW_INCOMPAT_TOOLS)
 		return false;
 	cow_geometry_init(&geo, 2, mapunit, sectors);
-	if (le64(head->rdoblocks) != geo.nr_units && le64(head->mapsize) != geo.mapsize)
+	if (le64(head->rdoblocks) != geo.nr_units || le64(head->mapsize) != geo.mapsize ||
+	    doffset < geo.doffset || doffset % mapunit || doffset > COW_MAX_BYTES)
 		return false;
-	head->rdoblocks = mend_number(p, head->rdoblocks, geo.nr_units, "rdoblocks");
-	head->mapsize = mend_number(p, head->mapsize, geo.mapsize, "mapsize");
 	head->moffset = mend_number(p, head->moffset, geo.moffset, "moffset");
-	doffset = le64(head->doffset);
-	if (doffset < geo.doffset || doffset % mapunit || doffset > COW_MAX_BYTES)
-		head->doffset = mend_number(p, head->doffset, geo.doffset, "doffset");
 	return true;
+}
+
+/* A head of format 2 with one wrong bit. */
+static void correct_head(struct repair *p)
+{
+	struct cow_head *head = &p->c.head;
+	struct cow_faults quiet = { ignore_fault };
+	const size_t length = offsetof(struct cow_head, csum);
+	struct cow_head tried = *head;
+	u8 *bytes = (u8 *)&tried;
+	const u32 expected = crc32c(0, head, length);
+	size_t i = 0;
+
+	if (expected == le32(head->csum))
+		return;
+	if (__builtin_popcount(expected ^ le32(head->csum)) == 1) {
+		tried.csum = htole32(expected);
+	} else {
+		for (; i < length * 8; i++) {
+			bytes[i / 8] ^= 1 << i % 8;
+			if (crc32c(0, bytes, length) == le32(head->csum))
+				break;
+			bytes[i / 8] ^= 1 << i % 8;
+		}
+	}
+	if (i == length * 8 || le32(tried.magic) != COW_MAGIC || le16(tried.version) != 2)
+		return;
+	*head = tried;
+	p->head_changed = true;
+	mended(p, "one bit of the head, which the checksum tells");
+	cow_check_head(&p->c, &quiet);
 }
 
 /* Bytes that should be zero, and texts. */
@@ -224,7 +254,7 @@ static int mend_head(struct repair *p)
 	if (!opt.force) {
 		cow_check_head(c, &p->faults);
 		cow_check_strictly(c, &p->faults);
-		return error(WRONG, "%s: the head is damaged; with --force it is made to agree with itself as far as it goes.",
+		return error(WRONG, "%s: the head is damaged; with --force it is mended, if its sizes agree with each other.",
 			     p->path);
 	}
 	tried = *c;
@@ -519,6 +549,8 @@ int cmd_repair(int argc, char **argv)
 	if (p.c.file.fd < 0)
 		return r;
 	/* Before anything is said to be mended. */
+	if (p.c.file.size >= COW_V2_HEAD_SIZE)
+		correct_head(&p);
 	r = p.c.format ? check_repairable(&p) : OK;
 	if (!r)
 		r = mend_head(&p);
