@@ -554,6 +554,12 @@ else
 	exits 4 "readonly after it" cowsetup readonly a
 	exits 4 "watch has nothing to wait for: closed" cowsetup watch a
 	like "$(cowsetup list)" '^a .* closed +/tmp/golden.img -$' "list shows it, too"
+	# the number of the loop device that it had is free for another
+	cowfile make --rdo golden.img --cow next.cow
+	next=$(loopdev next.cow)
+	exits 0 "what has its cowfile's number now is not its cowfile" cowsetup open golden.img "$next" next
+	cowsetup close next
+	losetup --detach "$next"
 	exits 0 "close after it" cowsetup close a
 	mount "$disk" disk
 	clean "detach"

@@ -71,7 +71,8 @@ static int refuse_active(const char *path, bool as_rdo)
 		return r;
 	r = dm_list(&devices, &nr);
 	for (size_t i = 0; i < nr && !r; i++) {
-		if (is_device(devices[i].cow, &f))
+		/* One that has let go of its cowfile has but a number, which may be another's by now. */
+		if (devices[i].mode != DM_MODE_CLOSED && is_device(devices[i].cow, &f))
 			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
 				  DM_NODES, devices[i].name);
 		else if (!as_rdo && is_device(devices[i].rdo, &f))

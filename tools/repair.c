@@ -42,6 +42,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <uuid/uuid.h>
+
 #include "progress.h"
 #include "report.h"
 #include "scan.h"
@@ -215,6 +217,11 @@ static int mend_details(struct repair *p)
 		p->head_changed = true;
 	}
 	if (p->c.format == 2) {
+		if (!cow_uuid_is_random(head)) {
+			mended(p, "UUID in the head, which was not one, now a new one");
+			uuid_generate_random(head->uuid);
+			p->head_changed = true;
+		}
 		mend_text(p, head->label, sizeof(head->label), "label");
 		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
 		if (!all_zero(head->reserved, sizeof(head->reserved))) {

@@ -126,7 +126,7 @@ for bit in 1 33 77 83 142 200 300 330 400 480 600 700 800 3400 4063 4064 4095; d
 done
 is "$wrong" 0 "one wrong bit of the head is corrected"
 
-faulty uuid "--uuid 00000000000000000000000000000000"
+repaired uuid "--units 1,2 --uuid 00000000000000000000000000000000" --force
 
 # Bits of no unit: 16001 units leave 255 in the last sector, number 3
 repaired map-beyond "--format 1 --units 1 --flip 9024"
