@@ -192,7 +192,21 @@ exits 4 "watch has nothing to wait for" cowsetup watch bad
 says 'mode fail' "and says so: watch, fail"
 exits 4 "sync of several" cowsetup sync nix mine
 says 'nix: there is no device of this name' "goes on after the first"
-cowsetup close bad
+exits 4 "is not closed, since it cannot be synced" cowsetup close bad
+says 'bad: not closed, since it cannot be synced, as its cow device has failed: .* would be lost.*close --force' \
+	"says what would be lost, and what to do"
+like "$(cowsetup list)" '^bad .* fail ' "it is there still"
+exits 0 "unless forced" cowsetup close --force bad
+says 'bad: closed without being synced .*may be lost' "which has a warning"
+fails "then it is gone" dmsetup info bad
+# the failure is noticed by the sync that closing it takes
+dmsetup suspend badcow && dmsetup load badcow --table "0 $(sectors "$badloop") linear $badloop 0" && dmsetup resume badcow
+cowsetup open golden.img /dev/mapper/badcow bad >/dev/null
+cowtest io /dev/mapper/bad 8192 4096 --write --stamp 3 >/dev/null || diag 'write bad failed'
+dmsetup suspend badcow && dmsetup load badcow --table "0 $(sectors "$badloop") error" && dmsetup resume badcow
+exits 4 "what fails when it is closed stays, too" cowsetup close bad
+says 'bad: not closed, since it cannot be synced' "and says so: close"
+cowsetup close -f bad
 dmsetup remove badcow
 losetup --detach "$badloop"
 
@@ -283,6 +297,24 @@ is "$(sha256sum xfs.cow)" "$xfs" "nothing was written to the cowfile"
 refuses 4 'with --read-only none is made' "to make a cowfile for reading only" cowsetup open --read-only xfs.img new.cow
 [ ! -e new.cow ]
 ok $? "there is none"
+for format in 1 2; do
+	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
+	truncate -s 40000 cut.cow
+	cp cut.cow keep
+	refuses 4 'cut.cow: ends at 40000, but should have data up to [0-9]+: .*check and cowsetup repair' \
+		"a cowfile that was cut off, format $format" cowsetup open golden.img cut.cow
+	cmp keep cut.cow && [ "$(stat -c %s cut.cow)" -eq 40000 ]
+	ok $? "it is as it was, format $format"
+	cowsetup repair --force cut.cow >/dev/null
+	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
+	cowsetup close cut
+done
+truncate -s 1M behind.cow
+printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
+cp behind.cow keep
+refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
+	cowsetup open golden.img behind.cow
+runs "it is as it was: behind" cmp behind.cow keep
 : >blank.cow
 refuses 4 'with --read-only no cowfile is made of it' "a blank one" cowsetup open --read-only xfs.img blank.cow
 is "$(stat -c %s blank.cow)" 0 "it is as it was: blank"
@@ -324,11 +356,29 @@ is "$(cowhead dirty.cow dirty cowused)" "0 5" "it is clean then"
 # what only the kernel finds: the count is not what the bitmap has
 cowfile make --rdo golden.img --cow count.cow --format 1 --units 5-9
 perl -e 'open my $f, "+<", "count.cow" or die; seek $f, 48, 0; print $f pack("Q<", 7)'
-truncate -s 8192 count.cow
+truncate -s 14336 count.cow
 cp count.cow keep
 refuses 4 'the kernel refuses it: .*found .*7.*expected 5|found cowused 7, expected 5' "what the kernel refuses" \
 	cowsetup open golden.img count.cow
 runs "it is as it was, and no longer" cmp keep count.cow
+for format in 1 2; do
+	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
+	truncate -s 40000 cut.cow
+	cp cut.cow keep
+	refuses 4 'cut.cow: ends at 40000, but should have data up to [0-9]+: .*check and cowsetup repair' \
+		"a cowfile that was cut off, format $format" cowsetup open golden.img cut.cow
+	cmp keep cut.cow && [ "$(stat -c %s cut.cow)" -eq 40000 ]
+	ok $? "it is as it was, format $format"
+	cowsetup repair --force cut.cow >/dev/null
+	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
+	cowsetup close cut
+done
+truncate -s 1M behind.cow
+printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
+cp behind.cow keep
+refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
+	cowsetup open golden.img behind.cow
+runs "it is as it was: behind" cmp behind.cow keep
 : >blank.cow
 refuses 4 'does not know --limit|kernel refuses' "a limit, with a module that knows none" \
 	cowsetup open --limit 1M golden.img blank.cow
@@ -395,6 +445,33 @@ done
 diag "$stopped interrupted, $opened opened"
 [ $stopped -gt 3 ] && [ $opened -gt 0 ]
 ok $? "some were interrupted, and some not"
+
+# interrupted as the device is made, which somebody opens at once: it stays, or all of it goes
+held=0
+for round in 1 2 3 4 5; do
+	perl -e 'for (1 .. 20000) { exit !sleep 60 if open F, "<", "/dev/mapper/t"; select undef, undef, undef, 0.001 }' &
+	holder=$!
+	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >said 2>&1 &
+	opener=$!
+	waits t dmsetup ls
+	kill -INT $opener 2>/dev/null
+	wait $opener
+	code=$?
+	if [ $code -eq 5 ]; then
+		held=$((held + 1))
+		grep -q 't: interrupted, but in use by then' said && [ -e slow.cow ] && cmp golden.img /dev/mapper/t
+		ok $? "held and interrupted, round $round: it is there, and its cowfile" || cat said
+	elif [ $code -eq 1 ]; then
+		[ ! -e slow.cow ]
+		ok $? "interrupted, round $round: there is no cowfile"
+	fi
+	kill $holder
+	wait $holder
+	[ ! -e slow.cow ] || cowsetup close t
+	rm -f slow.cow
+	clean "interrupted and held, round $round, status $code"
+done
+diag "$held of 5 were held"
 dmsetup remove slow
 losetup --detach "$rdo"
 before=$(loops)
@@ -477,6 +554,12 @@ else
 	exits 4 "readonly after it" cowsetup readonly a
 	exits 4 "watch has nothing to wait for: closed" cowsetup watch a
 	like "$(cowsetup list)" '^a .* closed +/tmp/golden.img -$' "list shows it, too"
+	# the number of the loop device that it had is free for another
+	cowfile make --rdo golden.img --cow next.cow
+	next=$(loopdev next.cow)
+	exits 0 "what has its cowfile's number now is not its cowfile" cowsetup open golden.img "$next" next
+	cowsetup close next
+	losetup --detach "$next"
 	exits 0 "close after it" cowsetup close a
 	mount "$disk" disk
 	clean "detach"

@@ -641,7 +641,7 @@ int cow_check_end(const struct cowfile *c, u64 end)
 	need = c->geo.doffset + (end - 1) * c->geo.mapunit + cow_run_bytes(c, end - 1, 1);
 	if (c->file.size >= need)
 		return OK;
-	return error(WRONG, "%s: ends at %llu, but has data up to %llu; see cowsetup check.",
+	return error(WRONG, "%s: ends at %llu, but should have data up to %llu: it was cut off; see cowsetup check and cowsetup repair.",
 		     c->file.path, c->file.size, need);
 }
 
@@ -799,10 +799,12 @@ static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
 int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
 		 unsigned int file_flags)
 {
-	int r = file_open(rdo, path, file_flags);
+	int r;
 
-	if (!r && file_same(rdo, &c->file))
-		r = error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	*rdo = FILE_CLOSED;
+	if (file_is_at(&c->file, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	r = file_open(rdo, path, file_flags);
 	if (!r)
 		r = check_rdo_size(c, rdo);
 	if (!r)

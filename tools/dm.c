@@ -403,17 +403,21 @@ static int remove_named(const char *name, bool deferred)
 }
 
 /* In steps: the library's own way of doing all this at once loses the errno. */
-int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only)
+int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
+	      bool *left)
 {
-	int err = create_bare(name, uuid);
+	int err = create_bare(name, uuid), removed;
 
+	*left = false;
 	if (err)
 		return err;
 	err = load(name, 0, sectors, params, read_only);
 	if (!err)
 		err = resume(name);
-	if (err)
-		remove_named(name, false);
+	if (err) {
+		removed = remove_named(name, false);
+		*left = removed && removed != ENXIO;
+	}
 	return err;
 }
 

@@ -79,10 +79,12 @@ int dm_list(struct dm_device **devices, size_t *nr);
 char *dm_params(dev_t rdo, dev_t cow, const char *options);
 
 /*
- * Make a device; when it can't be done there is none. An error is printed by
+ * Make a device; when it can't be done there is none, unless *@left: somebody
+ * has it open already, and so it can't be removed again. An error is printed by
  * the caller, who knows what may be the matter: an errno is returned, or 0.
  */
-int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only);
+int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
+	      bool *left);
 
 /* Give a device another table, and switch over to it; likewise. */
 int dm_replace(const struct dm_device *d, const char *params, bool read_only);

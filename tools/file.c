@@ -5,7 +5,9 @@
  * In use. A block device is in use when it can't be opened with O_EXCL: it is
  * mounted, held by device-mapper or md, attached to a loop device, or swap. For
  * a file there is no such thing; it is looked for among the files of all the
- * loop devices. Two cowsetups are kept apart by flock().
+ * loop devices. Two cowsetups are kept apart by flock(): exclusive on cowfiles,
+ * and on a read-only device that a merge writes; shared on one that has to stay
+ * as it is meanwhile.
  */
 
 #include "file.h"
@@ -68,14 +70,33 @@ static int refuse_used(struct file *f, const char *path)
 	return BUSY;
 }
 
-int file_open(struct file *f, const char *path, unsigned int flags)
+/* Take the lock that @flags ask for, without waiting. */
+static int lock(struct file *f, unsigned int flags)
+{
+	char *user = NULL;
+	int r = OK;
+
+	if (f->block)
+		return OK;
+	if (flags & FILE_EXCLUSIVE) {
+		user = file_used_by(f);
+		if (user || flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+			r = refuse_used(f, f->path);
+		free(user);
+	} else if (flags & FILE_SHARED && flock(f->fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK) {
+		/* An image may be on a filesystem that has no locks, and be good for all that. */
+		r = error(BUSY, "%s: in use: another cowsetup writes it (merge?); try again when that has ended.",
+			  f->path);
+	}
+	return r;
+}
+
+static int open_once(struct file *f, const char *path, unsigned int flags)
 {
 	int mode = (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK;
 	struct stat st;
-	char *user;
 	int r;
 
-	*f = FILE_CLOSED;
 	if (stat(path, &st))
 		return error_errno("%s", path);
 	if (flags & FILE_EXCLUSIVE && S_ISBLK(st.st_mode))
@@ -86,15 +107,26 @@ int file_open(struct file *f, const char *path, unsigned int flags)
 		return errno == EBUSY ? refuse_used(f, path) :
 					error_errno("%s: cannot be opened", path);
 	r = file_from_fd(f, f->fd, path);
-	if (!r && flags & FILE_EXCLUSIVE && !f->block) {
-		user = file_used_by(f);
-		if (user || flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
-			r = refuse_used(f, path);
-		free(user);
-	}
+	if (!r)
+		r = lock(f, flags);
 	if (r)
 		file_close(f);
 	return r;
+}
+
+int file_open(struct file *f, const char *path, unsigned int flags)
+{
+	int r = BUSY;
+
+	/* Whoever had the lock may have put another file in the place of the one that is locked now. */
+	for (int i = 0; i < 10; i++) {
+		*f = FILE_CLOSED;
+		r = open_once(f, path, flags);
+		if (r || !(flags & (FILE_EXCLUSIVE | FILE_SHARED)) || file_is_at(f, path))
+			return r;
+		file_close(f);
+	}
+	return error(BUSY, "%s: in use: it is replaced by another file all the time.", path);
 }
 
 void file_close(struct file *f)
@@ -111,18 +143,18 @@ static bool same_stat(const struct stat *a, const struct stat *b)
 	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
 }
 
-bool file_same(const struct file *a, const struct file *b)
-{
-	struct stat sa, sb;
-
-	return !fstat(a->fd, &sa) && !fstat(b->fd, &sb) && same_stat(&sa, &sb);
-}
-
 bool file_same_path(const char *a, const char *b)
 {
 	struct stat sa, sb;
 
 	return !stat(a, &sa) && !stat(b, &sb) && same_stat(&sa, &sb);
+}
+
+bool file_is_at(const struct file *f, const char *path)
+{
+	struct stat sf, sp;
+
+	return !fstat(f->fd, &sf) && !stat(path, &sp) && same_stat(&sf, &sp);
 }
 
 /* ---- Reading and writing ---- */

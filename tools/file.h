@@ -27,6 +27,7 @@ enum {
 	FILE_READ = 0,
 	FILE_WRITE = 1,		/* also to be written */
 	FILE_EXCLUSIVE = 2,	/* refuse it when anybody else has it in use */
+	FILE_SHARED = 4,	/* a file: refuse it when another cowsetup has it exclusively, to write it */
 };
 
 /* Open what is there already; @path must stay. */
@@ -64,9 +65,9 @@ int file_zero(const struct file *f, u64 offset, u64 length);
  */
 int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
 
-/* The same file or device? */
-bool file_same(const struct file *a, const struct file *b);
+/* The same file or device, by whatever paths and links? */
 bool file_same_path(const char *a, const char *b);
+bool file_is_at(const struct file *f, const char *path);
 
 bool all_zero(const void *data, size_t length);
 

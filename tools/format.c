@@ -50,6 +50,46 @@ static char *probe(const struct file *f)
 	return found;
 }
 
+/* There is one. */
+static size_t first_nonzero(const u8 *p)
+{
+	size_t n = 0;
+
+	while (!p[n])
+		n++;
+	return n;
+}
+
+/*
+ * A file that begins with zeroes may hold something all the same. (Of a device
+ * that is not asked: what it was used for before is of no interest.)
+ */
+static int refuse_data_behind(const struct file *f)
+{
+	u64 start = COW_BLANK_SIZE, data_end;
+	u8 *buf = xmalloc(FILE_CHUNK);
+	int r = OK;
+
+	progress_start(f->path, f->size, "read");
+	while (!r && start < f->size) {
+		r = file_next_data(f, &start, &data_end, f->size);
+		while (!r && start < data_end) {
+			const size_t n = min_u64(data_end - start, FILE_CHUNK);
+
+			r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
+					  file_read(f, start, buf, n);
+			if (!r && !all_zero(buf, n))
+				r = error(BUSY, "%s: begins with zeroes, but holds data from %llu on; --force overwrites it.",
+					  f->path, start + first_nonzero(buf));
+			start += n;
+			progress_update(start);
+		}
+	}
+	progress_end(!r);
+	free(buf);
+	return r;
+}
+
 int refuse_overwrite(const struct file *f)
 {
 	struct cow_head head;
@@ -72,7 +112,52 @@ int refuse_overwrite(const struct file *f)
 	else if (!all_zero(start, sizeof(start)))
 		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); --force overwrites it.",
 			  f->path, COW_BLANK_SIZE);
+	else if (!f->block)
+		r = refuse_data_behind(f);
 	free(found);
+	return r;
+}
+
+int replaced_hold(struct replaced *old, const struct file *f)
+{
+	old->file = *f;
+	return file_read_padded(f, 0, old->start, sizeof(old->start));
+}
+
+int replaced_open(struct replaced *old, const char *path)
+{
+	struct file f;
+	int r = file_open(&f, path, FILE_WRITE | FILE_EXCLUSIVE);
+
+	if (r)
+		return r;
+	r = refuse_overwrite(&f);
+	if (!r)
+		r = replaced_hold(old, &f);
+	if (r)
+		file_close(&f);
+	return r;
+}
+
+/* Our lock keeps cowsetup away, and nobody else. */
+int replaced_check(const struct replaced *old, const char *target)
+{
+	const char *path = old->file.path;
+	u8 start[COW_BLANK_SIZE];
+	char *user;
+	int r;
+
+	if (!file_is_at(&old->file, target))
+		return error(BUSY, "%s: another file has this name by now; it stays, and nothing is changed.", path);
+	user = file_used_by(&old->file);
+	if (user) {
+		r = error(BUSY, "%s: in use by now: %s; nothing is changed.", path, user);
+		free(user);
+		return r;
+	}
+	r = file_read_padded(&old->file, 0, start, sizeof(start));
+	if (!r && memcmp(start, old->start, sizeof(start)))
+		r = error(BUSY, "%s: another program has written it meanwhile; it stays, and nothing is changed.", path);
 	return r;
 }
 
@@ -149,7 +234,7 @@ int open_plain_rdo(struct file *rdo, const char *path)
 {
 	u8 start[COW_V2_HEAD_SIZE] = { 0 };
 	const struct cow_head *head = (const struct cow_head *)start;
-	int r = file_open(rdo, path, FILE_READ);
+	int r = file_open(rdo, path, FILE_READ | FILE_SHARED);
 
 	if (!r)
 		r = file_read_padded(rdo, 0, start, sizeof(start));
@@ -194,7 +279,10 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	int r;
 
 	if (!f->block) {
-		r = file_resize(f, 0);
+		/* What there is is given up when it is known that the file can be so long. */
+		r = f->size < cow_full_size(geo) ? file_resize(f, cow_full_size(geo)) : OK;
+		if (!r)
+			r = file_resize(f, 0);
 		return r ? r : file_resize(f, cow_full_size(geo));
 	}
 	if (f->size < need)
@@ -215,7 +303,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 
 int open_or_create(struct file *f, const char *path, bool *created)
 {
-	int fd;
+	int fd, r;
 
 	*created = false;
 	*f = FILE_CLOSED;
@@ -230,7 +318,19 @@ int open_or_create(struct file *f, const char *path, bool *created)
 		return error(BUSY, "%s: in use: another program has it open.", path);
 	}
 	*created = true;
-	return file_from_fd(f, fd, path);
+	r = file_from_fd(f, fd, path);
+	if (!r && !file_is_at(f, path)) {
+		*created = false;
+		r = error(BUSY, "%s: in use: another program has replaced it.", path);
+	}
+	return r;
+}
+
+/* It held nothing but zeroes, as many as it had bytes. */
+static void restore_zeroes(struct file *f, u64 old_size)
+{
+	if (file_resize(f, 0) || file_resize(f, old_size))
+		warn("%s: could not be put back as it was.", f->path);
 }
 
 int cow_make(const char *rdo_path, const char *path, unsigned int format)
@@ -239,9 +339,12 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct cow_geometry geo;
 	u64 fingerprint;
-	bool created = false;
+	bool created = false, changed = false;
+	u64 old_size = 0;
 	int r;
 
+	if (file_same_path(rdo_path, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
 	r = check_new_options(format);
 	if (!r)
 		r = open_plain_rdo(&rdo, rdo_path);
@@ -251,11 +354,11 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
 	if (!r)
 		r = open_or_create(&c.file, path, &created);
-	if (!r && file_same(&rdo, &c.file))
-		r = error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
 	if (!r && !created)
 		r = refuse_overwrite(&c.file);
 	if (!r) {
+		old_size = c.file.size;
+		changed = !created && !c.file.block;
 		r = blank_cow(&c.file, &geo);
 		cow_new_head(&c, &geo, fingerprint);
 		set_new_names(&c.head);
@@ -264,6 +367,9 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 		r = cow_write_head(&c, COW_CLEAN, 0);
 	if (r && created)
 		unlink(path);
+	/* With --force there was something else, which is lost unless the file could not even grow. */
+	if (r && changed && !opt.force)
+		restore_zeroes(&c.file, old_size);
 	cow_close(&c);
 	file_close(&rdo);
 

@@ -111,7 +111,7 @@ static const char *advice(const struct dm_device *d)
 	case DM_MODE_OUT_OF_SPACE:
 		return "new changes fail for want of space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they work again";
 	case DM_MODE_FAIL:
-		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it, run cowsetup check on the cowfile, and open it again";
+		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it with --force, run cowsetup check on the cowfile, and open it again";
 	case DM_MODE_UNKNOWN:
 		break;
 	}
@@ -451,6 +451,26 @@ static int refuse_busy(const struct dm_device *d, int err)
 	return r;
 }
 
+/*
+ * The kernel has nobody to tell when it can't make everything durable as it
+ * removes a device, so have it done before that, while there is a way back.
+ */
+static int sync_before_close(const struct dm_device *d)
+{
+	const bool failed = d->mode == DM_MODE_FAIL;
+
+	errno = dm_message(d, "sync");
+	if (!errno)
+		return OK;
+	if (opt.force) {
+		warn("%s: closed without being synced (%s): what was written since the last sync that succeeded may be lost.",
+		     d->name, strerror(errno));
+		return OK;
+	}
+	return error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost. See dmesg; close --force closes it all the same",
+			   d->name, failed ? ", as its cow device has failed" : "");
+}
+
 int cmd_close(int argc, char **argv)
 {
 	char *rdo_file, *cow_file, *user = NULL;
@@ -470,6 +490,9 @@ int cmd_close(int argc, char **argv)
 		free(user);
 		return refuse_busy(&d, EBUSY);
 	}
+	r = sync_before_close(&d);
+	if (r)
+		return r;
 
 	rdo_file = loop_file(d.rdo);
 	rdo_autoclear = loop_autoclear(d.rdo);

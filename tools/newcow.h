@@ -34,6 +34,24 @@ int open_or_create(struct file *f, const char *path, bool *created);
 /* Without --force: refuse if it holds anything that somebody may miss. */
 int refuse_overwrite(const struct file *f);
 
+/*
+ * A file that a new one is going to replace: nobody else gets it from before it
+ * is looked at until after that, which may be long.
+ */
+struct replaced {
+	struct file file;
+	u8 start[COW_BLANK_SIZE];	/* as it was then */
+};
+
+/* Without --force: refuse it as refuse_overwrite() does. */
+int replaced_open(struct replaced *old, const char *path);
+
+/* The same for one that is open already. */
+int replaced_hold(struct replaced *old, const struct file *f);
+
+/* Last of all: it is still what is called @target, and as it was. */
+int replaced_check(const struct replaced *old, const char *target);
+
 /* Make it blank and, a file, as long as it has to be. */
 int blank_cow(struct file *f, const struct cow_geometry *geo);
 

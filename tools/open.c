@@ -5,7 +5,8 @@
  * All that can be checked is checked before the kernel is asked, since all that
  * the kernel answers is yes or no. What is made on the way (a cowfile, room
  * in it, loop devices) is unmade when a later step fails, or when it is
- * interrupted: see undo().
+ * interrupted: see undo_cow(). Only a device that somebody has open by then
+ * stays, with all that it is made of.
  */
 
 #include "cowfile.h"
@@ -39,6 +40,7 @@ struct opening {
 	bool formatted;		/* it was blank */
 	bool extended;		/* it was too short */
 	u64 old_size;		/* of a file that was there */
+	bool kept;		/* the device could not be removed again, and has all of it */
 };
 
 /* ---- Who has it ---- */
@@ -69,7 +71,8 @@ static int refuse_active(const char *path, bool as_rdo)
 		return r;
 	r = dm_list(&devices, &nr);
 	for (size_t i = 0; i < nr && !r; i++) {
-		if (is_device(devices[i].cow, &f))
+		/* One that has let go of its cowfile has but a number, which may be another's by now. */
+		if (devices[i].mode != DM_MODE_CLOSED && is_device(devices[i].cow, &f))
 			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
 				  DM_NODES, devices[i].name);
 		else if (!as_rdo && is_device(devices[i].rdo, &f))
@@ -221,6 +224,22 @@ static int open_cow(struct opening *o)
 	return r;
 }
 
+/* Units that a file was too short for would be zeroes, without an error, in a longer one. */
+static int refuse_truncated(const struct cowfile *c)
+{
+	u64 first, nr, end = 0;
+	struct cow_runs runs;
+
+	cow_runs_start(&runs, c);
+	/* Where the bitmap is damaged the driver gives errors. */
+	runs.skip_bad = true;
+	runs.quiet = true;
+	while (cow_runs_next(&runs, &first, &nr))
+		end = first + nr;
+	cow_runs_end(&runs);
+	return runs.error ? runs.error : cow_check_end(c, end);
+}
+
 /* A loop device cannot grow with its file, so make room for all units now. */
 static int extend_cow(struct opening *o)
 {
@@ -230,6 +249,9 @@ static int extend_cow(struct opening *o)
 
 	if (f->block || opt.read_only || f->size >= full)
 		return OK;
+	r = refuse_truncated(&o->c);
+	if (r)
+		return r;
 	r = file_resize(f, full);
 	o->extended = !r;
 	return r;
@@ -337,10 +359,13 @@ static int create(struct opening *o)
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);
 	dm_log_mark();
-	err = dm_create(o->name, uuid, sectors, params, opt.read_only);
+	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &o->kept);
 	free(uuid);
 	free(params);
 	free(options);
+	if (o->kept)
+		warn("%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
+		     o->name, o->cow_path, o->name);
 
 	return err ? explain(o, err) : OK;
 }
@@ -409,9 +434,26 @@ static int step_done(int r)
 	return r;
 }
 
-static int do_open(struct opening *o)
+/* Interrupted, but the device was there by then. */
+static int take_back(struct opening *o)
 {
 	struct dm_device d;
+
+	if (dm_look(o->name, &d))
+		return OK;
+	errno = dm_remove(&d, false);
+	if (!errno || errno == ENXIO)
+		return step_done(OK);
+	o->kept = true;
+	if (errno == EBUSY)
+		return error(BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
+			     o->name, o->name);
+	return error_errno("%s: interrupted, but it cannot be removed, and so it stays; cowsetup close %s closes it",
+			   o->name, o->name);
+}
+
+static int do_open(struct opening *o)
+{
 	int r;
 
 	if (file_same_path(o->rdo_path, o->cow_path))
@@ -425,18 +467,14 @@ static int do_open(struct opening *o)
 	if (!r)
 		r = step_done(open_cow(o));
 	if (!r)
-		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ));
+		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
 	if (!r)
 		r = extend_cow(o);
 	if (!r)
 		r = step_done(attach(o));
 	if (!r)
 		r = create(o);
-	if (!r && interrupted && !dm_look(o->name, &d)) {
-		dm_remove(&d, false);
-		r = step_done(OK);
-	}
-	return r;
+	return !r && interrupted ? take_back(o) : r;
 }
 
 int cmd_open(int argc, char **argv)
@@ -455,11 +493,11 @@ int cmd_open(int argc, char **argv)
 		r = choose_name(&o, argc > 2 ? argv[2] : NULL);
 	if (!r)
 		r = do_open(&o);
-	if (r) {
+	if (r && !o.kept) {
 		drop_loop(&o.cow_loop);
 		drop_loop(&o.rdo_loop);
 		undo_cow(&o);
-	} else {
+	} else if (!r) {
 		printf("%s/%s\n", DM_NODES, o.name);
 	}
 	loop_close(&o.cow_loop);

@@ -291,21 +291,17 @@ static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char 
 static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *from,
 			  const char *path)
 {
-	struct file old;
+	struct replaced old = { .file = FILE_CLOSED };
 	struct new_file new;
 	const bool replace = !access(path, F_OK);
 	mode_t mode = umask(0);
 	int r = OK;
 
 	umask(mode);
-	if (replace) {
-		r = file_open(&old, path, FILE_WRITE | FILE_EXCLUSIVE);
-		if (!r)
-			r = refuse_overwrite(&old);
-		file_close(&old);
-		if (r)
-			return r;
-	}
+	if (replace)
+		r = replaced_open(&old, path);
+	if (r)
+		return r;
 	r = new_file_create(&new, path, 0666 & ~mode);
 	if (!r) {
 		c->file = new.file;
@@ -313,9 +309,12 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *f
 	}
 	if (!r)
 		r = unpack(c, in, from);
+	if (!r && replace)
+		r = replaced_check(&old, new.target);
 	if (!r)
 		r = new_file_commit(&new, replace);
 	new_file_abort(&new);
+	file_close(&old.file);
 	c->file = FILE_CLOSED;
 
 	return r;

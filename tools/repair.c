@@ -2,9 +2,11 @@
 /*
  * cowsetup repair: mends what can be mended, and says what.
  *
- * The head. It tells the same thing several times: the sizes follow from each
- * other. With --force, one that disagrees is made to agree with the others, and
- * the checksum is made anew.
+ * The head. If a single bit of it is wrong, its checksum says which (format 2).
+ * Otherwise, with --force, the checksum is made anew if all sizes agree with each
+ * other: with one that does not, nobody knows which is right, and a wrong guess
+ * has all the data in the wrong place. (Format 1 says the same three times: two
+ * that agree outvote one.)
  *
  * Format 1, dirty. The original's rule: a unit that is not all zeroes has been
  * written, whatever the bitmap says. Bits that are set stay set.
@@ -22,6 +24,11 @@
  * Units beyond the file's end are lost. Their bits are cleared with --force
  * only: it means that rdo's data is read in their place, without an error.
  *
+ * A merge that was interrupted. Only the merge itself can complete it, so the mark
+ * stays; but what is damaged keeps the merge from going on, and is mended: the
+ * bitmap's sectors, the head, the count. The mark says already that nobody else
+ * may use the cowfile.
+ *
  * The order of writing: the head is DIRTY before the bitmap changes and clean
  * when that is done, so that an interrupted repair can simply be run again. (In
  * format 1 it is not made DIRTY for that, since there it means more. Its count
@@ -35,6 +42,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <uuid/uuid.h>
+
 #include "progress.h"
 #include "report.h"
 #include "scan.h"
@@ -44,6 +53,7 @@ struct repair {
 	struct cowfile c;
 	const char *path;
 	bool was_dirty;
+	enum cow_state mark;	/* of a merge, which stays; or clean */
 	bool announced;		/* the head says that the bitmap is being changed */
 	bool head_changed;
 	u64 nr_mended;
@@ -143,26 +153,54 @@ static bool mend_head_v1(struct repair *p)
 	return true;
 }
 
+/* Only what has one value, always, is put right; of the rest nothing can be told. */
 static bool mend_head_v2(struct repair *p)
 {
 	struct cow_head *head = &p->c.head;
 	const u64 mapunit = le64(head->mapunit), sectors = le64(head->rdosectors);
+	const u64 doffset = le64(head->doffset);
 	struct cow_geometry geo;
-	u64 doffset;
 
 	if (!cow_v2_mapunit_valid(mapunit) || !sectors || sectors > COW_MAX_BYTES / 512 ||
 	    le32(head->incompat) & ~COW_INCOMPAT_TOOLS)
 		return false;
 	cow_geometry_init(&geo, 2, mapunit, sectors);
-	if (le64(head->rdoblocks) != geo.nr_units && le64(head->mapsize) != geo.mapsize)
+	if (le64(head->rdoblocks) != geo.nr_units || le64(head->mapsize) != geo.mapsize ||
+	    doffset < geo.doffset || doffset % mapunit || doffset > COW_MAX_BYTES)
 		return false;
-	head->rdoblocks = mend_number(p, head->rdoblocks, geo.nr_units, "rdoblocks");
-	head->mapsize = mend_number(p, head->mapsize, geo.mapsize, "mapsize");
 	head->moffset = mend_number(p, head->moffset, geo.moffset, "moffset");
-	doffset = le64(head->doffset);
-	if (doffset < geo.doffset || doffset % mapunit || doffset > COW_MAX_BYTES)
-		head->doffset = mend_number(p, head->doffset, geo.doffset, "doffset");
 	return true;
+}
+
+/* A head of format 2 with one wrong bit. */
+static void correct_head(struct repair *p)
+{
+	struct cow_head *head = &p->c.head;
+	struct cow_faults quiet = { ignore_fault };
+	const size_t length = offsetof(struct cow_head, csum);
+	struct cow_head tried = *head;
+	u8 *bytes = (u8 *)&tried;
+	const u32 expected = crc32c(0, head, length);
+	size_t i = 0;
+
+	if (expected == le32(head->csum))
+		return;
+	if (__builtin_popcount(expected ^ le32(head->csum)) == 1) {
+		tried.csum = htole32(expected);
+	} else {
+		for (; i < length * 8; i++) {
+			bytes[i / 8] ^= 1 << i % 8;
+			if (crc32c(0, bytes, length) == le32(head->csum))
+				break;
+			bytes[i / 8] ^= 1 << i % 8;
+		}
+	}
+	if (i == length * 8 || le32(tried.magic) != COW_MAGIC || le16(tried.version) != 2)
+		return;
+	*head = tried;
+	p->head_changed = true;
+	mended(p, "one bit of the head, which the checksum tells");
+	cow_check_head(&p->c, &quiet);
 }
 
 /* Bytes that should be zero, and texts. */
@@ -179,6 +217,11 @@ static int mend_details(struct repair *p)
 		p->head_changed = true;
 	}
 	if (p->c.format == 2) {
+		if (!cow_uuid_is_random(head)) {
+			mended(p, "UUID in the head, which was not one, now a new one");
+			uuid_generate_random(head->uuid);
+			p->head_changed = true;
+		}
 		mend_text(p, head->label, sizeof(head->label), "label");
 		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
 		if (!all_zero(head->reserved, sizeof(head->reserved))) {
@@ -218,7 +261,7 @@ static int mend_head(struct repair *p)
 	if (!opt.force) {
 		cow_check_head(c, &p->faults);
 		cow_check_strictly(c, &p->faults);
-		return error(WRONG, "%s: the head is damaged; with --force it is made to agree with itself as far as it goes.",
+		return error(WRONG, "%s: the head is damaged; with --force it is mended, if its sizes agree with each other.",
 			     p->path);
 	}
 	tried = *c;
@@ -249,7 +292,7 @@ static int announce(struct repair *p)
 {
 	struct cowfile *c = &p->c;
 
-	if (p->announced || c->format == 1)
+	if (p->announced || c->format == 1 || p->mark != COW_CLEAN)
 		return OK;
 	p->announced = true;
 	return cow_write_head(c, COW_DIRTY, le64(c->head.cowused));
@@ -467,9 +510,6 @@ static int check_repairable(const struct repair *p)
 	if (c->format == 2 && le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
 		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
 			     p->path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
-	if (c->state == COW_MERGING || c->state == COW_MERGED)
-		return error(WRONG, "%s: a merge was interrupted; run cowsetup merge again to complete it.",
-			     p->path);
 	return OK;
 }
 
@@ -479,19 +519,23 @@ static int finish(struct repair *p)
 	const u64 found = le64(c->head.cowused);
 
 	/* The units in use can't be counted. */
+	if (p->nr_damaged && p->mark != COW_CLEAN)
+		return p->head_changed && !opt.dry_run ? cow_write_head(c, p->mark, found) : OK;
 	if (p->nr_damaged)
 		return p->head_changed && !opt.dry_run ? announce(p) : OK;
 	if (p->was_dirty && c->format == 2)
 		mended(p, "dirty: counted again, %llu units used", p->used);
-	else if (found != p->used && (c->format == 2 || c->state == COW_CLEAN))
+	else if (found != p->used && p->mark != COW_MERGED && (c->format == 2 || c->state != COW_DIRTY))
 		mended(p, "count of units used %llu, now %llu", found, p->used);
 	if (!p->nr_mended || opt.dry_run)
 		return OK;
-	return cow_write_head(c, COW_CLEAN, p->used);
+	return cow_write_head(c, p->mark, p->used);
 }
 
 static void print_result(const struct repair *p)
 {
+	if (p->mark != COW_CLEAN)
+		printf("%s: a merge was interrupted; run cowsetup merge again to complete it.\n", p->path);
 	if (!p->nr_mended && !p->nr_left)
 		printf("%s: nothing to mend: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
 	else if (opt.dry_run)
@@ -511,10 +555,17 @@ int cmd_repair(int argc, char **argv)
 			    &quiet);
 	if (p.c.file.fd < 0)
 		return r;
-	r = mend_head(&p);
+	/* Before anything is said to be mended. */
+	if (p.c.file.size >= COW_V2_HEAD_SIZE)
+		correct_head(&p);
+	r = p.c.format ? check_repairable(&p) : OK;
 	if (!r)
-		r = check_repairable(&p);
+		r = mend_head(&p);
 	p.was_dirty = p.c.state == COW_DIRTY;
+	if (p.c.state == COW_MERGING || p.c.state == COW_MERGED) {
+		p.mark = p.c.state;
+		p.nr_left++;
+	}
 	if (!r && p.c.format == 1 && p.was_dirty)
 		r = add_written_units(&p);
 	if (!r)

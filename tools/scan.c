@@ -144,12 +144,17 @@ static int check_strictly_v1(const struct cowfile *c, struct cow_faults *faults)
 	return r;
 }
 
+bool cow_uuid_is_random(const struct cow_head *head)
+{
+	return (head->uuid[6] & 0xf0) == 0x40 && (head->uuid[8] & 0xc0) == 0x80;
+}
+
 static int check_strictly_v2(const struct cowfile *c, struct cow_faults *faults)
 {
 	const struct cow_head *head = &c->head;
 	int r = OK;
 
-	if ((head->uuid[6] & 0xf0) != 0x40 || (head->uuid[8] & 0xc0) != 0x80) {
+	if (!cow_uuid_is_random(head)) {
 		faults->found(faults, "uuid", "the UUID is not a random one of RFC 4122");
 		r = WRONG;
 	}

@@ -37,6 +37,9 @@ u32 count_bits(const u8 *bits, u32 nr);
  */
 u64 cow_units_in_file(const struct cowfile *c);
 
+/* Is the UUID of a head of format 2 a random one, as it should be? */
+bool cow_uuid_is_random(const struct cow_head *head);
+
 /*
  * Rules about a head that no code depends on, and that are broken only by
  * damage. To be asked about heads that cow_check_head() lets pass.

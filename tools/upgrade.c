@@ -177,8 +177,8 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	return r;
 }
 
-/* To @path, replacing what is there if @replace, and with the permissions of the old cowfile. */
-static int upgrade_to_file(struct upgrade *up, const char *path, bool replace)
+/* To @path, replacing @there unless that is NULL, and with the permissions of the old cowfile. */
+static int upgrade_to_file(struct upgrade *up, const char *path, const struct replaced *there)
 {
 	struct new_file new;
 	struct stat st;
@@ -187,7 +187,7 @@ static int upgrade_to_file(struct upgrade *up, const char *path, bool replace)
 	if (fstat(up->old.file.fd, &st))
 		return error_errno("%s", up->old.file.path);
 	r = new_file_create(&new, path, st.st_mode & 0777);
-	if (!r && !up->old.file.block && fchown(new.file.fd, st.st_uid, st.st_gid) && replace)
+	if (!r && !up->old.file.block && fchown(new.file.fd, st.st_uid, st.st_gid) && there)
 		warn("%s: its owner cannot be kept: %s.", path, strerror(errno));
 	if (!r) {
 		up->new.file = new.file;
@@ -195,8 +195,10 @@ static int upgrade_to_file(struct upgrade *up, const char *path, bool replace)
 	}
 	if (!r)
 		r = convert(up);
+	if (!r && there)
+		r = replaced_check(there, new.target);
 	if (!r)
-		r = new_file_commit(&new, replace);
+		r = new_file_commit(&new, there);
 	new_file_abort(&new);
 	up->new.file = FILE_CLOSED;
 
@@ -205,30 +207,35 @@ static int upgrade_to_file(struct upgrade *up, const char *path, bool replace)
 
 static int upgrade_to(struct upgrade *up, const char *path)
 {
-	struct file there;
+	struct replaced there;
 	struct stat st;
 	int r;
 
 	if (stat(path, &st))
-		return upgrade_to_file(up, path, false);
+		return upgrade_to_file(up, path, NULL);
 	if (S_ISBLK(st.st_mode))
 		return upgrade_to_device(up, path);
-	r = file_open(&there, path, FILE_WRITE | FILE_EXCLUSIVE);
-	if (!r)
-		r = refuse_overwrite(&there);
-	file_close(&there);
-
-	return r ? r : upgrade_to_file(up, path, true);
+	r = replaced_open(&there, path);
+	if (r)
+		return r;
+	r = upgrade_to_file(up, path, &there);
+	file_close(&there.file);
+	return r;
 }
 
 static int upgrade(struct upgrade *up, const char *new_path)
 {
+	struct replaced old;
+	int r;
+
 	if (new_path)
 		return upgrade_to(up, new_path);
 	if (!up->old_used)
 		return upgrade_in_place(up);
-	if (!up->old.file.block)
-		return upgrade_to_file(up, up->old.file.path, true);
+	if (!up->old.file.block) {
+		r = replaced_hold(&old, &up->old.file);
+		return r ? r : upgrade_to_file(up, up->old.file.path, &old);
+	}
 	return error(WRONG, "%s: a cowfile on a device that has units in use cannot be upgraded in place, since the new bitmap would overwrite the old one; name a file or a device for the new cowfile.",
 		     up->old.file.path);
 }
@@ -241,7 +248,7 @@ static int prepare(struct upgrade *up)
 	u64 end, fingerprint;
 	int r;
 
-	r = cow_open_rdo(&up->old, &up->rdo, opt.rdo, FILE_READ);
+	r = cow_open_rdo(&up->old, &up->rdo, opt.rdo, FILE_READ | FILE_SHARED);
 	if (!r)
 		r = cow_count(&up->old, &up->old_used, &end);
 	if (!r)
@@ -268,6 +275,10 @@ int cmd_upgrade(int argc, char **argv)
 	r = check_new_options(2);
 	if (r)
 		return r;
+	/* By any path or link, and --force or not: it is needed to the end, and is not ours. */
+	if (new_path && file_same_path(opt.rdo, new_path))
+		return error(WRONG, "upgrade: %s is the read-only device, %s; name another file for the new cowfile.",
+			     new_path, opt.rdo);
 	if (new_path && file_same_path(argv[0], new_path))
 		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", argv[0], new_path);
 

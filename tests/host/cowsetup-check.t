@@ -94,12 +94,12 @@ refused "mapsize doffset" "--format 1 --set mapsize=2048 --set doffset=8192"
 
 repaired mapunit "--format 1 --units 1-9 --set mapunit=2048" --force
 repaired mapsize "--format 1 --units 1-9 --set mapsize=2048" --force
-repaired mapsize "--units 1-9 --set mapsize=65536" --force
+refused mapsize "--units 1-9 --set mapsize=65536"
 repaired doffset "--format 1 --units 1-9 --set doffset=16384" --force
-repaired doffset "--units 1-9 --set doffset=8704" --force
-repaired doffset "--units 1-9 --set doffset=4096" --force
+refused doffset "--units 1-9 --set doffset=8704"
+refused doffset "--units 1-9 --set doffset=4096"
 repaired moffset "--units 1-9 --set moffset=8192" --force
-repaired rdoblocks "--units 1-9 --set rdoblocks=9" --force
+refused rdoblocks "--units 1-9 --set rdoblocks=9"
 repaired cowused "--format 1 --units 1,2 --set cowused=3"
 repaired cowused "--units 1,2 --set cowused=1"
 repaired "cowused cowused" "--units 1,2 --set cowused=100000"
@@ -110,8 +110,23 @@ repaired padding "--format 1 --units 4 --set byte56=1" --force
 repaired flags "--format 1 --units 4 --set flags=4" --force
 repaired head-csum "--units 1,2 --flip 511" --force
 repaired head-csum "--units 1,2 --set-after-csum cowused=2 --flip 510" --force
-repaired "head-csum rdoblocks" "--units 1,2 --set-after-csum rdoblocks=7" --force
-faulty uuid "--uuid 00000000000000000000000000000000"
+refused "head-csum rdoblocks" "--units 1,2 --set-after-csum rdoblocks=7"
+refused "head-csum rdoblocks" "--units 1-9 --mapunit 16K --set-after-csum mapunit=4096"
+
+# one wrong bit of the head is found by its checksum, wherever it is
+wrong=0
+for bit in 1 33 77 83 142 200 300 330 400 480 600 700 800 3400 4063 4064 4095; do
+	makecow c --units 1-9,5000 --doffset 1M --label L
+	cp c keep
+	perl -e 'open my $f, "+<", "c" or die; seek $f, $ARGV[0] >> 3, 0; read $f, my $byte, 1;
+		seek $f, $ARGV[0] >> 3, 0; print $f chr(ord($byte) ^ 1 << ($ARGV[0] & 7))' "$bit"
+	cowsetup repair c >out 2>&1 && grep -q 'one bit of the head, which the checksum tells' out && cmp c keep && continue
+	wrong=$((wrong + 1))
+	diag "bit $bit: $(cat out)"
+done
+is "$wrong" 0 "one wrong bit of the head is corrected"
+
+repaired uuid "--units 1,2 --uuid 00000000000000000000000000000000" --force
 
 # Bits of no unit: 16001 units leave 255 in the last sector, number 3
 repaired map-beyond "--format 1 --units 1 --flip 9024"

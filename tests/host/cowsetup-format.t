@@ -78,10 +78,52 @@ exits 0 "an empty file" cowsetup format rdo empty
 truncate -s 1M zeroes
 exits 0 "a file of zeroes" cowsetup format rdo zeroes
 runs "in order: was zeroes" cowfile dump --rdo rdo zeroes
+truncate -s 9M behind
+printf x | dd of=behind bs=1 seek=5000000 conv=notrunc status=none
+cp --sparse=always behind keep
+exits 5 "a file that begins with zeroes, and has data behind them" cowsetup format rdo behind
+says 'behind: begins with zeroes, but holds data from 5000000 on; --force overwrites it' "and says where"
+runs "is as it was: behind" cmp behind keep
+makecow packme --units 3
+cowsetup pack packme packed
+exits 5 "so does unpack" cowsetup unpack packed behind
+runs "is as it was: unpack" cmp behind keep
+cp text text2
+exits 4 "--force, and the file cannot be so long" bash -c "ulimit -f 100; '$tool' format --force rdo text2"
+is "$(cat text2)" hello "is as it was: cannot be so long"
+head -c 20000 /dev/zero >zeroes2
+exits 4 "zeroes, and the file cannot be so long" bash -c "ulimit -f 100; '$tool' format rdo zeroes2"
+runs "is as it was: zeroes, cannot be so long" cmp zeroes2 <(head -c 20000 /dev/zero)
+exits 0 "but with --force: behind" cowsetup format --force rdo behind
+runs "in order: behind" cowfile dump --rdo rdo behind
 exits 4 "the arguments the wrong way round" cowsetup format c1 rdo
 says 'this is a cowfile; the read-only device comes first' "and says so: order"
 exits 4 "one for both" cowsetup format rdo rdo
+ln -s rdo link
+exits 4 "one for both, by another name" cowsetup format --force rdo link
 exits 4 "no such rdo" cowsetup format nothing c9
+exec 8<rdo
+flock -x 8
+exits 5 "a read-only device that is being written" cowsetup format rdo c9
+says 'rdo: in use: another cowsetup writes it' "and says so: written"
+flock -s 8
+exits 0 "one that others read" cowsetup format rdo shared
+exec 8<&-
+# a real merge, stopped in the middle, by way of a pipe that it asks its question of
+makecow merged --units 3
+mkfifo answer
+"$tool" merge rdo merged <answer >asked 2>&1 &
+merger=$!
+exec 7>answer
+for _ in $(seq 100); do
+	grep -q 'overwrite 1 units' asked && break
+	sleep 0.1
+done
+exits 5 "a read-only device that a merge has" cowsetup format rdo c9
+says 'rdo: in use: another cowsetup writes it \(merge\?\)' "and says so: merge"
+exec 7>&-
+wait "$merger"
+is "$?" 1 "the merge was not confirmed"
 exits 4 "a directory" cowsetup format . c9
 exits 4 "no such directory" cowsetup format rdo no/such
 [ ! -e c9 ]

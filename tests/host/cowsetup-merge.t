@@ -166,6 +166,61 @@ for at in 4 9 14 18; do
 done
 is "$wrong" 0 "two power cuts"
 
+# --- Damage in the middle of it -----------------------------------------------------------------------------
+
+# spoil OFFSET MASK: of c
+spoil() {
+	perl -e 'open my $f, "+<", "c" or die; seek $f, $ARGV[0], 0; read $f, my $byte, 1;
+		seek $f, $ARGV[0], 0; print $f chr(ord($byte) ^ $ARGV[1])' "$1" "$2"
+}
+
+# begun ARGUMENTS: rdo and c in the middle of a merge
+begun() {
+	fresh "$1"
+	cp --sparse=always c keep
+	for at in $(seq 40); do
+		cp pristine rdo
+		cp --sparse=always keep c
+		LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=none "$plain" merge -q rdo c >/dev/null 2>&1
+		refused && ! cmp -s rdo pristine && break
+	done
+	cp --sparse=always c marked
+}
+
+for arguments in "--units 0,5-9,200-206/3,last" "--format 1 --units 0,5-9,200-206/3,last"; do
+	begun "$arguments"
+	exits 4 "repair of what only a merge can complete: $arguments" cowsetup repair c
+	says 'a merge was interrupted; run cowsetup merge again' "says so: $arguments"
+	[[ $out != *mended* ]]
+	ok $? "and nothing else: $arguments"
+	runs "and changes nothing: $arguments" cmp c marked
+	spoil 48 2 # cowused
+	exits 4 "repair of the count: $arguments" cowsetup repair --force c
+	says '^c: mended: ' "says so, too: $arguments"
+	runs "it is as it was: $arguments" cmp c marked
+	exits 0 "and the merge goes on: $arguments" cowsetup merge -q rdo c
+	runs "to its end: $arguments" cmp rdo wanted
+done
+begun "--units 0,5-9,200-206/3,last"
+spoil 4096 255
+exits 4 "merge with a damaged bitmap" cowsetup merge -q rdo c
+says 'see cowsetup repair' "says what to do: bitmap"
+exits 4 "repair -n of it" cowsetup repair -n c
+says 'to be mended: bitmap sector 0' "says what would be done"
+exits 4 "repair of it" cowsetup repair c
+says '^c: mended: bitmap sector 0' "mends it"
+runs "as it was" cmp c marked
+exits 0 "then the merge goes on: bitmap" cowsetup merge -q rdo c
+runs "to its end: bitmap" cmp rdo wanted
+begun "--units 0,5-9,200-206/3,last"
+spoil 511 1
+exits 4 "merge with a damaged head" cowsetup merge -q rdo c
+exits 4 "repair --force of it" cowsetup repair --force c
+says '^c: mended: ' "mends it: head"
+runs "as it was: head" cmp c marked
+exits 0 "then the merge goes on: head" cowsetup merge -q rdo c
+runs "to its end: head" cmp rdo wanted
+
 # ^C, as soon as it has begun
 image bigrdo 200M
 cowfile make --rdo bigrdo --cow bigcow --units all

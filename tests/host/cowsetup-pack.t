@@ -155,6 +155,53 @@ is "$?" 1 "interrupted"
 kill "$feeder" 2>/dev/null
 like "$(cat err)" 'interrupted' "says so: interrupted"
 
+# What is replaced is ours alone until it is: a pipe holds unpack up in the middle
+rm -f u
+cowsetup pack --force c p
+
+# unpacking TARGET: begins to unpack --force there, in the background, and waits until it is at it
+unpacking() {
+	"$tool" unpack --force fifo "$1" 2>err &
+	unpacker=$!
+	exec 9>fifo
+	head -c 50000 p >&9
+	for _ in $(seq 100); do
+		compgen -G ".$1.*" >/dev/null && break
+		sleep 0.1
+	done
+}
+
+# ends CODE NAME: lets it come to its end
+ends() {
+	tail -c +50001 p >&9
+	exec 9>&-
+	wait "$unpacker"
+	is "$?" "$1" "$2"
+}
+
+makecow u --units 7
+cp u keep
+unpacking u
+exits 5 "what is going to be replaced is in use" cowsetup repair u
+exits 5 "by format, too" cowsetup format --force rdo u
+ends 0 "then it is replaced"
+is "$(cowhead u units)" "$(cowhead c units)" "by what was packed"
+cp keep u
+unpacking u
+mv u moved
+echo other >u
+ends 5 "another file of the name is not replaced"
+like "$(cat err)" 'u: another file has this name by now' "which is said"
+is "$(cat u)" other "and stays"
+runs "and so does the one that was there" cmp moved keep
+cp keep u
+unpacking u
+printf x | dd of=u bs=1 seek=200 conv=notrunc status=none
+ends 5 "nor is one that was written meanwhile"
+like "$(cat err)" 'u: another program has written it meanwhile' "which is said: written"
+is "$(head -c 201 u | tail -c 1)" x "and stays: written"
+rm -f u moved
+
 is "$(compgen -G 'p3*'; compgen -G 'u3*'; compgen -G '.[pu]*')" "" "nothing is left of what failed"
 
 done_testing

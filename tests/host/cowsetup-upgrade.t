@@ -84,12 +84,31 @@ exits 4 "a device of another size" cowsetup upgrade --rdo short c
 echo text >there
 exits 5 "a file that is there" cowsetup upgrade --rdo rdo c there
 is "$(cat there)" text "which is as it was"
+cp rdo pristine
+ln rdo hardlink
+ln -s rdo softlink
+for new in rdo ./rdo "$PWD/rdo" hardlink softlink; do
+	exits 4 "the read-only device for the new cowfile: $new" cowsetup upgrade --force --rdo rdo c "$new"
+	says 'is the read-only device' "says so: $new"
+done
+exits 4 "the read-only device by another name" cowsetup upgrade --rdo softlink c rdo
+runs "which is as it was: rdo" cmp rdo pristine
+is "$(stat -c %h rdo) $(readlink softlink)" "2 rdo" "by all its names"
 exits 1 "the same twice" cowsetup upgrade --rdo rdo c ./c
 exits 1 "a unit of format 1" cowsetup upgrade --mapunit 1K --rdo rdo c
 exits 4 "a full disk" bash -c "ulimit -f 100; '$tool' upgrade --rdo rdo c"
 exec 8<c
 flock -s 8
 exits 5 "what another cowsetup has" cowsetup upgrade --rdo rdo c
+exec 8<rdo
+flock -s 8
+exits 0 "a read-only device that others read" cowsetup upgrade --rdo rdo c new2
+rm new2
+flock -x 8
+exits 5 "a read-only device that is being written" cowsetup upgrade --rdo rdo c new2
+says 'rdo: in use: another cowsetup writes it' "says so: written"
+[ ! -e new2 ]
+ok $? "leaves nothing behind: written"
 exec 8<&-
 runs "nothing is touched" cmp c old
 for arguments in "--dirty" "--packed" "--set cowused=3" "--truncate 10000" "--set version=3"; do
