@@ -423,6 +423,7 @@ alternate() {
 	bytes=$(($(sectors $dev) * 512))
 	cowtest fill data --size $bytes --base-seed 2 >/dev/null
 	runs "$*: write every second unit" perl direct.pl write $dev data "$unit" 1 2
+	dmsetup message t 0 sync # or the commit comes when it likes
 	all=$(((bytes + unit - 1) / unit))
 	written=$((bytes / unit / 2))
 	is "$(cowstat t used total copyups)" "$written $all 0" "as many used"

@@ -399,9 +399,16 @@ static int unformat(struct file *f, u64 old_size)
 /* Take away the room, unless the driver has put something there. */
 static int shorten(struct file *f, u64 old_size)
 {
-	u64 start = old_size, end;
-	int r = file_next_data(f, &start, &end, f->size);
+	u8 block[4096];
+	const size_t tail = -old_size % sizeof(block);
+	u64 start = old_size + tail, end;
+	int r = file_read_padded(f, old_size, block, tail);
 
+	/* The block in which the file ended counts as data, whatever is in it. */
+	if (r || !all_zero(block, tail))
+		return r;
+	if (start < f->size)
+		r = file_next_data(f, &start, &end, f->size);
 	return r || start < f->size ? r : file_resize(f, old_size);
 }
 
