@@ -1157,6 +1157,8 @@ static void do_deferred(struct work_struct *work)
 	spin_unlock_irq(&cow->lock);
 
 	while ((bio = bio_list_pop(&bios))) {
+		/* It has waited; and an EAGAIN from here would not be tried again. */
+		bio->bi_opf &= ~REQ_NOWAIT;
 		if (op_is_write(bio_op(bio)))
 			deferred_write(cow, bio);
 		else
