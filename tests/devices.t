@@ -52,13 +52,20 @@ dmsetup create cow --table "0 $((SIZE + 512)) linear /dev/nullb1 0"
 rdo=/dev/mapper/rdo cow=/dev/mapper/cow
 cowstress fill $rdo
 
-dmsetup create frdo --table "0 $SIZE flakey $rdo 0 1 1"
+# turn NAME TABLE: give a device another table, whatever is open on it
+turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }
+
+# While there are units to be read from rdo, at first, it fails; and then now and then.
+dmsetup create frdo --table "0 $SIZE linear $rdo 0"
 blank $cow
 open /dev/mapper/frdo $cow
+turn frdo "0 $SIZE flakey $rdo 0 0 60"
+(sleep 1; turn frdo "0 $SIZE flakey $rdo 0 1 1") &
 stress 6 --allow-errors
 ok $? 'flakey rdo: some I/O fails, the rest is right' || diag "$(cat out)"
 ok $(($(errors) < 1)) "flakey rdo: $(errors) errors"
 is "$(cowstat t mode)" rw 'flakey rdo: mode rw'
+wait
 dmsetup remove t
 reopened 'flakey rdo' $rdo $cow
 dmsetup remove frdo
@@ -70,6 +77,7 @@ for round in 1 2 3 4; do
 	dmsetup create fcow --table "0 $((SIZE + 512)) flakey $cow 0 1 1 1 error_writes"
 	open $rdo /dev/mapper/fcow
 	sleep "0.$round" # first writes, and so commits, come when it fails
+	[ $round -lt 4 ] || turn fcow "0 $((SIZE + 512)) flakey $cow 0 0 60 1 error_writes" # and for certain
 	stress 3 --allow-errors
 	ok $? "$name: some I/O fails, the rest is right" || diag "$(cat out)"
 	ok $(($(errors) < 1)) "$name: $(errors) errors"
