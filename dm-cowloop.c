@@ -1187,21 +1187,19 @@ static int in_use(struct cowloop *cow, struct block_device *bdev, struct mapped_
 	return -EBUSY;
 }
 
-/* Nobody may have our cow device as its read-only device. */
+/* Nobody may have our cow device, which is @number, as its read-only device. */
 static int check_read_only_devices(struct cowloop *cow, dev_t number)
 {
 	struct cowfile *file;
 	struct cowloop *user;
-	int r = 0;
 
-	mutex_lock(&cowfiles_lock);
+	lockdep_assert_held(&cowfiles_lock);
 	list_for_each_entry(file, &cowfiles, list)
 		list_for_each_entry(user, &file->users, user)
-			if (user->rdo->bdev->bd_dev == number && !r)
-				r = in_use(cow, user->rdo->bdev, file->owner, "read-only device");
-	mutex_unlock(&cowfiles_lock);
-
-	return r;
+			if (user->rdo->bdev->bd_dev == number)
+				return in_use(cow, user->rdo->bdev, file->owner,
+					      "read-only device");
+	return 0;
 }
 
 /* Another device must not have our cow device at all, nor our rdo as its cow device. */
@@ -1216,14 +1214,12 @@ static int check_devices(struct cowloop *cow, struct mapped_device *md)
 			return in_use(cow, file->bdev, file->owner, "cow device");
 		if (file->bdev == bdev && (file->owner != md || !file->md || file->closing))
 			return in_use(cow, bdev, file->owner, "cow device");
-		list_for_each_entry(user, &file->users, user) {
-			if (user->rdo->bdev == bdev)
-				return in_use(cow, bdev, file->owner, "read-only device");
+		list_for_each_entry(user, &file->users, user)
 			if (file->bdev == bdev && user->ti->table == cow->ti->table)
 				return in_use(cow, bdev, md, "cow device in the same table");
-		}
 	}
-	return 0;
+	/* Again: others may have come since get_devices(). */
+	return check_read_only_devices(cow, bdev->bd_dev);
 }
 
 static struct cowfile *find_cowfile(struct block_device *bdev)
@@ -1419,7 +1415,9 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		return -EINVAL;
 	}
 	if (!r) {
+		mutex_lock(&cowfiles_lock);
 		r = check_read_only_devices(cow, number);
+		mutex_unlock(&cowfiles_lock);
 		if (r)
 			return r;
 		r = dm_get_device(ti, argv[1], mode, &cow->cow);
