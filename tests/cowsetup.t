@@ -297,24 +297,6 @@ is "$(sha256sum xfs.cow)" "$xfs" "nothing was written to the cowfile"
 refuses 4 'with --read-only none is made' "to make a cowfile for reading only" cowsetup open --read-only xfs.img new.cow
 [ ! -e new.cow ]
 ok $? "there is none"
-for format in 1 2; do
-	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
-	truncate -s 40000 cut.cow
-	cp cut.cow keep
-	refuses 4 'cut.cow: ends at 40000, but should have data up to [0-9]+: .*check and cowsetup repair' \
-		"a cowfile that was cut off, format $format" cowsetup open golden.img cut.cow
-	cmp keep cut.cow && [ "$(stat -c %s cut.cow)" -eq 40000 ]
-	ok $? "it is as it was, format $format"
-	cowsetup repair --force cut.cow >/dev/null
-	exits 0 "repaired it opens, format $format" cowsetup open golden.img cut.cow cut
-	cowsetup close cut
-done
-truncate -s 1M behind.cow
-printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
-cp behind.cow keep
-refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
-	cowsetup open golden.img behind.cow
-runs "it is as it was: behind" cmp behind.cow keep
 : >blank.cow
 refuses 4 'with --read-only no cowfile is made of it' "a blank one" cowsetup open --read-only xfs.img blank.cow
 is "$(stat -c %s blank.cow)" 0 "it is as it was: blank"
