@@ -23,7 +23,6 @@
 
 #include <getopt.h>
 #include <linux/aio_abi.h>
-#include <sys/wait.h>
 
 #define MAX_SECTORS	65536
 #define MAX_BATCH	8
@@ -490,26 +489,25 @@ static int check_share(int worker, const char *log, const char *replay_dev, cons
 	return check.bad ? 1 : 0;
 }
 
+struct job {
+	const char *log;
+	char **replay_devs;	/* one for each worker */
+	const struct options *opt;
+};
+
+static int check_job(unsigned int worker, void *context)
+{
+	const struct job *job = context;
+
+	return check_share(worker, job->log, job->replay_devs[worker], job->opt);
+}
+
 static int check(const char *log, char **replay_devs, unsigned int nr, struct options *opt)
 {
-	int worst = 0, status;
+	struct job job = { log, replay_devs, opt };
 
 	opt->workers = nr;
-	fflush(NULL);
-	for (unsigned int i = 0; i < nr; i++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
-			die("fork");
-		if (!pid)
-			exit(check_share(i, log, replay_devs[i], opt));
-	}
-	while (wait(&status) > 0) {
-		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 3;
-
-		worst = code > worst ? code : worst;
-	}
-	return worst;
+	return share_out(nr, check_job, &job);
 }
 
 /* ---- fill ---- */

@@ -27,6 +27,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define SECTOR		512
@@ -81,6 +82,31 @@ static inline uint64_t rnd(uint64_t below)
 {
 	random_state += 0x9e3779b97f4a7c15ULL;
 	return mix(random_state) % below;
+}
+
+/* ---- Workers ---- */
+
+/* Each of @nr processes does its share of the work; returns the worst of their exit statuses. */
+static inline int share_out(unsigned int nr, int (*share)(unsigned int worker, void *context),
+			    void *context)
+{
+	int worst = 0, status;
+
+	fflush(NULL);
+	for (unsigned int i = 0; i < nr; i++) {
+		pid_t pid = fork();
+
+		if (pid < 0)
+			die("fork");
+		if (!pid)
+			exit(share(i, context));
+	}
+	while (wait(&status) > 0) {
+		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 3;
+
+		worst = code > worst ? code : worst;
+	}
+	return worst;
 }
 
 /* ---- device-mapper ---- */

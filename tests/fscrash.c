@@ -33,7 +33,6 @@
 #include <getopt.h>
 #include <limits.h>
 #include <sys/mount.h>
-#include <sys/wait.h>
 
 #define MAX_FILES	8192
 #define MAX_SECTORS	512	/* of a file */
@@ -839,26 +838,25 @@ static int check_share(unsigned int worker, const char *log, const char *dir, ch
 	return check.bad ? 1 : 0;
 }
 
+struct job {
+	const char *log, *dir;
+	char **devices;
+	const struct options *opt;
+};
+
+static int check_job(unsigned int worker, void *context)
+{
+	const struct job *job = context;
+
+	return check_share(worker, job->log, job->dir, job->devices, job->opt);
+}
+
 static int check(const char *log, const char *dir, char **devices, unsigned int nr, struct options *opt)
 {
-	int worst = 0, status;
+	struct job job = { log, dir, devices, opt };
 
 	opt->workers = nr;
-	fflush(NULL);
-	for (unsigned int i = 0; i < nr; i++) {
-		pid_t pid = fork();
-
-		if (pid < 0)
-			die("fork");
-		if (!pid)
-			exit(check_share(i, log, dir, devices, opt));
-	}
-	while (wait(&status) > 0) {
-		int code = WIFEXITED(status) ? WEXITSTATUS(status) : 3;
-
-		worst = code > worst ? code : worst;
-	}
-	return worst;
+	return share_out(nr, check_job, &job);
 }
 
 static void usage(void)
