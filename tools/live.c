@@ -27,6 +27,13 @@
 
 /* ---- What there is ---- */
 
+int live_find(const char *name, struct dm_device *d)
+{
+	const int r = dm_check_kernel();
+
+	return r ? r : dm_find(name, d);
+}
+
 char *live_file(dev_t dev)
 {
 	char *file = loop_file(dev);
@@ -233,11 +240,9 @@ static void report_device(const struct dm_device *d)
 int cmd_status(int argc, char **argv)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = live_find(argv[0], &d);
 
 	(void)argc;
-	if (!r)
-		r = dm_find(argv[0], &d);
 	if (r)
 		return r;
 	report_device(&d);
@@ -476,11 +481,9 @@ int cmd_close(int argc, char **argv)
 	char *rdo_file, *cow_file, *user = NULL;
 	bool rdo_autoclear, cow_autoclear;
 	struct dm_device d;
-	int err, r = dm_check_kernel();
+	int err, r = live_find(argv[0], &d);
 
 	(void)argc;
-	if (!r)
-		r = dm_find(argv[0], &d);
 	if (r)
 		return r;
 	/* Whoever is here to stay is not waited for. */
@@ -603,11 +606,9 @@ int cmd_readonly(int argc, char **argv)
 	struct file f = FILE_CLOSED;
 	struct dm_device d;
 	char *path = NULL;
-	int r = dm_check_kernel();
+	int r = live_find(argv[0], &d);
 
 	(void)argc;
-	if (!r)
-		r = dm_find(argv[0], &d);
 	if (r)
 		return r;
 	if (d.mode == DM_MODE_CLOSED)
@@ -643,11 +644,9 @@ int cmd_detach(int argc, char **argv)
 {
 	struct dm_device d;
 	char *path, *said;
-	int err, r = dm_check_kernel();
+	int err, r = live_find(argv[0], &d);
 
 	(void)argc;
-	if (!r)
-		r = dm_find(argv[0], &d);
 	if (r)
 		return r;
 	if (d.mode == DM_MODE_CLOSED)

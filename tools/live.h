@@ -16,6 +16,9 @@ struct space {
 	const char *of;		/* "limit", "device" or "filesystem": one word, for programs */
 };
 
+/* The device that a command is about, in *@d: for root, with a kernel that has the target. */
+int live_find(const char *name, struct dm_device *d);
+
 /* Look at the filesystem under a cow file; f_frsize is 0 if there is none. */
 void live_look(const struct dm_device *d, struct statvfs *fs);
 

@@ -189,10 +189,8 @@ static int watch(const char *name)
 int cmd_watch(int argc, char **argv)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	const int r = live_find(argv[0], &d);
 
 	(void)argc;
-	if (!r)
-		r = dm_find(argv[0], &d);
 	return r ? r : watch(d.name);
 }
