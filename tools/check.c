@@ -58,18 +58,6 @@ static void found_fault(struct cow_faults *faults, const char *id, const char *t
 	json_object_array_add(k->fault_list, o);
 }
 
-static __attribute__((format(printf, 3, 4)))
-void fault(struct check *k, const char *id, const char *fmt, ...)
-{
-	char text[512];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
-	found_fault(&k->faults, id, text);
-}
-
 static __attribute__((format(printf, 2, 3)))
 void note(struct check *k, const char *fmt, ...)
 {
@@ -98,18 +86,18 @@ static void check_sector(struct check *k, const struct cow_map *m)
 	if (!m->good) {
 		k->nr_bad++;
 		if (nr)
-			fault(k, "map-csum", "bitmap sector %llu, units %llu to %llu: found checksum 0x%08x, expected 0x%08x",
-			      m->sector, first, first + nr - 1, m->csum, m->expected);
+			cow_fault(&k->faults, "map-csum", "bitmap sector %llu, units %llu to %llu: found checksum 0x%08x, expected 0x%08x",
+				  m->sector, first, first + nr - 1, m->csum, m->expected);
 		else
-			fault(k, "map-csum", "bitmap sector %llu, which has no units: found checksum 0x%08x, expected 0x%08x",
-			      m->sector, m->csum, m->expected);
+			cow_fault(&k->faults, "map-csum", "bitmap sector %llu, which has no units: found checksum 0x%08x, expected 0x%08x",
+				  m->sector, m->csum, m->expected);
 		return;
 	}
 	set = count_bits(m->bits, nr);
 	all = count_bits(m->bits, c->sector_units);
 	if (all > set)
-		fault(k, "map-beyond", "bitmap sector %llu has %u bits set beyond the last unit, %llu",
-		      m->sector, all - set, c->geo.nr_units - 1);
+		cow_fault(&k->faults, "map-beyond", "bitmap sector %llu has %u bits set beyond the last unit, %llu",
+			  m->sector, all - set, c->geo.nr_units - 1);
 	if (!set)
 		return;
 
@@ -138,11 +126,11 @@ static int check_bitmap(struct check *k)
 		return m.error;
 
 	if (k->nr_lost)
-		fault(k, "data-short", "%llu unit%s, up to unit %llu, should be in the cowfile, but it ends at %llu",
-		      k->nr_lost, k->nr_lost == 1 ? "" : "s", k->last, c->file.size);
+		cow_fault(&k->faults, "data-short", "%llu unit%s, up to unit %llu, should be in the cowfile, but it ends at %llu",
+			  k->nr_lost, k->nr_lost == 1 ? "" : "s", k->last, c->file.size);
 	if (c->state != COW_DIRTY && !k->nr_bad && found != k->used)
-		fault(k, "cowused", "found cowused %llu, expected %llu, as the bitmap has",
-		      found, k->used);
+		cow_fault(&k->faults, "cowused", "found cowused %llu, expected %llu, as the bitmap has",
+			  found, k->used);
 	return OK;
 }
 
@@ -163,7 +151,7 @@ static int read_extent(struct check *k, u8 *buf, u64 start, u64 end)
 		if (file_read_padded(&c->file, start, buf, n)) {
 			if (interrupted)
 				return USAGE;
-			fault(k, "data-unreadable", "%llu bytes of data at %llu cannot be read", n, start);
+			cow_fault(&k->faults, "data-unreadable", "%llu bytes of data at %llu cannot be read", n, start);
 		}
 		if (interrupted)
 			return error(USAGE, "%s: interrupted.", c->file.path);
@@ -224,8 +212,8 @@ static int check_data_v1(struct check *k)
 			r = interrupted ? USAGE : OK;
 			if (r)
 				break;
-			fault(k, "data-unreadable", "data of units %llu to %llu cannot be read",
-			      sector * c->sector_units, (sector + 1) * c->sector_units - 1);
+			cow_fault(&k->faults, "data-unreadable", "data of units %llu to %llu cannot be read",
+				  sector * c->sector_units, (sector + 1) * c->sector_units - 1);
 		}
 		r = cow_read_bits(c, sector, bits);
 		if (r)
@@ -251,11 +239,11 @@ static void check_packed_length(struct check *k)
 	if (k->nr_bad)
 		return;
 	if (k->used && c->file.size < end)
-		fault(k, "data-short", "the packed data should end at %llu, but the file ends at %llu",
-		      end, c->file.size);
+		cow_fault(&k->faults, "data-short", "the packed data should end at %llu, but the file ends at %llu",
+			  end, c->file.size);
 	else if (!c->file.block && c->file.size > (end > c->geo.doffset ? end : c->geo.doffset))
-		fault(k, "data-long", "the packed data should end at %llu, but the file goes on to %llu",
-		      end, c->file.size);
+		cow_fault(&k->faults, "data-long", "the packed data should end at %llu, but the file goes on to %llu",
+			  end, c->file.size);
 }
 
 /* ---- The whole ---- */
@@ -269,11 +257,11 @@ static void check_state(struct check *k)
 		if (c->format == 2)
 			note(k, "dirty: in use now, or when the machine crashed; the units in use have to be counted again, which the driver does by itself");
 		else
-			fault(k, "dirty", "dirty: in use now, or when the machine crashed; the bitmap may lack units");
+			cow_fault(&k->faults, "dirty", "dirty: in use now, or when the machine crashed; the bitmap may lack units");
 		break;
 	case COW_MERGING:
 	case COW_MERGED:
-		fault(k, "merging", "a merge was interrupted; run cowsetup merge again to complete it");
+		cow_fault(&k->faults, "merging", "a merge was interrupted; run cowsetup merge again to complete it");
 		break;
 	case COW_CLEAN:
 		if (cow_units_in_file(c) < c->geo.nr_units)
@@ -297,15 +285,15 @@ static int check_rdo(struct check *k)
 		return r;
 	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
 	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
-		fault(k, "rdo-size", "belongs to a read-only device of %llu sectors; %s has %llu",
-		      k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
+		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors; %s has %llu",
+			  k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
 	} else if (masked && k->nr_bad) {
 		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", opt.rdo);
 	} else {
 		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
 		if (!r && is != found)
-			fault(k, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
-			      opt.rdo, found, is, opt.rdo);
+			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
+				  opt.rdo, found, is, opt.rdo);
 	}
 	file_close(&rdo);
 	return r;

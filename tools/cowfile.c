@@ -114,9 +114,7 @@ const char *cow_state_text(enum cow_state state)
 	return texts[state];
 }
 
-/* Tell of a fault; returns WRONG. */
-static __attribute__((format(printf, 3, 4)))
-int fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
+int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
 {
 	char text[512];
 	va_list ap;
@@ -137,12 +135,12 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 	if (magic == COW_MAGIC)
 		return OK;
 	if (start[0] == 0x1f && start[1] == 0x8b)
-		return fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
+		return cow_fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
 	if (magic == 0xfd2fb528)
-		return fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
+		return cow_fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
 	if (all_zero(&c->head, sizeof(c->head)))
-		return fault(faults, "blank", "not a cowfile: it begins with zeroes");
-	return fault(faults, "magic", "not a cowfile: found magic 0x%08x, expected 0x%08x", magic, COW_MAGIC);
+		return cow_fault(faults, "blank", "not a cowfile: it begins with zeroes");
+	return cow_fault(faults, "magic", "not a cowfile: found magic 0x%08x, expected 0x%08x", magic, COW_MAGIC);
 }
 
 static enum cow_state state_of(const struct cow_head *head, unsigned int format)
@@ -168,15 +166,15 @@ static int check_layout(struct cowfile *c, const struct cow_geometry *geo,
 
 	found = le64(c->head.rdoblocks);
 	if (found != geo->nr_units)
-		r = fault(faults, "rdoblocks", "found rdoblocks %llu, expected %llu, as follows from the size of the read-only device",
-			  found, geo->nr_units);
+		r = cow_fault(faults, "rdoblocks", "found rdoblocks %llu, expected %llu, as follows from the size of the read-only device",
+			      found, geo->nr_units);
 	found = le64(c->head.mapsize);
 	if (found != geo->mapsize)
-		r = fault(faults, "mapsize", "found mapsize %llu, expected %llu, as follows from the number of units",
-			  found, geo->mapsize);
+		r = cow_fault(faults, "mapsize", "found mapsize %llu, expected %llu, as follows from the number of units",
+			      found, geo->mapsize);
 	if (c->file.size < geo->moffset + geo->mapsize)
-		r = fault(faults, "short", "the file ends at %llu, its bitmap at %llu",
-			  c->file.size, geo->moffset + geo->mapsize);
+		r = cow_fault(faults, "short", "the file ends at %llu, its bitmap at %llu",
+			      c->file.size, geo->moffset + geo->mapsize);
 	return r;
 }
 
@@ -185,8 +183,8 @@ static int check_count(struct cowfile *c, struct cow_faults *faults)
 	const u64 used = le64(c->head.cowused);
 
 	if (c->state != COW_DIRTY && used > c->geo.nr_units)
-		fault(faults, "cowused", "found cowused %llu, expected at most %llu",
-		      used, c->geo.nr_units);
+		cow_fault(faults, "cowused", "found cowused %llu, expected at most %llu",
+			  used, c->geo.nr_units);
 	return OK;
 }
 
@@ -199,19 +197,19 @@ static int check_head_v1(struct cowfile *c, struct cow_faults *faults)
 
 	c->state = state_of(&c->head, 1);
 	if (nr_units > COW_MAX_BYTES / COW_V1_MAPUNIT || !nr_units)
-		return fault(faults, "rdoblocks", "found rdoblocks %llu, expected 1 to %llu",
-			     nr_units, COW_MAX_BYTES / COW_V1_MAPUNIT);
+		return cow_fault(faults, "rdoblocks", "found rdoblocks %llu, expected 1 to %llu",
+				 nr_units, COW_MAX_BYTES / COW_V1_MAPUNIT);
 	cow_geometry_init(&geo, 1, COW_V1_MAPUNIT, nr_units * (COW_V1_MAPUNIT / 512));
 	cow_set_geometry(c, &geo);
 
 	found = le64(c->head.mapunit);
 	if (found != COW_V1_MAPUNIT)
-		r = fault(faults, "mapunit", "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
+		r = cow_fault(faults, "mapunit", "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
 	if (check_layout(c, &geo, faults))
 		r = WRONG;
 	found = le64(c->head.doffset);
 	if (found != geo.doffset)
-		r = fault(faults, "doffset", "found doffset %llu, expected %llu", found, geo.doffset);
+		r = cow_fault(faults, "doffset", "found doffset %llu, expected %llu", found, geo.doffset);
 
 	return r ? r : check_count(c, faults);
 }
@@ -227,32 +225,32 @@ static int check_head_v2(struct cowfile *c, struct cow_faults *faults)
 
 	c->state = state_of(&c->head, 2);
 	if (csum != expected)
-		r = fault(faults, "head-csum", "the head is damaged: found checksum 0x%08x, expected 0x%08x",
-			  csum, expected);
+		r = cow_fault(faults, "head-csum", "the head is damaged: found checksum 0x%08x, expected 0x%08x",
+			      csum, expected);
 	unknown = le32(c->head.incompat) & ~(COW_INCOMPAT_KNOWN | COW_INCOMPAT_TOOLS);
 	if (unknown)
-		return fault(faults, "incompat", "it needs features that this version lacks: found incompat 0x%08x, expected none but 0x%08x",
-			     le32(c->head.incompat), COW_INCOMPAT_KNOWN | COW_INCOMPAT_TOOLS);
+		return cow_fault(faults, "incompat", "it needs features that this version lacks: found incompat 0x%08x, expected none but 0x%08x",
+				 le32(c->head.incompat), COW_INCOMPAT_KNOWN | COW_INCOMPAT_TOOLS);
 
 	found = le64(c->head.mapunit);
 	if (!cow_v2_mapunit_valid(found))
-		return fault(faults, "mapunit", "found mapunit %llu, expected a power of two from %u to %u",
-			     found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
+		return cow_fault(faults, "mapunit", "found mapunit %llu, expected a power of two from %u to %u",
+				 found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
 	if (!sectors || sectors > COW_MAX_BYTES / 512)
-		return fault(faults, "rdosectors", "found rdosectors %llu, expected 1 to %llu",
-			     sectors, COW_MAX_BYTES / 512);
+		return cow_fault(faults, "rdosectors", "found rdosectors %llu, expected 1 to %llu",
+				 sectors, COW_MAX_BYTES / 512);
 	cow_geometry_init(&geo, 2, found, sectors);
 
 	found = le64(c->head.moffset);
 	if (found != geo.moffset)
-		r = fault(faults, "moffset", "found moffset %llu, expected %llu", found, geo.moffset);
+		r = cow_fault(faults, "moffset", "found moffset %llu, expected %llu", found, geo.moffset);
 	if (check_layout(c, &geo, faults))
 		r = WRONG;
 	align = geo.mapunit;
 	found = le64(c->head.doffset);
 	if (found < geo.doffset || found & (align - 1) || found > COW_MAX_BYTES)
-		r = fault(faults, "doffset", "found doffset %llu, expected a multiple of %llu from %llu on",
-			  found, align, geo.doffset);
+		r = cow_fault(faults, "doffset", "found doffset %llu, expected a multiple of %llu from %llu on",
+			      found, align, geo.doffset);
 	else
 		geo.doffset = found;
 	cow_set_geometry(c, &geo);
@@ -266,8 +264,8 @@ int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 	int r;
 
 	if (c->file.size < COW_V1_MAPUNIT)
-		return fault(faults, "short", "shorter than a head: found %llu bytes, expected at least %u",
-			     c->file.size, COW_V1_MAPUNIT);
+		return cow_fault(faults, "short", "shorter than a head: found %llu bytes, expected at least %u",
+				 c->file.size, COW_V1_MAPUNIT);
 	r = check_magic(c, faults);
 	if (r)
 		return r;
@@ -281,7 +279,7 @@ int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 	case 2:
 		return check_head_v2(c, faults);
 	}
-	return fault(faults, "version", "unknown version: found %u, expected 1 or 2", version);
+	return cow_fault(faults, "version", "unknown version: found %u, expected 1 or 2", version);
 }
 
 int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags,

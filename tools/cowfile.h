@@ -75,6 +75,10 @@ struct cow_faults {
 	void (*found)(struct cow_faults *faults, const char *id, const char *text);
 };
 
+/* Tell of a fault; returns WRONG. */
+int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
 /* ---- Heads ---- */
 
 /*
