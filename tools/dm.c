@@ -25,8 +25,6 @@
 
 #include <libdevmapper.h>
 
-#define TARGET	"cowloop"
-
 /* ---- The library ---- */
 
 /* As <lvm/log.h> has them, which is not installed. */
@@ -103,7 +101,7 @@ int dm_check_kernel(void)
 	dm_task_destroy(task);
 
 	/* Has the kernel load the module. */
-	task = new_task(DM_DEVICE_GET_TARGET_VERSION, TARGET);
+	task = new_task(DM_DEVICE_GET_TARGET_VERSION, DM_TARGET);
 	err = run(task);
 	dm_task_destroy(task);
 	if (!err)
@@ -111,7 +109,7 @@ int dm_check_kernel(void)
 	if (err == EPERM || err == EACCES)
 		return error(DENIED, "The kernel does not let this process use device-mapper: %s.", strerror(err));
 	return error(WRONG, "The kernel has no target \"%s\": modprobe dm-cowloop loads it, or says why not. Is the module installed for this kernel?",
-		     TARGET);
+		     DM_TARGET);
 }
 
 int dm_check_name(const char *name)
@@ -126,127 +124,7 @@ int dm_check_name(const char *name)
 	return OK;
 }
 
-/* ---- Lines ---- */
-
-static dev_t parse_dev(const char *text)
-{
-	unsigned int maj, min;
-
-	return sscanf(text, "%u:%u", &maj, &min) == 2 ? makedev(maj, min) : 0;
-}
-
-static bool parse_table(struct dm_device *d, const char *line)
-{
-	char rdo[64], cow[64];
-	int at = 0, nr = 0;
-
-	if (sscanf(line, "%63s %63s %n", rdo, cow, &at) != 2)
-		return false;
-	d->rdo = parse_dev(rdo);
-	d->cow = parse_dev(cow);
-	line += at;
-	if (sscanf(line, "%*u %n", &nr) != EOF)
-		line += nr;
-	snprintf(d->options, sizeof(d->options), "%s", line);
-	return d->rdo;
-}
-
-static enum dm_mode parse_mode(const char *word)
-{
-	static const char *const words[] = {
-		[DM_MODE_RW] = "rw",
-		[DM_MODE_RO] = "ro",
-		[DM_MODE_CLOSED] = "closed",
-		[DM_MODE_OUT_OF_SPACE] = "out_of_space",
-		[DM_MODE_FAIL] = "fail",
-	};
-	unsigned int i;
-
-	for (i = 0; i < DM_MODE_UNKNOWN && strcmp(word, words[i]); i++)
-		;
-	return i;
-}
-
-static bool parse_status(struct dm_device *d, const char *line)
-{
-	unsigned int nr = 0;
-	char state[16];
-	int at = 0;
-
-	if (sscanf(line, "%u %u %llu/%llu %llu %llu %15s %31s %u%n", &d->format, &d->mapunit, &d->used,
-		   &d->total, &d->limit, &d->low_water, state, d->mode_word, &nr, &at) != 9)
-		return false;
-	d->dirty = strcmp(state, "clean");
-	d->mode = parse_mode(d->mode_word);
-	for (d->nr_counters = 0; d->nr_counters < DM_MAX_COUNTERS && d->nr_counters < nr; d->nr_counters++) {
-		line += at;
-		if (sscanf(line, " %31s %llu%n", d->counters[d->nr_counters].name,
-			   &d->counters[d->nr_counters].value, &at) != 2)
-			return false;
-	}
-	return d->mapunit;
-}
-
 /* ---- Devices ---- */
-
-/* Ask for table or status; the first cowloop target's line, for which @task must stay. */
-static const char *get_line(struct dm_task *task, struct dm_device *d, struct dm_info *info, int *err)
-{
-	char *type, *params;
-	uint64_t start, length;
-	void *next = NULL;
-
-	*err = run(task);
-	if (!*err && (!dm_task_get_info(task, info) || !info->exists))
-		*err = ENXIO;
-	if (*err)
-		return NULL;
-	do {
-		next = dm_get_next_target(task, next, &start, &length, &type, &params);
-		if (type && !strcmp(type, TARGET)) {
-			d->start = start;
-			d->sectors = length;
-			return params;
-		}
-	} while (next);
-	return NULL;
-}
-
-/* 0, an errno, or -1: no cowloop device. */
-static int read_device(const char *name, struct dm_device *d)
-{
-	struct dm_task *table = new_task(DM_DEVICE_TABLE, name);
-	struct dm_task *status = new_task(DM_DEVICE_STATUS, name);
-	const char *line, *uuid;
-	struct dm_info info;
-	int err;
-
-	*d = (struct dm_device){ 0 };
-	snprintf(d->name, sizeof(d->name), "%s", name);
-
-	line = get_line(table, d, &info, &err);
-	if (!err && (!line || !parse_table(d, line)))
-		err = -1;
-	if (!err) {
-		line = get_line(status, d, &info, &err);
-		if (!err && (!line || !parse_status(d, line)))
-			err = -1;
-	}
-	if (!err) {
-		uuid = dm_task_get_uuid(status);
-		snprintf(d->uuid, sizeof(d->uuid), "%s", uuid ? uuid : "");
-		d->dev = makedev(info.major, info.minor);
-		d->event_nr = info.event_nr;
-		d->open_count = info.open_count;
-		d->suspended = info.suspended;
-		d->read_only = info.read_only;
-		d->deferred_remove = info.deferred_remove;
-	}
-	dm_task_destroy(table);
-	dm_task_destroy(status);
-
-	return err;
-}
 
 static const char *plain_name(const char *name)
 {
@@ -257,7 +135,7 @@ static const char *plain_name(const char *name)
 
 int dm_look(const char *name, struct dm_device *d)
 {
-	return read_device(plain_name(name), d) ? -1 : 0;
+	return dm_read(plain_name(name), d) ? -1 : 0;
 }
 
 int dm_find(const char *name, struct dm_device *d)
@@ -267,7 +145,7 @@ int dm_find(const char *name, struct dm_device *d)
 	name = plain_name(name);
 	if (!*name || strchr(name, '/'))
 		return error(WRONG, "%s: not the name of a device; cowsetup list shows the names.", name);
-	err = read_device(name, d);
+	err = dm_read(name, d);
 	if (!err)
 		return OK;
 	if (err == ENXIO)
@@ -308,7 +186,7 @@ int dm_list(struct dm_device **devices, size_t *nr)
 	names = r ? NULL : dm_task_get_names(task);
 	while (names && names->dev) {
 		/* What is gone by now, or can't be asked, is not listed. */
-		if (!read_device(names->name, &d)) {
+		if (!dm_read(names->name, &d)) {
 			grown = realloc(*devices, (*nr + 1) * sizeof(d));
 			if (!grown)
 				exit(error(NO_MEMORY, "Out of memory."));
@@ -367,8 +245,8 @@ static int load(const char *name, u64 start, u64 sectors, const char *params, bo
 	struct dm_task *task = new_task(DM_DEVICE_RELOAD, name);
 	int err;
 
-	verbose("%s: table: %llu %llu %s %s", name, start, sectors, TARGET, params);
-	if (!dm_task_add_target(task, start, sectors, TARGET, params) ||
+	verbose("%s: table: %llu %llu %s %s", name, start, sectors, DM_TARGET, params);
+	if (!dm_task_add_target(task, start, sectors, DM_TARGET, params) ||
 	    (read_only && !dm_task_set_ro(task)))
 		exit(error(NO_MEMORY, "Out of memory."));
 	err = run(task);
@@ -486,7 +364,7 @@ void dm_log_mark(void)
 
 char *dm_log_last(void)
 {
-	static const char from[] = "device-mapper: " TARGET ": ";
+	static const char from[] = "device-mapper: " DM_TARGET ": ";
 	char record[8192], *text, *last = NULL;
 	ssize_t n;
 

@@ -14,7 +14,10 @@
 /* Where the nodes are. */
 #define DM_NODES		"/dev/mapper"
 
-#define DM_MAX_COUNTERS	32
+/* What the kernel calls its target. */
+#define DM_TARGET		"cowloop"
+
+#define DM_MAX_COUNTERS	32	/* those that come after these are not kept */
 
 enum dm_mode {
 	DM_MODE_RW,
@@ -54,6 +57,19 @@ struct dm_device {
 		u64 value;
 	} counters[DM_MAX_COUNTERS];
 };
+
+/* ---- device.c, which is part of the plugin for dmeventd, too ---- */
+
+/* Ask the kernel for a device. Returns 0, an errno, or -1: no cowloop device. */
+int dm_read(const char *name, struct dm_device *d);
+
+/* Has it a cow device? With mode closed, its number may be somebody else's by now. */
+bool dm_has_cow(const struct dm_device *d);
+
+/* What to do about the mode it is in: a text, or NULL if it is as it should be. */
+const char *dm_advice(const struct dm_device *d);
+
+/* ---- dm.c ---- */
 
 /* Why the command can't work at all: not root, no device-mapper, no module. */
 int dm_check_kernel(void);

@@ -41,90 +41,6 @@ char *live_file(dev_t dev)
 	return file ? file : dev_path(dev);
 }
 
-/* With mode closed its number may be somebody else's by now. */
-static bool has_cow(const struct dm_device *d)
-{
-	return d->cow && d->mode != DM_MODE_CLOSED;
-}
-
-static u64 device_size(dev_t dev)
-{
-	char *text = dev_attribute(dev, "size");
-	const u64 size = text ? strtoull(text, NULL, 10) * 512 : 0;
-
-	free(text);
-	return size;
-}
-
-static void bound_space(struct space *s, u64 free, u64 total, const char *of)
-{
-	if (s->of && s->free <= free)
-		return;
-	s->free = free;
-	s->total = total;
-	s->of = of;
-}
-
-/* How many units the cow device has room for, of those there are. */
-static u64 units_with_room(const struct dm_device *d)
-{
-	const u64 size = device_size(d->cow);
-	struct cow_geometry geo;
-	u64 units;
-
-	cow_geometry_init(&geo, d->format, d->mapunit, d->start + d->sectors);
-	units = size > geo.doffset ? (size - geo.doffset) / geo.mapunit : 0;
-	return units < d->total ? units : d->total;
-}
-
-void live_look(const struct dm_device *d, struct statvfs *fs)
-{
-	char *file = has_cow(d) ? loop_file(d->cow) : NULL;
-
-	if (!file || statvfs(file, fs))
-		fs->f_frsize = 0;
-	free(file);
-}
-
-void live_space(const struct dm_device *d, const struct statvfs *fs, struct space *s)
-{
-	const u64 unit = d->mapunit;
-	u64 room;
-
-	*s = (struct space){ 0 };
-	if (d->limit)
-		bound_space(s, d->limit > d->used ? (d->limit - d->used) * unit : 0, d->limit * unit, "limit");
-	if (fs->f_frsize)
-		bound_space(s, (u64)fs->f_bavail * fs->f_frsize, (u64)fs->f_blocks * fs->f_frsize,
-			    "filesystem");
-	if (!has_cow(d))
-		return;
-
-	/* A device that has room for everything bounds nothing, unless nothing else does. */
-	room = units_with_room(d);
-	if (room < d->total || !s->of)
-		bound_space(s, room > d->used ? (room - d->used) * unit : 0, room * unit, "device");
-}
-
-static const char *advice(const struct dm_device *d)
-{
-	switch (d->mode) {
-	case DM_MODE_RW:
-		return d->suspended ? "it is suspended: I/O waits (dmsetup resume)" : NULL;
-	case DM_MODE_RO:
-		return "it takes no writes; to write again, close it and open it without --read-only";
-	case DM_MODE_CLOSED:
-		return "it has let go of its cowfile, so what was modified cannot be read; close it, and open it again";
-	case DM_MODE_OUT_OF_SPACE:
-		return "new changes fail for want of space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they work again";
-	case DM_MODE_FAIL:
-		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it with --force, run cowsetup check on the cowfile, and open it again";
-	case DM_MODE_UNKNOWN:
-		break;
-	}
-	return "this cowsetup is older than the module and does not know this mode";
-}
-
 /* ---- list, status ---- */
 
 void report_space(const struct space *s)
@@ -212,16 +128,16 @@ static void report_device(const struct dm_device *d)
 	report_start("name", "Name", d->name);
 	report_text("device", "Device", path);
 	report_text("mode", "Mode", d->mode_word);
-	if (!opt.json && advice(d))
-		report_text("", "What to do", advice(d));
+	if (!opt.json && dm_advice(d))
+		report_text("", "What to do", dm_advice(d));
 	report_text("state", "State", d->dirty ? "dirty" : "clean");
 	report_size("device_bytes", "Size", d->sectors * 512);
 	report_used(d);
-	live_look(d, &fs);
-	live_space(d, &fs, &s);
+	space_look(d, &fs);
+	space_least(d, &fs, &s);
 	report_space(&s);
 	report_below("rdo", "Read-only device", d->rdo, true);
-	report_below("cow", "Cowfile", d->cow, has_cow(d));
+	report_below("cow", "Cowfile", d->cow, dm_has_cow(d));
 	report_number("format", "Format", d->format);
 	report_size("unit_bytes", "Unit", d->mapunit);
 	if (opt.json || d->limit)
@@ -253,7 +169,7 @@ int cmd_status(int argc, char **argv)
 
 static void print_row(const struct dm_device *d, int width)
 {
-	char *rdo = live_file(d->rdo), *cow = has_cow(d) ? live_file(d->cow) : xasprintf("-");
+	char *rdo = live_file(d->rdo), *cow = dm_has_cow(d) ? live_file(d->cow) : xasprintf("-");
 
 	printf("%-*s %10s %10s %6s %-5s %-12s %s %s\n", width, d->name, size_text(d->sectors * 512),
 	       size_text(d->used * d->mapunit), percent_text(d->used, d->total),
@@ -499,7 +415,7 @@ int cmd_close(int argc, char **argv)
 
 	rdo_file = loop_file(d.rdo);
 	rdo_autoclear = loop_autoclear(d.rdo);
-	cow_file = has_cow(&d) ? loop_file(d.cow) : NULL;
+	cow_file = dm_has_cow(&d) ? loop_file(d.cow) : NULL;
 	cow_autoclear = cow_file && loop_autoclear(d.cow);
 	err = dm_remove(&d, opt.deferred);
 	if (err) {

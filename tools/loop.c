@@ -25,31 +25,8 @@
 #include <unistd.h>
 
 #include <linux/loop.h>
-#include <linux/major.h>
 
 /* ---- What sysfs says ---- */
-
-char *dev_attribute(dev_t dev, const char *name)
-{
-	char *path = xasprintf("/sys/dev/block/%u:%u/%s", major(dev), minor(dev), name);
-	FILE *f = fopen(path, "re");
-	char *line = NULL;
-	size_t room = 0;
-	ssize_t n = -1;
-
-	free(path);
-	if (f) {
-		n = getline(&line, &room, f);
-		fclose(f);
-	}
-	if (n < 0) {
-		free(line);
-		return NULL;
-	}
-	if (n && line[n - 1] == '\n')
-		line[n - 1] = 0;
-	return line;
-}
 
 char *dev_path(dev_t dev)
 {
@@ -69,16 +46,6 @@ char *dev_path(dev_t dev)
 	}
 	free(target);
 	return path;
-}
-
-bool dev_is_loop(dev_t dev)
-{
-	return major(dev) == LOOP_MAJOR;
-}
-
-char *loop_file(dev_t dev)
-{
-	return dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL;
 }
 
 bool loop_autoclear(dev_t dev)

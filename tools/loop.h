@@ -7,6 +7,7 @@
 #define COWSETUP_LOOP_H
 
 #include "file.h"
+#include "sysfs.h"
 
 /* A loop device that we have open. */
 struct loop {
@@ -25,11 +26,6 @@ int loop_attach(struct loop *l, const struct file *f);
 /* Unless somebody else has it open by now, it is gone afterwards. */
 void loop_close(struct loop *l);
 
-bool dev_is_loop(dev_t dev);
-
-/* The file a loop device is made of, to be freed, as the kernel names it; or NULL. */
-char *loop_file(dev_t dev);
-
 /* Is this the file that the loop device is made of? */
 bool loop_has_file(dev_t dev, const struct file *f);
 
@@ -43,8 +39,5 @@ bool loop_wait_gone(dev_t dev, const char *file);
 
 /* "/dev/loop3", or "/dev/" and whatever it is called; to be freed. */
 char *dev_path(dev_t dev);
-
-/* A file in the sysfs directory of a block device: its first line, to be freed, or NULL. */
-char *dev_attribute(dev_t dev, const char *name);
 
 #endif /* COWSETUP_LOOP_H */

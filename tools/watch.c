@@ -157,10 +157,10 @@ static int look(const char *name, u64 *looked, bool *short_before, bool *done)
 		return opt.exec ? OK : error(WRONG, "%s: has been closed.", name);
 	}
 	if (!*looked || now_ms() >= *looked + PERIOD_MS) {
-		live_look(&d, &fs);
+		space_look(&d, &fs);
 		*looked = now_ms();
 	}
-	live_space(&d, &fs, &s);
+	space_least(&d, &fs, &s);
 	r = refuse_mode(&d);
 
 	return r ? r : judge(&d, &s, short_before, done);

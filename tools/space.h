@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: how much can still be written into a cowfile.
+ */
+
+#ifndef COWSETUP_SPACE_H
+#define COWSETUP_SPACE_H
+
+#include <sys/statvfs.h>
+
+#include "dm.h"
+
+/* How much there is, and what sets that bound. */
+struct space {
+	u64 free, total;	/* bytes */
+	const char *of;		/* "limit", "device" or "filesystem": one word, for programs */
+};
+
+/* Look at the filesystem under a cow file; f_frsize is 0 if there is none. */
+void space_look(const struct dm_device *d, struct statvfs *fs);
+
+/*
+ * The least of what the limit, the cow device and that filesystem have left;
+ * of is NULL if nothing is known.
+ */
+void space_least(const struct dm_device *d, const struct statvfs *fs, struct space *s);
+
+#endif /* COWSETUP_SPACE_H */
