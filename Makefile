@@ -75,7 +75,7 @@ STRICT = -std=c11 -D_GNU_SOURCE -Wall -Wextra
 VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 
 # what cowsetup needs, and what Debian calls it
-LIBS = popt json-c libzstd zlib uuid blkid devmapper
+LIBS = popt json-c libzstd zlib uuid blkid devmapper devmapper-event
 DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libdevmapper-dev pkg-config
 LIBS_CFLAGS = $(shell pkg-config --cflags $(LIBS))
 LIBS_LDFLAGS = $(shell pkg-config --libs $(LIBS))
@@ -83,7 +83,11 @@ LIBS_LDFLAGS = $(shell pkg-config --libs $(LIBS))
 GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
 TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
 
-tools: $(GUEST) build/tools/cowsetup
+# The plugin for dmeventd, which looks it up by its name. It takes what it shares with cowsetup from there.
+PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
+PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix tools/,device.c size.c space.c sysfs.c)
+
+tools: $(GUEST) build/tools/cowsetup $(PLUGIN)
 	@:
 
 build/guest/%: tests/%.c $(wildcard *.h tests/*.h)
@@ -106,7 +110,13 @@ build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
 	$(if $(V),,@echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_LDFLAGS)
 
-# The same with the compiler's checks, for the tests: errors are found where they are made.
+$(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(wildcard tools/*.h) dm-cowloop.h
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  LD      $@")
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
+		$(PLUGIN_SRCS) $(shell pkg-config --libs devmapper-event devmapper)
+
+# cowsetup with the compiler's checks, for the tests: errors are found where they are made.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build/tools/libs
 	@mkdir -p $(@D)
@@ -128,11 +138,15 @@ build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloo
 
 PREFIX ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
+PLUGINDIR ?= $(PREFIX)/lib
 MANDIR ?= $(PREFIX)/share/man
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 
-install-tools: build/tools/cowsetup
+# dmeventd finds its plugins as programs find their libraries: ldconfig is for a system's own directories
+install-tools: build/tools/cowsetup $(PLUGIN)
 	$(Q)install -D -m 755 build/tools/cowsetup "$(DESTDIR)$(SBINDIR)/cowsetup"
+	$(Q)install -D -m 644 $(PLUGIN) "$(DESTDIR)$(PLUGINDIR)/$(notdir $(PLUGIN))"
+	$(Q)[ "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || PATH=$$PATH:/usr/sbin:/sbin ldconfig
 	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
 	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
 	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"

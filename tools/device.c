@@ -175,6 +175,8 @@ const char *dm_advice(const struct dm_device *d)
 	case DM_MODE_CLOSED:
 		return "it has let go of its cowfile, so what was modified cannot be read; close it, and open it again";
 	case DM_MODE_OUT_OF_SPACE:
+		if (strstr(d->options, "queue_if_no_space"))
+			return "new changes wait for space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they go on";
 		return "new changes fail for want of space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they work again";
 	case DM_MODE_FAIL:
 		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it with --force, run cowsetup check on the cowfile, and open it again";

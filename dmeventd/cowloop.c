@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * libdevmapper-event-cowloop.so: has dmeventd(8) warn of cowloop devices that
+ * have little room left for changes.
+ *
+ * dmeventd has a thread for each device that was registered with it, by
+ * `cowsetup monitor'. It calls process_event() upon every event of the device,
+ * and every ten seconds, since nothing tells when a filesystem fills up. Each
+ * time we look how things are, and say what is new, in syslog: that it is 80,
+ * 85, 90, 95 or 100 percent full, and again if it had fallen by 5 percent in
+ * between; and that it is out of space, has failed, or let go of its cowfile.
+ * Full is what has the least room left of limit, cow device and filesystem:
+ * space_least() says which, as it does for `cowsetup watch'.
+ *
+ * With all that PROGRAM is run, if there is one. It has a fixed place, since a
+ * registration has no room but for the names of the plugin and of the device;
+ * and what a daemon of root's runs should depend on nothing but files of root's.
+ *
+ * This is a guest in a daemon that has other devices to look after: it never
+ * exits, and what it calls from tools/ does not either.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <syslog.h>
+
+#include <libdevmapper.h>
+#include <libdevmapper-event.h>
+
+#include "../tools/space.h"
+#include "../tools/sysfs.h"
+
+/* What dmeventd looks up; all else stays hidden, or it would clash with names of the C library. */
+#define EXPORTED	__attribute__((visibility("default")))
+
+#define PROGRAM_DIR	"/etc/cowsetup"
+#define PROGRAM		PROGRAM_DIR "/low-space"
+
+#define FIRST_WARNING	80	/* percent */
+#define STEP		5
+
+/* What has been said about a device. */
+struct monitor {
+	unsigned int full;	/* percent: a multiple of STEP; 0: nothing yet */
+	enum dm_mode mode;	/* DM_MODE_RW is 0 */
+	int err;		/* of dm_read() */
+};
+
+/* @level is one of syslog's. */
+static __attribute__((format(printf, 2, 3)))
+void say(int level, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	dm_event_log("cowloop", level, __FILE__, __LINE__, 0, fmt, ap);
+	va_end(ap);
+}
+
+/* ---- The program ---- */
+
+/* May it be run? It need not be there at all. */
+static bool program_is_fit(void)
+{
+	static const char *const paths[] = { PROGRAM_DIR, PROGRAM };
+	struct stat st;
+
+	for (unsigned int i = 0; i < sizeof(paths) / sizeof(paths[0]); i++) {
+		if (stat(paths[i], &st)) {
+			if (errno != ENOENT)
+				say(LOG_ERR, "%s: not run: %s.", PROGRAM, strerror(errno));
+			return false;
+		}
+		if (st.st_uid || (st.st_mode & (S_IWGRP | S_IWOTH))) {
+			say(LOG_ERR, "%s: not run, since others than root may write to %s: chown root, chmod go-w.",
+			    PROGRAM, paths[i]);
+			return false;
+		}
+	}
+	return true;
+}
+
+/* As a process of its own should be: dmeventd blocks signals, and has descriptors open. */
+static int spawn_program(pid_t *pid, char **env)
+{
+	char *argv[] = { PROGRAM, NULL };
+	posix_spawn_file_actions_t files;
+	posix_spawnattr_t attr;
+	sigset_t signals;
+	int err;
+
+	posix_spawnattr_init(&attr);
+	posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+	sigfillset(&signals);
+	posix_spawnattr_setsigdefault(&attr, &signals);
+	sigemptyset(&signals);
+	posix_spawnattr_setsigmask(&attr, &signals);
+
+	posix_spawn_file_actions_init(&files);
+	err = posix_spawn_file_actions_addopen(&files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+	if (!err)
+		err = posix_spawn_file_actions_addclosefrom_np(&files, STDERR_FILENO + 1);
+	if (!err)
+		err = posix_spawn(pid, PROGRAM, &files, &attr, argv, env);
+	posix_spawn_file_actions_destroy(&files);
+	posix_spawnattr_destroy(&attr);
+
+	return err;
+}
+
+/* It is waited for: until it has ended, dmeventd does not call for this device again. */
+static void run_program(const struct dm_device *d, const struct space *s)
+{
+	char name[sizeof(d->name) + 8], mode[sizeof(d->mode_word) + 8], room[32], total[32];
+	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+	char *env[] = { path, name, mode, room, total, NULL };
+	int err, status;
+	pid_t pid;
+
+	if (!program_is_fit())
+		return;
+	snprintf(name, sizeof(name), "NAME=%s", d->name);
+	snprintf(mode, sizeof(mode), "MODE=%s", d->mode_word);
+	snprintf(room, sizeof(room), "FREE=%llu", s->free);
+	snprintf(total, sizeof(total), "TOTAL=%llu", s->total);
+
+	err = spawn_program(&pid, env);
+	if (err) {
+		say(LOG_ERR, "%s: cannot be run: %s.", PROGRAM, strerror(err));
+		return;
+	}
+	while (waitpid(pid, &status, 0) < 0) {
+		if (errno != EINTR) {
+			say(LOG_ERR, "%s: was lost: %s.", PROGRAM, strerror(errno));
+			return;
+		}
+	}
+	if (WIFSIGNALED(status))
+		say(LOG_ERR, "%s: was ended by signal %d, for %s.", PROGRAM, WTERMSIG(status), d->name);
+	else if (WEXITSTATUS(status))
+		say(LOG_ERR, "%s: ended with status %d, for %s.", PROGRAM, WEXITSTATUS(status), d->name);
+}
+
+/* ---- What is new ---- */
+
+/* True if it is worth a run of the program; so below. */
+static bool tell_mode(struct monitor *m, const struct dm_device *d)
+{
+	const enum dm_mode before = m->mode;
+
+	m->mode = d->mode;
+	if (d->mode == before)
+		return false;
+	switch (d->mode) {
+	case DM_MODE_OUT_OF_SPACE:
+	case DM_MODE_FAIL:
+	case DM_MODE_CLOSED:
+		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name, d->mode_word, dm_advice(d));
+		return true;
+	case DM_MODE_RW:
+	case DM_MODE_RO:
+	case DM_MODE_UNKNOWN:
+		break;
+	}
+	if (before == DM_MODE_OUT_OF_SPACE)
+		say(LOG_NOTICE, "Cowloop device %s is no longer out of space.", d->name);
+	return false;
+}
+
+static void warn_full(const struct dm_device *d, const struct space *s)
+{
+	char what[256], *file;
+
+	snprintf(what, sizeof(what), "WARNING: Cowloop device %s is now %s full: %s of %s free (%s)", d->name,
+		 percent_text(s->total - s->free, s->total), size_text(s->free), size_text(s->total), s->of);
+	if (!strcmp(s->of, "limit")) {
+		say(LOG_WARNING, "%s; to double the limit: dmsetup message %s 0 limit %llu.", what, d->name,
+		    2 * d->limit);
+	} else if (!strcmp(s->of, "filesystem")) {
+		file = loop_file(d->cow);
+		say(LOG_WARNING, "%s; make room where %s is.", what, file ? file : "the cowfile");
+		free(file);
+	} else if (s->total < d->total * d->mapunit) {
+		say(LOG_WARNING, "%s; close it, make the cow device larger, and open it again.", what);
+	} else {
+		say(LOG_WARNING, "%s; the cow device has room for every unit, so nothing will fail for want of it.", what);
+	}
+}
+
+static bool tell_full(struct monitor *m, const struct dm_device *d, const struct space *s)
+{
+	const double percent = s->total ? 100.0 * (s->total - s->free) / s->total : 100;
+	const unsigned int step = (unsigned int)(percent / STEP) * STEP;
+
+	while (m->full && percent <= m->full - STEP)
+		m->full = m->full > FIRST_WARNING ? m->full - STEP : 0;
+	if (step < FIRST_WARNING || step <= m->full)
+		return false;
+	m->full = step;
+	/* This has been said by then. */
+	if (d->mode == DM_MODE_OUT_OF_SPACE)
+		return false;
+	warn_full(d, s);
+	return true;
+}
+
+static void look(struct monitor *m, const struct dm_device *d)
+{
+	struct statvfs fs;
+	struct space s;
+	bool news;
+
+	space_look(d, &fs);
+	space_least(d, &fs, &s);
+	news = tell_mode(m, d);
+	/* In the other modes it takes no writes. */
+	if (s.of && (d->mode == DM_MODE_RW || d->mode == DM_MODE_OUT_OF_SPACE || d->mode == DM_MODE_UNKNOWN))
+		news |= tell_full(m, d, &s);
+	if (news)
+		run_program(d, &s);
+}
+
+/* ---- What dmeventd calls ---- */
+
+EXPORTED
+void process_event(struct dm_task *task, enum dm_event_mask events, void **user)
+{
+	const char *name = dm_task_get_name(task);
+	struct monitor *m = *user;
+	struct dm_device d;
+	const int err = dm_read(name, &d);
+
+	(void)events;
+	if (!err)
+		look(m, &d);
+	else if (err != m->err)
+		say(LOG_ERR, "Cowloop device %s cannot be monitored: %s.", name,
+		    err < 0 ? "it is no cowloop device any more, or of a module that this plugin does not know" :
+			      strerror(err));
+	m->err = err;
+}
+
+EXPORTED
+int register_device(const char *name, const char *uuid, int major, int minor, void **user)
+{
+	(void)uuid;
+	(void)major;
+	(void)minor;
+	*user = calloc(1, sizeof(struct monitor));
+	if (!*user) {
+		say(LOG_ERR, "Cowloop device %s cannot be monitored: out of memory.", name);
+		return 0;
+	}
+	say(LOG_INFO, "Monitoring cowloop device %s.", name);
+	return 1;
+}
+
+EXPORTED
+int unregister_device(const char *name, const char *uuid, int major, int minor, void **user)
+{
+	(void)uuid;
+	(void)major;
+	(void)minor;
+	free(*user);
+	*user = NULL;
+	say(LOG_INFO, "No longer monitoring cowloop device %s.", name);
+	return 1;
+}
