@@ -44,6 +44,8 @@ enum {
 	OPT_DEFERRED,
 	OPT_THRESHOLD,
 	OPT_EXEC,
+	OPT_MONITOR,
+	OPT_OFF,
 	/* These go with any command. */
 	OPT_COMMON,
 	OPT_BATCH_MODE = OPT_COMMON,
@@ -90,6 +92,10 @@ static const struct poptOption option_table[] = {
 	  "Raise an event when so little of the limit is left", "SIZE" },
 	{ "mapunit", '\0', POPT_ARG_STRING, NULL, OPT_MAPUNIT,
 	  "Unit of change, a power of two from 4K to 1M", "SIZE" },
+	{ "monitor", '\0', POPT_ARG_NONE, NULL, OPT_MONITOR,
+	  "Have dmeventd warn when it gets full", NULL },
+	{ "off", '\0', POPT_ARG_NONE, NULL, OPT_OFF,
+	  "Monitor it no longer", NULL },
 	{ "progress-frequency", '\0', POPT_ARG_STRING, NULL, OPT_PROGRESS_FREQUENCY,
 	  "Print a line of progress every so many seconds", "SECS" },
 	{ "progress-json", '\0', POPT_ARG_NONE, NULL, OPT_PROGRESS_JSON,
@@ -219,6 +225,12 @@ static int parse_option(int which, const char *value)
 	case OPT_EXEC:
 		opt.exec = xasprintf("%s", value);
 		return OK;
+	case OPT_MONITOR:
+		opt.monitor = true;
+		return OK;
+	case OPT_OFF:
+		opt.off = true;
+		return OK;
 	}
 	abort();
 }
@@ -240,7 +252,7 @@ static const struct command commands[] = {
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
 	  cmd_format },
 	{ "open", "<rdo> <cow> [<name>]", 2, 3, "make a writable device of both; makes the cowfile, too",
-	  BIT(OPT_READ_ONLY) | BIT(OPT_REPAIR) | BIT(OPT_LIMIT) | BIT(OPT_LOW_WATER) |
+	  BIT(OPT_READ_ONLY) | BIT(OPT_REPAIR) | BIT(OPT_LIMIT) | BIT(OPT_LOW_WATER) | BIT(OPT_MONITOR) |
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC),
 	  cmd_open },
 	{ "close", "<name>", 1, 1, "remove the device",
@@ -253,6 +265,8 @@ static const struct command commands[] = {
 	  0, cmd_sync },
 	{ "watch", "<name>", 1, 1, "wait until space for changes is short",
 	  BIT(OPT_THRESHOLD) | BIT(OPT_EXEC) | BIT(OPT_JSON), cmd_watch },
+	{ "monitor", "<name>", 1, 1, "have dmeventd warn when space for changes is short",
+	  BIT(OPT_OFF), cmd_monitor },
 	{ "readonly", "<name>", 1, 1, "take no more writes, so that what holds the cowfile can be remounted read-only",
 	  0, cmd_readonly },
 	{ "detach", "<name>", 1, 1, "let go of the cowfile, so that what holds it can be unmounted",

@@ -69,6 +69,8 @@ struct options {
 	u64 threshold;			/* bytes */
 	bool have_threshold;
 	const char *exec;
+	bool monitor;
+	bool off;
 };
 
 extern struct options opt;
@@ -125,6 +127,7 @@ int cmd_list(int argc, char **argv);
 int cmd_status(int argc, char **argv);
 int cmd_sync(int argc, char **argv);
 int cmd_watch(int argc, char **argv);
+int cmd_monitor(int argc, char **argv);
 int cmd_readonly(int argc, char **argv);
 int cmd_detach(int argc, char **argv);
 

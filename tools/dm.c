@@ -29,7 +29,10 @@
 
 /* As <lvm/log.h> has them, which is not installed. */
 #define LOG_LEVEL_MASK	7
+#define LOG_ERR		3
 #define LOG_WARN	4
+
+static char first_error[512];
 
 static __attribute__((format(printf, 5, 6)))
 void show_log(int level, const char *file, int line, int err, const char *fmt, ...)
@@ -45,7 +48,23 @@ void show_log(int level, const char *file, int line, int err, const char *fmt, .
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
+	if ((level & LOG_LEVEL_MASK) <= LOG_ERR && !*first_error)
+		snprintf(first_error, sizeof(first_error), "%s", text);
 	verbose("libdevmapper: %s", text);
+}
+
+void dm_error_mark(void)
+{
+	*first_error = 0;
+}
+
+const char *dm_error_first(void)
+{
+	const size_t n = strlen(first_error);
+
+	if (n && first_error[n - 1] == '.')
+		first_error[n - 1] = 0;
+	return first_error;
 }
 
 static struct dm_task *new_task(int type, const char *name)

@@ -114,6 +114,10 @@ int dm_message(const struct dm_device *d, const char *message);
 /* Open something that becomes readable with the next event of any dm device. */
 int dm_open_events(void);
 
+/* What the library has found wrong first since dm_error_mark(), in its own words. */
+void dm_error_mark(void);
+const char *dm_error_first(void);
+
 /*
  * What the kernel's log has said about cowloop since dm_log_mark(), the last
  * line of it: a text to be freed, or NULL.

@@ -23,6 +23,7 @@
 
 #include "cowfile.h"
 #include "loop.h"
+#include "monitor.h"
 #include "report.h"
 
 /* ---- What there is ---- */
@@ -162,6 +163,7 @@ int cmd_status(int argc, char **argv)
 	if (r)
 		return r;
 	report_device(&d);
+	report_bool("monitored", "Monitored", monitor_is_on(&d));
 	report_end();
 
 	return OK;
@@ -395,7 +397,7 @@ static int sync_before_close(const struct dm_device *d)
 int cmd_close(int argc, char **argv)
 {
 	char *rdo_file, *cow_file, *user = NULL;
-	bool rdo_autoclear, cow_autoclear;
+	bool rdo_autoclear, cow_autoclear, monitored = false;
 	struct dm_device d;
 	int err, r = live_find(argv[0], &d);
 
@@ -417,7 +419,12 @@ int cmd_close(int argc, char **argv)
 	rdo_autoclear = loop_autoclear(d.rdo);
 	cow_file = dm_has_cow(&d) ? loop_file(d.cow) : NULL;
 	cow_autoclear = cow_file && loop_autoclear(d.cow);
+	/* Before it goes, or dmeventd logs an error; but a device in use stays for now, with --deferred. */
+	if (!opt.deferred || !d.open_count)
+		monitored = monitor_is_on(&d) && !monitor_stop(&d);
 	err = dm_remove(&d, opt.deferred);
+	if (err && monitored)
+		monitor_start(&d);
 	if (err) {
 		r = refuse_busy(&d, err);
 	} else if (!dm_name_exists(d.name)) {

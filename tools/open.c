@@ -26,6 +26,7 @@
 
 #include "dm.h"
 #include "loop.h"
+#include "monitor.h"
 #include "newcow.h"
 
 /* An open in progress. */
@@ -484,6 +485,18 @@ static int do_open(struct opening *o)
 	return !r && interrupted ? take_back(o) : r;
 }
 
+/* A device that is not monitored is a device all the same. */
+static void monitor_opened(const char *name)
+{
+	struct dm_device d;
+	int r = dm_find(name, &d);
+
+	if (!r)
+		r = monitor_start(&d);
+	if (r)
+		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
+}
+
 int cmd_open(int argc, char **argv)
 {
 	struct opening o = {
@@ -511,6 +524,8 @@ int cmd_open(int argc, char **argv)
 	loop_close(&o.rdo_loop);
 	cow_close(&o.c);
 	file_close(&o.rdo);
+	if (!r && opt.monitor)
+		monitor_opened(o.name);
 	free(o.name);
 
 	return r;

@@ -69,6 +69,7 @@ static int run_command(const struct dm_device *d, const struct space *s)
 	int status;
 
 	setenv("NAME", d->name, 1);
+	setenv("MODE", d->mode_word, 1);
 	set_number("FREE", s->free);
 	set_number("TOTAL", s->total);
 	fflush(stdout);

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: having dmeventd monitor devices.
+ */
+
+#ifndef COWSETUP_MONITOR_H
+#define COWSETUP_MONITOR_H
+
+#include "dm.h"
+
+/* From now on dmeventd, which is started if need be, warns when the device gets full. */
+int monitor_start(const struct dm_device *d);
+
+/* No more; it need not have been monitored. */
+int monitor_stop(const struct dm_device *d);
+
+bool monitor_is_on(const struct dm_device *d);
+
+#endif /* COWSETUP_MONITOR_H */
