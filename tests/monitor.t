@@ -1,0 +1,273 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# dmeventd and its plugin: what gets into syslog as devices fill up, go out of space and fail; the program that is run
+# then; and how devices are registered and let go of. Who has to wait for dmeventd's next look has to wait for ten
+# seconds at most, so the devices fill up side by side.
+#
+# vm: --smp 2 --mem 1G
+
+# shellcheck disable=SC2016 source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+# built with the compiler's checks
+export ASAN_OPTIONS=detect_leaks=1:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
+cowsetup() { /usr/local/bin/cowsetup-asan "$@"; }
+out='' # what exits() leaves
+
+syslogd -n -O /tmp/log &
+
+# waits REGEX SECONDS: until syslog has it
+waits() {
+	for _ in $(seq $(($2 * 10))); do
+		grep -Eq -- "$1" log && return 0
+		sleep 0.1
+	done
+	return 1
+}
+
+# logs REGEX NAME [SECONDS]: passes when syslog has it soon; within ten seconds dmeventd looks at all devices
+logs() {
+	waits "$1" "${3:-15}"
+	ok $? "$2" || { diag "not logged: $1"; diag "$(tail -n 20 log)"; return 1; }
+}
+
+# counts REGEX COUNT NAME: passes when syslog has it so often
+counts() { is "$(grep -Ec -- "$1" log)" "$2" "$3" || { diag "$(tail -n 20 log)"; return 1; }; }
+
+# program COMMAND...: from now on this is run as well
+program() {
+	mkdir -p /etc/cowsetup
+	printf '#!/bin/sh\n%s\n' "$*" >/etc/cowsetup/low-space
+	chmod 755 /etc/cowsetup/low-space
+}
+
+running() { pidof dmeventd >/dev/null; }
+stop() {
+	kill "$(cat /run/dmeventd.pid)"
+	for _ in $(seq 100); do
+		running || return 0
+		sleep 0.1
+	done
+	return 1
+}
+
+# --- Registering --------------------------------------------------------------------------------------------
+
+truncate -s 4M reg.img
+cowsetup open reg.img reg.cow >/dev/null
+exits 0 "open without --monitor" cowsetup status reg
+says '^Monitored +no$' "is not monitored"
+exits 0 "monitor --off, when it is not" cowsetup monitor --off reg
+! running
+ok $? "none of that starts dmeventd"
+cowsetup close reg
+! running
+ok $? "nor does close"
+
+mv /usr/sbin/dmeventd dmeventd
+exits 0 "open --monitor without dmeventd" cowsetup open --monitor reg.img reg.cow
+says '^/dev/mapper/reg$' "works"
+says 'reg: cannot be monitored, .*/sbin/dmeventd: .*No such file' "says what is missing"
+says 'Warning: reg: open, but nobody will warn' "and warns"
+exits 4 "monitor without dmeventd" cowsetup monitor reg
+says 'Is it installed' "says what is missing: monitor"
+mv dmeventd /usr/sbin
+
+mv /usr/lib/libdevmapper-event-cowloop.so .
+exits 4 "monitor without the plugin" cowsetup monitor reg
+says 'not monitored: .*does it find its plugin' "and says so: plugin"
+mv libdevmapper-event-cowloop.so /usr/lib
+
+dmsetup create bare --notable
+exits 4 "monitor what is no cowloop device" cowsetup monitor bare
+dmsetup remove bare
+cowsetup close reg
+cowopen bare "$(loopdev reg.img -r)" "$(loopdev reg.cow)"
+exits 4 "monitor a device without a UUID" cowsetup monitor bare
+says 'bare: .*no UUID' "and says so: UUID"
+dmsetup remove bare
+losetup --detach-all
+
+exits 0 "open --monitor" cowsetup open --monitor reg.img reg.cow
+is "$out" /dev/mapper/reg "prints nothing but the device"
+logs 'Monitoring cowloop device reg\.' "dmeventd has it" 1
+exits 0 "status" cowsetup status --json reg
+says '"monitored": true' "shows that"
+exits 0 "monitor, when it is" cowsetup monitor /dev/mapper/reg
+exits 0 "monitor --off" cowsetup monitor --off reg
+logs 'No longer monitoring cowloop device reg\.' "dmeventd has it no more" 5
+exits 0 "status, no longer" cowsetup status --json reg
+says '"monitored": false' "shows that, too"
+exits 0 "monitor" cowsetup monitor reg
+exits 0 "status, again" cowsetup status reg
+says '^Monitored +yes$' "it is monitored again"
+
+exec 7</dev/mapper/reg
+exits 5 "close, in use" cowsetup close reg
+exits 0 "status, in use" cowsetup status reg
+says '^Monitored +yes$' "it is still monitored"
+exits 0 "close --deferred, in use" cowsetup close --deferred reg
+exits 0 "status, to be closed" cowsetup status reg
+says '^Monitored +yes$' "it is monitored until then"
+exec 7<&-
+logs 'reg disappeared, detaching' "and not any longer" 5
+: >log
+cowsetup open --monitor reg.img reg.cow >/dev/null
+exits 0 "close" cowsetup close reg
+logs 'No longer monitoring cowloop device reg\.' "ends it" 5
+counts disappeared 0 "in good order"
+stop
+ok $? "dmeventd has nothing to do any more"
+
+# --- Filling up ---------------------------------------------------------------------------------------------
+
+# a file on a filesystem that fills up, whoever fills it; a cow device that is too small, and one that is not
+truncate -s 100M fs.img
+mkfs.ext4 -q -m 0 fs.img
+mkdir fs
+mount -o loop fs.img fs
+truncate -s 1M file.img
+truncate -s 8M small.img
+truncate -s 4M large.img
+truncate -s $((8192 + 1000 * 4096)) small.cow # room for 1000 units of 2048
+truncate -s 5M large.cow
+small=$(loopdev small.cow)
+dmsetup create below --table "0 10240 linear $(loopdev large.cow) 0"
+program 'echo "$NAME $MODE $FREE $TOTAL" >>/tmp/ran'
+: >log
+cowsetup open --monitor file.img fs/file.cow >/dev/null
+cowsetup open --monitor small.img "$small" small >/dev/null 2>&1 # it warns of the cow device
+cowsetup open --monitor large.img /dev/mapper/below large >/dev/null
+
+# fill PERMILLE
+fill() {
+	filled=$(stat -f -c '%b %a %S' fs | awk -v p="$1" '{ printf "%d", $3 * ($2 - $1 * (1000 - p) / 1000) }')
+	fallocate -l $(($(stat -c %s fs/fill) + filled)) fs/fill
+	dd if=/dev/urandom of=/dev/mapper/small bs=4096 count="$1" oflag=direct status=none
+	dd if=/dev/urandom of=/dev/mapper/large bs=4096 count=$((($1 * 1024 + 999) / 1000)) oflag=direct status=none
+}
+: >fs/fill
+
+fill 798
+sleep 12
+counts 'Cowloop device .* full' 0 "nothing is said of 79 percent"
+
+fill 801
+file='WARNING: Cowloop device file is now 80\.[0-9]% full: [0-9.]+ MiB of [0-9.]+ MiB free \(filesystem\); make room where '
+logs "dmeventd\[[0-9]+\]: ${file}/tmp/fs/file\.cow is\.\$" "80 percent: filesystem"
+logs 'WARNING: Cowloop device small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); close it, make the cow device larger, ' \
+	"80 percent: device"
+logs 'WARNING: Cowloop device large is now 80\.[0-9]% full: [0-9]+ KiB of 4 MiB free \(device\); .* room for every unit' \
+	"80 percent: device that has room for everything"
+sleep 1
+is "$(sort ran | sed 's/^file rw [0-9]* /file rw FREE /;s/^large rw [0-9]* /large rw FREE /')" \
+	"file rw FREE $(stat -f -c '%b %S' fs | awk '{ print $1 * $2 }')
+large rw FREE 4194304
+small rw $((199 * 4096)) $((1000 * 4096))" "the program is told what is free"
+
+fill 851
+for name in file small large; do
+	logs "device $name is now 85\.[0-9]% full" "85 percent: $name"
+done
+fill 961
+for name in file small large; do
+	logs "device $name is now 96\.[0-9]% full" "96 percent: $name"
+done
+counts 'Cowloop device (file|small|large) is now' 9 "nothing is said twice, nor of 90 percent"
+truncate -s 0 fs/fill
+sync -f fs
+sleep 12
+fill 851
+for _ in $(seq 150); do
+	[ "$(grep -c 'device file is now 85' log)" -lt 2 ] || break
+	sleep 0.1
+done
+counts 'device file is now 85' 2 "85 percent, again, since there was more in between"
+fill 1000
+logs 'device small is now 100\.0% full: 0 bytes of 3\.9 MiB free' "100 percent"
+logs 'device file is now 100\.0% full' "likewise: filesystem"
+logs 'device large is now 100\.0% full' "likewise: device that has room for everything"
+counts 'Cowloop device (file|small|large) is now' 13 "and that is all"
+sleep 1
+is "$(wc -l <ran)" 13 "the program was run as often"
+
+# --- The program --------------------------------------------------------------------------------------------
+
+# again: something else to be said
+again() {
+	: >log
+	cowsetup open --monitor reg.img reg.cow >/dev/null
+	cowsetup detach reg
+	logs 'device reg is in mode closed' "it is said all the same: $1" 5
+}
+
+program 'exit 3'
+again "a program that fails"
+logs '/etc/cowsetup/low-space: ended with status 3, for reg\.' "its status is told" 5
+cowsetup close reg
+program 'kill -KILL $$'
+again "a program that is killed"
+logs '/etc/cowsetup/low-space: was ended by signal 9, for reg\.' "and its signal" 5
+cowsetup close reg
+program 'echo bad >>/tmp/ran'
+chmod g+w /etc/cowsetup/low-space
+again "a program that others may write to"
+logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup/low-space' "it is not run" 5
+cowsetup close reg
+chmod 644 /etc/cowsetup/low-space
+again "a program that is none"
+logs '/etc/cowsetup/low-space: cannot be run: Permission denied' "and says so: not executable" 5
+cowsetup close reg
+chmod 755 /etc/cowsetup/low-space
+chown 1000 /etc/cowsetup
+again "a program in a directory of others"
+logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup:' "and says so: directory" 5
+cowsetup close reg
+chown 0 /etc/cowsetup
+is "$(grep -c bad ran)" 0 "neither was run"
+
+# as a process of its own should be
+program 'ls /proc/self/fd | wc -w >/tmp/fds; grep SigBlk /proc/self/status >/tmp/blocked; env | sort >/tmp/env; sleep 2'
+again "a program that takes its time"
+cowsetup close reg
+logs 'No longer monitoring cowloop device reg' "dmeventd waits for it" 5
+is "$(cat fds)" 4 "the program has no descriptors of dmeventd's" # 0 to 2, and that of the directory
+is "$(cat blocked)" "SigBlk:	0000000000000000" "nor its signals"
+is "$(sed 's/=.*//' env | tr '\n' ' ')" "FREE MODE NAME PATH PWD TOTAL " "nor its environment"
+
+# --- Modes --------------------------------------------------------------------------------------------------
+
+program 'echo "$NAME $MODE" >>/tmp/ran'
+: >ran
+: >log
+cowsetup detach file
+logs 'WARNING: Cowloop device file is in mode closed: it has let go' "closed, at once" 3
+dmsetup suspend below
+dmsetup load below --table "0 10240 error"
+dmsetup resume below
+dd if=/dev/zero of=/dev/mapper/large bs=4096 count=1 oflag=direct conv=fsync status=none 2>/dev/null
+cowsetup sync large >/dev/null 2>&1
+logs 'WARNING: Cowloop device large is in mode fail: the cow device has failed' "failed, at once" 3
+sleep 1
+is "$(cat ran)" "file closed
+large fail" "the program is told"
+sleep 12
+counts 'Cowloop device' 2 "once"
+
+# --- The end ------------------------------------------------------------------------------------------------
+
+running
+ok $? "dmeventd has lived through it"
+cowsetup close file
+cowsetup close small
+cowsetup close --force large 2>/dev/null
+logs 'No longer monitoring cowloop device large' "all are let go of" 5
+stop
+ok $? "it has nothing to do any more"
+dmsetup remove below
+umount fs
+losetup --detach-all
+
+done_testing
