@@ -10,6 +10,7 @@
 
 #include <linux/blkdev.h>
 #include <linux/dm-io.h>
+#include <linux/major.h>
 
 /* Block devices were opened with file modes up to 6.4. */
 #ifndef BLK_OPEN_READ
@@ -26,6 +27,19 @@ static inline int cow_dm_io(struct dm_io_request *req, unsigned int num_regions,
 	return dm_io(req, num_regions, where, sync_error_bits, IOPRIO_DEFAULT);
 #else
 	return dm_io(req, num_regions, where, sync_error_bits);
+#endif
+}
+
+/*
+ * Loop devices without direct I/O, which are those with NOMERGES, reported a full
+ * filesystem like any other error up to 6.14.
+ */
+static inline bool cow_hides_no_space(struct block_device *bdev)
+{
+#ifdef COWLOOP_LOOP_HIDES_NO_SPACE
+	return MAJOR(bdev->bd_dev) == LOOP_MAJOR && blk_queue_nomerges(bdev_get_queue(bdev));
+#else
+	return false;
 #endif
 }
 

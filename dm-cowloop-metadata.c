@@ -8,8 +8,8 @@
  * when all of its units are in one place, else its page. Looking up a unit is
  * a few plain loads under RCU. The bits are kept in the byte order of the
  * disk. A region goes from unread to EMPTY, FULL or a page when it is loaded,
- * from EMPTY to a page before its first unit is written, and from a page to
- * FULL when the disk says so; all of this happens in process context.
+ * from a marker to a page before the first of its bits changes, and from a page
+ * to a marker when the disk says so; all of this happens in process context.
  *
  * Memory. People swap on such devices, so a region must be loaded even where no
  * memory can be had. A page whose bits are all on disk, and which no write in
@@ -41,9 +41,22 @@
  * region in the queue waits for the bit. A write that saw the bit, and so went
  * straight to the cowfile, can then rely on the flush that follows it.
  *
+ * Bits are cleared, by a discard, in the same way: the region is queued first.
+ * Who clears them commits them before the units' data is given up.
+ *
  * After an error of a write or flush of the metadata it is not known what is on
  * disk. No commit is begun any more until the cowfile has been opened again, and
  * the regions that it was about stay queued.
+ *
+ * Space. The cow device may be sparse, and full. A bitmap sector that was never
+ * written may then not find room, which must not come out in a commit, when
+ * writes have been completed that depend on it. So a region's sectors are
+ * written as they are before it can be held for the first time
+ * (region_allocate): if there is no room it is that first write that fails. Where
+ * even what has been written once needs room to be written again, a commit may
+ * still meet ENOSPC. That alone is no failure: the data it is about is durable,
+ * each bitmap sector is on disk in its old or its new state, and both are right.
+ * The regions are queued again, for a commit when there is room.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
  * the array of regions; commit_lock may be taken inside load_lock. A region's
@@ -55,6 +68,7 @@
 #include "dm-cowloop.h"
 #include "dm-cowloop-compat.h"
 
+#include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/completion.h>
 #include <linux/crc32c.h>
@@ -97,10 +111,11 @@ struct cow_region {
 		struct rcu_head rcu;
 	};
 	u32 index;
-	atomic_t holds;		/* writes in flight; -1: evicted */
+	atomic_t holds;		/* writes in flight; -1: on its way out of regions[] */
 	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
 	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
-	bool queued;		/* in cow_md.changed, or on its way out of regions[] */
+	bool queued;		/* in cow_md.changed */
+	bool allocated;		/* its sectors have been written: there is room for them */
 	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
 };
 
@@ -120,7 +135,7 @@ struct cow_stage {
 	struct cow_stage *next;
 	struct cow_region *region;
 	unsigned long sectors;	/* those that have changed */
-	bool full;		/* all the region's units are set on disk */
+	struct cow_region *marker;	/* that will do for the region, or NULL */
 	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES];
 };
 
@@ -151,6 +166,9 @@ struct cow_md {
 
 	struct cow_region_lock locks[COW_REGION_LOCKS];
 	atomic64_t used;
+	spinlock_t space_lock;		/* makes one of changes to used and claimed */
+	u64 limit;			/* of used and claimed, in units; 0: none */
+	u64 claimed;			/* units that are being written, while there is a limit */
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
 	bool failed;			/* it is not known what is on disk */
@@ -158,6 +176,7 @@ struct cow_md {
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
 	bool dirty;
+	bool head_unsure;		/* a write of the head met ENOSPC */
 	struct cow_head head;
 };
 
@@ -251,36 +270,95 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 	return where;
 }
 
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr)
+/* The bitmap sectors of a region that have the bits of @nr units from @bit on. */
+static u8 bits_to_sectors(struct cow_md *md, u32 bit, u32 nr)
+{
+	return GENMASK((bit + nr - 1) / md->sector_units, bit / md->sector_units);
+}
+
+/* Bits of @nr from @bit on that are clear; some may be set meanwhile. */
+static u32 count_clear(const struct cow_region *r, u32 bit, u32 nr)
+{
+	const u32 end = bit + nr;
+	u32 clear = 0;
+
+	for (; bit < end; bit++)
+		/* data_race(): as in cow_md_lookup(). */
+		clear += !data_race(test_bit_le(bit, r->bits));
+	return clear;
+}
+
+/* Claim what units there will be more than now; returns what cow_md_hold() does. */
+static int claim_units(struct cow_md *md, u32 nr, unsigned int *claim)
+{
+	unsigned long flags;
+	int ret = 1;
+
+	if (cow_md_counting(md))
+		return 0;
+	spin_lock_irqsave(&md->space_lock, flags);
+	if (md->limit && nr && cow_md_used(md) + md->claimed + nr > md->limit) {
+		ret = -ENOSPC;
+	} else {
+		md->claimed += nr;
+		*claim = nr;
+	}
+	spin_unlock_irqrestore(&md->space_lock, flags);
+
+	return ret;
+}
+
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *claim)
 {
 	struct cow_region *r;
 	u32 bit;
 	u64 index = div_u64_rem(unit, md->region_units, &bit);
-	int ret;
+	int ret = 0;
 
+	*claim = 0;
 	rcu_read_lock();
 	r = rcu_dereference(md->regions[index]);
 	if (region_is_marker(r))
-		ret = r == COW_REGION_FULL;
-	else if (unlikely(r->bad) &&
-		 r->bad & GENMASK((bit + nr - 1) / md->sector_units, bit / md->sector_units))
+		goto out;
+	if (unlikely(r->bad & bits_to_sectors(md, bit, nr)))
 		ret = -EIO;
-	else
+	else if (READ_ONCE(r->allocated))
 		ret = atomic_inc_unless_negative(&r->holds);
+
+	if (ret > 0 && unlikely(READ_ONCE(md->limit))) {
+		ret = claim_units(md, count_clear(r, bit, nr), claim);
+		if (ret <= 0)
+			atomic_dec(&r->holds);
+	}
+out:
 	rcu_read_unlock();
 
 	return ret;
 }
 
-void cow_md_release(struct cow_md *md, u64 unit)
+/* End a claim: @fresh units of it, or without one, have come into use. */
+static void end_claim(struct cow_md *md, unsigned int fresh, unsigned int claim)
+{
+	unsigned long flags;
+
+	if (likely(!claim)) {
+		atomic64_add(fresh, &md->used);
+		return;
+	}
+	spin_lock_irqsave(&md->space_lock, flags);
+	atomic64_add(fresh, &md->used);
+	md->claimed -= claim;
+	spin_unlock_irqrestore(&md->space_lock, flags);
+}
+
+void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim)
 {
 	struct cow_region *r;
 
+	end_claim(md, 0, claim);
 	rcu_read_lock();
 	r = rcu_dereference(md->regions[div_u64(unit, md->region_units)]);
-	/* A FULL region is not held, and stays what it is. */
-	if (r != COW_REGION_FULL)
-		atomic_dec(&r->holds);
+	atomic_dec(&r->holds);
 	rcu_read_unlock();
 }
 
@@ -294,33 +372,36 @@ static bool queue_region(struct cow_md *md, struct cow_region *r)
 	return llist_add(&r->changed, &md->changed);
 }
 
-bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr)
+bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr, unsigned int claim)
 {
 	struct cow_region *r;
 	unsigned long flags;
-	bool first = false;
+	bool first;
 	u32 bit, i, fresh = 0;
 	u64 index = div_u64_rem(unit, md->region_units, &bit);
 
 	rcu_read_lock();
 	r = rcu_dereference(md->regions[index]);
-	/* All the bits of a FULL region are on disk. */
-	if (r != COW_REGION_FULL) {
-		spin_lock_irqsave(region_lock(md, r), flags);
-		first = queue_region(md, r);
-		r->changed_sectors |= GENMASK((bit + nr - 1) / md->sector_units,
-					      bit / md->sector_units);
-		for (i = bit; i < bit + nr; i++)
-			/* data_race(): with lookups, see there. */
-			fresh += !data_race(__test_and_set_bit_le(i, r->bits));
-		spin_unlock_irqrestore(region_lock(md, r), flags);
-		atomic64_add(fresh, &md->used);
-		/* Last: the region is queued now, and will not be evicted. */
-		atomic_dec(&r->holds);
-	}
+	spin_lock_irqsave(region_lock(md, r), flags);
+	first = queue_region(md, r);
+	r->changed_sectors |= bits_to_sectors(md, bit, nr);
+	for (i = bit; i < bit + nr; i++)
+		/* data_race(): with lookups, see there. */
+		fresh += !data_race(__test_and_set_bit_le(i, r->bits));
+	spin_unlock_irqrestore(region_lock(md, r), flags);
+	end_claim(md, fresh, claim);
+	/* Last: the region is queued now, and stays where it is. */
+	atomic_dec(&r->holds);
 	rcu_read_unlock();
 
 	return first;
+}
+
+void cow_md_set_limit(struct cow_md *md, u64 limit)
+{
+	spin_lock_irq(&md->space_lock);
+	WRITE_ONCE(md->limit, limit);
+	spin_unlock_irq(&md->space_lock);
 }
 
 bool cow_md_changed(struct cow_md *md)
@@ -432,9 +513,23 @@ static int region_read(struct cow_md *md, u64 index, struct cow_region *r)
 }
 
 /*
- * Evict a region, if one can be, and return its page. Any that has bits which
- * are not on disk is queued, or a commit is at it, which the lock keeps away.
+ * Take a region that nobody is at, and whose bits are all on disk, out of use:
+ * true if so, and it can be replaced in regions[]. Any that has bits which are
+ * not on disk is queued, or a commit is at it, which commit_lock keeps away.
  */
+static bool region_retire(struct cow_md *md, struct cow_region *r)
+{
+	bool retired;
+
+	lockdep_assert_held(&md->commit_lock);
+	spin_lock_irq(region_lock(md, r));
+	retired = !r->queued && atomic_cmpxchg(&r->holds, 0, -1) == 0;
+	spin_unlock_irq(region_lock(md, r));
+
+	return retired;
+}
+
+/* Evict a region, if one can be, and return its page. */
 static struct cow_region *region_evict(struct cow_md *md)
 {
 	struct cow_region *r = NULL;
@@ -454,9 +549,7 @@ static struct cow_region *region_evict(struct cow_md *md)
 		if (region_is_marker(r))
 			continue;
 
-		spin_lock_irq(region_lock(md, r));
-		evicted = !r->queued && atomic_cmpxchg(&r->holds, 0, -1) == 0;
-		spin_unlock_irq(region_lock(md, r));
+		evicted = region_retire(md, r);
 		if (evicted)
 			RCU_INIT_POINTER(md->regions[md->evict_next], NULL);
 	}
@@ -526,25 +619,177 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 	return 0;
 }
 
+/* Write a block of dm-bufio's; unlike dm-bufio, tell when there is no space. */
+static int write_block(struct cow_md *md, sector_t block, void *data, blk_opf_t opf)
+{
+	struct bio_vec bvec;
+	struct bio bio;
+	int r;
+
+	bio_init(&bio, md->cow, &bvec, 1, REQ_OP_WRITE | REQ_META | REQ_SYNC | opf);
+	bio.bi_iter.bi_sector = block << (md->block_shift - SECTOR_SHIFT);
+	__bio_add_page(&bio, is_vmalloc_addr(data) ? vmalloc_to_page(data) : virt_to_page(data),
+		       BIT(md->block_shift), offset_in_page(data));
+	r = submit_bio_wait(&bio);
+	if (bio.bi_status == BLK_STS_IOERR && cow_hides_no_space(md->cow))
+		r = -ENOSPC;
+	bio_uninit(&bio);
+
+	return r;
+}
+
+/* The blocks of dm-bufio that bitmap sectors @first to @end, exclusive, are in. */
+static sector_t first_block(struct cow_md *md, u64 first)
+{
+	return (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
+}
+
+static sector_t last_block(struct cow_md *md, u64 end)
+{
+	return (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
+}
+
+/*
+ * Write region @index's part of the bitmap as it is on disk, once, so that there
+ * is room for it from now on.
+ */
+static int region_allocate(struct cow_md *md, u64 index)
+{
+	const u64 first = index * md->region_sectors;
+	const sector_t last = last_block(md, first + region_nr_sectors(md, index));
+	struct cow_region *r;
+	struct dm_buffer *buf;
+	sector_t block;
+	void *data;
+	int ret = 0;
+
+	lockdep_assert_held(&md->load_lock);
+
+	mutex_lock(&md->commit_lock);
+	/* A commit may have put a marker in its place. */
+	r = rcu_access_pointer(md->regions[index]);
+	if (region_is_marker(r) || r->allocated)
+		goto out;
+
+	if (md->failed)
+		ret = -EIO;
+	for (block = first_block(md, first); block <= last && !ret; block++) {
+		data = dm_bufio_read(md->bufio, block, &buf);
+		if (IS_ERR(data)) {
+			ret = PTR_ERR(data);
+			break;
+		}
+		ret = write_block(md, block, data, 0);
+		dm_bufio_release(buf);
+	}
+	if (!ret)
+		WRITE_ONCE(r->allocated, true);
+out:
+	mutex_unlock(&md->commit_lock);
+
+	return ret;
+}
+
+/* A page in the place of region @index's marker; returns 1 if there is no memory. */
+static int region_expand(struct cow_md *md, u64 index)
+{
+	struct cow_region *marker = rcu_access_pointer(md->regions[index]);
+	const u32 nr_units = region_nr_units(md, index);
+	struct cow_region *r = region_alloc(md);
+	u32 i;
+
+	if (!r)
+		return 1;
+	memset(r, 0, sizeof(*r));
+	r->index = index;
+	if (marker == COW_REGION_FULL) {
+		memset(r->bits, 0xff, nr_units / BITS_PER_BYTE);
+		for (i = round_down(nr_units, BITS_PER_BYTE); i < nr_units; i++)
+			__set_bit_le(i, r->bits);
+	}
+	rcu_assign_pointer(md->regions[index], r);
+
+	return 0;
+}
+
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 {
 	const u64 index = div_u64(unit, md->region_units);
-	struct cow_region *r;
 	int ret;
 
 	mutex_lock(&md->load_lock);
 	ret = region_load(md, index, true);
 	if (!ret && for_write &&
-	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY) {
-		r = region_alloc(md);
-		if (r) {
-			memset(r, 0, sizeof(*r));
-			r->index = index;
-			rcu_assign_pointer(md->regions[index], r);
-		} else {
-			ret = 1;
-		}
+	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY)
+		ret = region_expand(md, index);
+	if (!ret && for_write)
+		ret = region_allocate(md, index);
+	mutex_unlock(&md->load_lock);
+
+	return ret;
+}
+
+/*
+ * Clear bits of region @index, which has a page, and return how many were set;
+ * -EAGAIN if a commit has just put a marker in its place.
+ */
+static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
+{
+	struct cow_region *r;
+	u32 end = bit + nr, i, cleared = 0;
+
+	/* It is held, so that a commit leaves it where it is. */
+	rcu_read_lock();
+	r = rcu_dereference(md->regions[index]);
+	if (region_is_marker(r) || !atomic_inc_unless_negative(&r->holds)) {
+		rcu_read_unlock();
+		return -EAGAIN;
 	}
+	rcu_read_unlock();
+
+	if (r->bad & bits_to_sectors(md, bit, nr)) {
+		atomic_dec(&r->holds);
+		return -EIO;
+	}
+
+	spin_lock_irq(region_lock(md, r));
+	for (i = find_next_bit_le(r->bits, end, bit); i < end;
+	     i = find_next_bit_le(r->bits, end, i + 1)) {
+		if (!cleared++)
+			queue_region(md, r);
+		/* data_race(): with lookups, see there. */
+		data_race(__test_and_clear_bit_le(i, r->bits));
+	}
+	if (cleared)
+		r->changed_sectors |= bits_to_sectors(md, bit, nr);
+	spin_unlock_irq(region_lock(md, r));
+	atomic64_sub(cleared, &md->used);
+	atomic_dec(&r->holds);
+
+	return cleared;
+}
+
+int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
+{
+	u32 bit;
+	const u64 index = div_u64_rem(unit, md->region_units, &bit);
+	struct cow_region *r;
+	int ret;
+
+	*run = min_t(u64, max, md->region_units - bit);
+	mutex_lock(&md->load_lock);
+	do {
+		ret = region_load(md, index, true);
+		r = rcu_access_pointer(md->regions[index]);
+		if (ret || r == COW_REGION_EMPTY)
+			break;
+		if (r == COW_REGION_FULL)
+			ret = region_expand(md, index);
+		if (!ret)
+			ret = region_clear(md, index, bit, *run);
+		else
+			ret = -ENOMEM;
+	} while (ret == -EAGAIN);
 	mutex_unlock(&md->load_lock);
 
 	return ret;
@@ -602,10 +847,9 @@ static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
 {
 	const u64 first = index * md->region_sectors;
 	const u64 end = min(first + nr * md->region_sectors, md->nr_map_sectors);
-	const u64 from = (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
-	const u64 to = (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
+	const sector_t from = first_block(md, first);
 
-	dm_bufio_prefetch(md->bufio, from, to - from + 1);
+	dm_bufio_prefetch(md->bufio, from, last_block(md, end) - from + 1);
 }
 
 int cow_md_count_some(struct cow_md *md)
@@ -627,12 +871,13 @@ int cow_md_count_some(struct cow_md *md)
 
 /* ---- Commit ---- */
 
-/* Write the head as it is in memory. */
+/* Write the head as it is in memory, durably. */
 static int head_write(struct cow_md *md)
 {
 	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
 	struct dm_buffer *buf;
 	void *data;
+	int r;
 
 	if (md->geo.format == 2)
 		md->head.csum = cpu_to_le32(~crc32c(~0U, &md->head,
@@ -642,10 +887,10 @@ static int head_write(struct cow_md *md)
 	if (IS_ERR(data))
 		return PTR_ERR(data);
 	memcpy(data, &md->head, size);
-	dm_bufio_mark_partial_buffer_dirty(buf, 0, size);
+	r = write_block(md, 0, data, REQ_FUA);
 	dm_bufio_release(buf);
 
-	return dm_bufio_write_dirty_buffers(md->bufio);
+	return r;
 }
 
 static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
@@ -659,10 +904,14 @@ static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
 	md->head.flags = cpu_to_le16(flags);
 	md->head.cowused = cpu_to_le64(used);
 	r = head_write(md);
-	if (r)
-		WRITE_ONCE(md->failed, true);
-	else
+	/* There was no space: the head on disk is the old one or this one. */
+	md->head_unsure = r == -ENOSPC;
+	if (!r)
 		WRITE_ONCE(md->dirty, flags & COW_FLAG_DIRTY);
+	else if (r == -ENOSPC)
+		WRITE_ONCE(md->dirty, true);
+	else
+		WRITE_ONCE(md->failed, true);
 	return r;
 }
 
@@ -671,7 +920,7 @@ int cow_md_set_dirty(struct cow_md *md)
 	int r = 0;
 
 	mutex_lock(&md->commit_lock);
-	if (!md->dirty)
+	if (!md->dirty || md->head_unsure)
 		r = head_write_flags(md, le16_to_cpu(md->head.flags) | COW_FLAG_DIRTY,
 				     le64_to_cpu(md->head.cowused));
 	mutex_unlock(&md->commit_lock);
@@ -710,7 +959,13 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 	bool touched = false;
 	u64 sector;
 
-	stage->full = !stage->region->bad && region_nr_units(md, index) == md->region_units;
+	/* What the bitmap sectors seen so far would do with; NULL: nothing. */
+	stage->marker = COW_REGION_EMPTY;
+	if (!memchr_inv(stage->bits + (__ffs(stage->sectors) * md->sector_bytes), 0xff, 1))
+		stage->marker = COW_REGION_FULL;
+	if (stage->region->bad ||
+	    (stage->marker == COW_REGION_FULL && region_nr_units(md, index) < md->region_units))
+		stage->marker = NULL;
 
 	for (sector = first; sector < end; sector++) {
 		const u32 offset = (sector - first) * md->sector_bytes;
@@ -724,8 +979,9 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 				s->csum = map_sector_csum(s, sector);
 			touched = true;
 		}
-		if (stage->full && memchr_inv(s, 0xff, md->sector_bytes))
-			stage->full = false;
+		if (stage->marker &&
+		    memchr_inv(s, stage->marker == COW_REGION_FULL ? 0xff : 0, md->sector_bytes))
+			stage->marker = NULL;
 
 		if (touched && (sector + 1 == end || map_sector_ends_block(md, sector))) {
 			dm_bufio_mark_buffer_dirty(buf);
@@ -738,25 +994,37 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 }
 
 /*
- * Replace the page of a region, all of whose bits are set on disk, by a marker.
- * Whoever still marks units in it finds it queued, and changes nothing. The
- * last page is not given away; the region may be evicted then.
+ * Replace the page of a region, whose bits are all the same on disk, by a marker,
+ * if that is still so. The last page is not given away; the region may be
+ * evicted then.
  */
-static void region_collapse(struct cow_md *md, struct cow_region *r)
+static void region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
 {
-	bool free;
+	if (READ_ONCE(md->reserve) && region_retire(md, r)) {
+		rcu_assign_pointer(md->regions[r->index], marker);
+		kfree_rcu(r, rcu);
+	}
+}
 
-	if (!READ_ONCE(md->reserve))
-		return;
+/* There was no space to commit what was staged: it is to be done again. */
+static void requeue_staged(struct cow_md *md, struct cow_stage *stage)
+{
+	struct cow_region *r = stage->region;
 
 	spin_lock_irq(region_lock(md, r));
-	free = !r->queued;
-	r->queued = true;
+	r->changed_sectors |= stage->sectors;
+	queue_region(md, r);
 	spin_unlock_irq(region_lock(md, r));
+}
 
-	if (free) {
-		rcu_assign_pointer(md->regions[r->index], COW_REGION_FULL);
-		kfree_rcu(r, rcu);
+/* Regions that a commit has taken, but not got to. Each of them is still marked as queued. */
+static void requeue_regions(struct cow_md *md, struct llist_node *todo)
+{
+	struct llist_node *next;
+
+	for (; todo; todo = next) {
+		next = todo->next;
+		llist_add(todo, &md->changed);
 	}
 }
 
@@ -766,6 +1034,34 @@ static void unstage_region(struct cow_md *md, struct cow_region *r)
 	spin_lock_irq(region_lock(md, r));
 	r->queued = true;
 	spin_unlock_irq(region_lock(md, r));
+}
+
+/*
+ * dm-bufio failed to write what was staged, and need not know why. Find out:
+ * -ENOSPC if there is no space for one of the blocks, else @r, its error.
+ */
+static int find_error(struct cow_md *md, struct cow_stage *staged, int r)
+{
+	struct cow_stage *stage;
+
+	for (stage = staged; stage && r != -ENOSPC; stage = stage->next) {
+		const u64 first = stage->region->index * md->region_sectors;
+		const sector_t last =
+			last_block(md, first + region_nr_sectors(md, stage->region->index));
+		sector_t block;
+
+		for (block = first_block(md, first); block <= last; block++) {
+			struct dm_buffer *buf;
+			void *data = dm_bufio_get(md->bufio, block, &buf);
+
+			if (IS_ERR_OR_NULL(data))
+				continue;
+			if (write_block(md, block, data, 0) == -ENOSPC)
+				r = -ENOSPC;
+			dm_bufio_release(buf);
+		}
+	}
+	return r;
 }
 
 /*
@@ -800,15 +1096,20 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 	r = dm_bufio_issue_flush(md->bufio);
 	for (stage = staged; stage && !r; stage = stage->next)
 		r = write_staged(md, stage);
-	if (!r)
+	if (!r) {
 		r = dm_bufio_write_dirty_buffers(md->bufio);
+		if (r)
+			r = find_error(md, staged, r);
+	}
 
 	while ((stage = staged)) {
 		staged = stage->next;
-		if (r)
+		if (r == -ENOSPC)
+			requeue_staged(md, stage);
+		else if (r)
 			unstage_region(md, stage->region);
-		else if (stage->full)
-			region_collapse(md, stage->region);
+		else if (stage->marker)
+			region_collapse(md, stage->region, stage->marker);
 		if (stage != md->spare_stage)
 			kfree(stage);
 	}
@@ -834,8 +1135,10 @@ static int commit_locked(struct cow_md *md)
 		r = dm_bufio_issue_flush(md->bufio);
 	while (todo && !r)
 		r = commit_some(md, &todo);
-	/* After an error there is something unsaved, for ever. */
-	if (r)
+	/* After an error there is something unsaved: for ever, or until there is space. */
+	if (r == -ENOSPC)
+		requeue_regions(md, todo);
+	else if (r)
 		WRITE_ONCE(md->failed, true);
 	else
 		/* Pairs with cow_md_changed(). */
@@ -1467,14 +1770,14 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 			unsigned int per_block, u64 *repaired)
 {
 	const unsigned int unit_size = md->geo.mapunit;
-	unsigned int i, n, run;
+	unsigned int i, n, run, claim;
 	int r;
 
 	for (i = 0; i < nr; i += n) {
 		n = min(per_block, nr - i);
 		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
 			continue;
-		while ((r = cow_md_hold(md, unit + i, n)) == 0) {
+		while ((r = cow_md_hold(md, unit + i, n, &claim)) == 0) {
 			r = cow_md_load(md, unit + i, true);
 			/* It will be possible after a commit. */
 			if (r > 0)
@@ -1485,9 +1788,9 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 		if (r < 0)
 			return r;
 		if (cow_md_lookup(md, unit + i, 1, &run) == COW_IN_COW) {
-			cow_md_release(md, unit + i);
+			cow_md_release(md, unit + i, claim);
 		} else {
-			cow_md_mark(md, unit + i, n);
+			cow_md_mark(md, unit + i, n, claim);
 			*repaired += n;
 		}
 	}
@@ -1669,6 +1972,7 @@ struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
 	md->cow = args->cow;
 	for (i = 0; i < COW_REGION_LOCKS; i++)
 		spin_lock_init(&md->locks[i].lock);
+	spin_lock_init(&md->space_lock);
 	mutex_init(&md->load_lock);
 	mutex_init(&md->commit_lock);
 	init_llist_head(&md->changed);

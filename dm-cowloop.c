@@ -45,6 +45,28 @@
  * is. Otherwise it waits for a commit; one commit serves all that wait. A write
  * with FUA is completed by a commit if bits have to be committed for it. A
  * timer commits what nobody has asked for.
+ *
+ * Discards. Those of whole units clear their bits; then the bits are committed,
+ * and only then is the space in the cow device given back. Until it has been, a
+ * first write to one of the units would be lost with it, so:
+ *
+ *	While the range of a discard is published, nothing in the table covers any
+ *	of its units.
+ *
+ * It holds because ranges are published with the gate shut and the table empty,
+ * and because a write looks for them before it enters. One that finds a range in
+ * its way waits for the discards' end. Rewrites that found their bit set before
+ * it was cleared were submitted before the discard is completed: they race it as
+ * they would on any disk, and may be lost with what they have overwritten.
+ *
+ * Space. A write that finds none ends with ENOSPC: one beyond the limit, one that
+ * the cow device has no room for, one whose part of the bitmap it has no room
+ * for. All the rest goes on, and nothing is decided for those that follow: each
+ * is tried. Mode out_of_space only tells of it, until a write succeeds that was
+ * begun in this mode, or room was made by a discard or a message. With
+ * queue_if_no_space such writes are kept, in the order in which they came, and
+ * those that come later queue behind them; the first is tried again every
+ * second, and when it succeeds then the next.
  */
 
 #include "dm-cowloop.h"
@@ -62,6 +84,7 @@
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
+#include <linux/ratelimit.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>
 #include <linux/srcu.h>
@@ -86,9 +109,13 @@
 /* How long changed bits wait for a flush before they are committed anyway. */
 #define COW_COMMIT_DELAY	(5 * HZ)
 
-/* A device in a later mode does not go back to an earlier one. */
+/* How long writes that found no space wait before one of them is tried again. */
+#define COW_SPACE_DELAY		HZ
+
+/* A device in a later mode does not go back to an earlier one, but for the first two. */
 enum cow_mode {
 	COW_MODE_RW,
+	COW_MODE_OUT_OF_SPACE,
 	COW_MODE_RO,
 	COW_MODE_FAIL,
 	COW_MODE_CLOSED,
@@ -96,6 +123,7 @@ enum cow_mode {
 
 static const char * const cow_mode_names[] = {
 	[COW_MODE_RW] = "rw",
+	[COW_MODE_OUT_OF_SPACE] = "out_of_space",
 	[COW_MODE_RO] = "ro",
 	[COW_MODE_FAIL] = "fail",
 	[COW_MODE_CLOSED] = "closed",
@@ -107,6 +135,10 @@ struct cow_options {
 	unsigned int mapunit;
 	bool repair;
 	bool read_only;
+	bool queue_if_no_space;
+	bool no_discard_passdown;
+	u64 limit;		/* units */
+	u64 low_water;		/* units */
 };
 
 /* Bios that may need the cow device, counted so that their end can be waited for. */
@@ -150,15 +182,32 @@ struct cowloop {
 	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
 	atomic_long_t commits;
 	atomic_long_t errors;
+	atomic_long_t nr_discards;
+	atomic_long_t discarded_units;
+	atomic_long_t no_space;		/* writes that found none */
 
 	struct cow_bucket *buckets;
 	bool gate_open;
 	struct mutex gate_lock;		/* opens or shuts the gate; held by a sync */
 	wait_queue_head_t drained;	/* of the table, while the gate is shut */
 
-	spinlock_t lock;		/* the lists of bios, and changes of mode */
+	spinlock_t lock;		/* lists of bios, modes, and all that is about space */
 	struct bio_list deferred;
 	struct bio_list commit_bios;
+
+	struct bio_list discards;	/* to be handled */
+	struct bio_list discarding;	/* being handled: their ranges are published */
+	struct bio_list discard_waiters;
+	bool ranges_published;
+
+	bool queueing;			/* keep writes that find no space */
+	bool writes_kept;		/* in no_space_bios, or the first is being tried again */
+	bool retrying;
+	unsigned int nr_kept;
+	struct bio_list no_space_bios;
+	bool low;			/* low water has been reached, and told */
+	unsigned long space_since;	/* when out_of_space was left, in jiffies */
+	struct ratelimit_state space_log;
 
 	/*
 	 * Two queues, since what is deferred may have to wait for memory that
@@ -167,8 +216,11 @@ struct cowloop {
 	struct workqueue_struct *deferred_wq;
 	struct workqueue_struct *io_wq;
 	struct work_struct deferred_work;
+	struct work_struct discard_work;
 	struct work_struct count_work;
+	struct delayed_work retry_work;
 	struct delayed_work commit_work;
+	struct work_struct event_work;
 
 	struct dm_io_client *io;
 	mempool_t units;		/* memory for a unit, for copy-ups */
@@ -189,15 +241,20 @@ enum cow_io_state {
 	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
 };
 
-/* What goes with each bio; only the first two are set up for all of them. */
+/* What goes with each bio; only the first four are set up for all of them. */
 struct cow_io {
 	u8 state;
 	bool commit;			/* ends with a commit */
+	bool seeks_space;		/* was begun in mode out_of_space */
+	bool retried;			/* is the first of those kept for want of space */
 	bool read_failed;
 	unsigned int nr;		/* units */
+	unsigned int claim;		/* of cow_md_hold() */
 	u64 unit;
 	struct hlist_node node;		/* in its bucket */
 	struct bio_list waiters;	/* to be mapped again afterwards */
+
+	struct bvec_iter iter;		/* of a write that may have to be kept */
 
 	/* of a copy-up; it lives with the first of its bios */
 	struct bio_list folded;
@@ -324,16 +381,17 @@ static int defer_bio(struct cowloop *cow, struct bio *bio)
 
 /* ---- Modes ---- */
 
-/* True if the mode was another one: then an event is to be raised. */
+/* True if the mode was another one: then an event is to be raised. Any context. */
 static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 {
+	unsigned long flags;
 	bool change;
 
-	spin_lock_irq(&cow->lock);
+	spin_lock_irqsave(&cow->lock, flags);
 	change = mode > cow->mode;
 	if (change)
 		WRITE_ONCE(cow->mode, mode);
-	spin_unlock_irq(&cow->lock);
+	spin_unlock_irqrestore(&cow->lock, flags);
 
 	return change;
 }
@@ -345,12 +403,208 @@ static void set_mode(struct cowloop *cow, enum cow_mode mode)
 		dm_table_event(cow->ti->table);
 }
 
+static void do_event(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(work, struct cowloop, event_work);
+
+	dm_table_event(cow->ti->table);
+}
+
 static void metadata_failed(struct cowloop *cow, const char *what, int r)
 {
 	atomic_long_inc(&cow->errors);
 	DMERR("%s: cow device %pg: %s failed: error %d; writes and flushes fail from now on",
 	      cow_name(cow), cow->cow->bdev, what, r);
 	set_mode(cow, COW_MODE_FAIL);
+}
+
+/* ---- Space ---- */
+
+/* The units that there may be in the cowfile. */
+static u64 space_limit(struct cowloop *cow)
+{
+	const u64 limit = READ_ONCE(cow->opt.limit);
+	const sector_t end = bdev_nr_sectors(cow->cow->bdev);
+	u64 fit = cow_md_geometry(cow->md)->nr_units;
+
+	/* The last one may be short. */
+	if (end < cow->data_sector + cow->units_end)
+		fit = end > cow->data_sector ? sector_to_unit(cow, end - cow->data_sector) : 0;
+
+	return limit ? min(limit, fit) : fit;
+}
+
+/* Whether so few units are left that low water has been reached. */
+static bool is_low(struct cowloop *cow)
+{
+	const u64 limit = space_limit(cow), used = cow_md_used(cow->md);
+
+	return (limit > used ? limit - used : 0) <= READ_ONCE(cow->opt.low_water);
+}
+
+/*
+ * Raise an event if low water has been reached, once until there is more again.
+ * Any context.
+ */
+static void check_low_water(struct cowloop *cow)
+{
+	unsigned long flags;
+	bool low;
+
+	/* A count that is too low would make an event too many. */
+	if (likely(!READ_ONCE(cow->opt.low_water)) || cow_md_counting(cow->md) ||
+	    READ_ONCE(cow->mode) > COW_MODE_OUT_OF_SPACE ||
+	    is_low(cow) == READ_ONCE(cow->low))
+		return;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	low = is_low(cow);
+	if (low && !cow->low)
+		queue_work(cow->io_wq, &cow->event_work);
+	WRITE_ONCE(cow->low, low);
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* Have the first of the writes that are kept tried again. With the lock held. */
+static void retry_kept(struct cowloop *cow, unsigned long delay)
+{
+	lockdep_assert_held(&cow->lock);
+	if (!bio_list_empty(&cow->no_space_bios) && !cow->retrying)
+		mod_delayed_work(cow->deferred_wq, &cow->retry_work, delay);
+}
+
+/*
+ * There is room again: it was @made, or @made is false and a write has found some.
+ * Where writes succeed and fail in turn the mode does not follow each of them.
+ * Any context.
+ */
+static void space_found(struct cowloop *cow, bool made)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	if (cow->mode == COW_MODE_OUT_OF_SPACE &&
+	    (made || time_after(jiffies, cow->space_since + COW_SPACE_DELAY))) {
+		WRITE_ONCE(cow->mode, COW_MODE_RW);
+		cow->space_since = jiffies;
+		queue_work(cow->io_wq, &cow->event_work);
+	}
+	if (made)
+		retry_kept(cow, 0);
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* Tell that a write has found no space. Any context. */
+static void out_of_space(struct cowloop *cow)
+{
+	atomic_long_inc(&cow->no_space);
+	if (change_mode(cow, COW_MODE_OUT_OF_SPACE))
+		queue_work(cow->io_wq, &cow->event_work);
+	if (__ratelimit(&cow->space_log))
+		DMWARN("%s: cow device %pg: no space for a write: %llu of %llu units used; %s",
+		       cow_name(cow), cow->cow->bdev, cow_md_used(cow->md), space_limit(cow),
+		       cow->opt.queue_if_no_space ? "such writes wait" : "such writes fail");
+}
+
+/*
+ * Keep a write that found no space. It goes behind those that are kept already,
+ * unless it was the first of them. False if it is not to be kept. Any context.
+ */
+static bool keep_bio(struct cowloop *cow, struct bio *bio)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	unsigned long flags;
+	bool kept;
+
+	if (likely(!cow->opt.queue_if_no_space))
+		return false;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	kept = cow->queueing;
+	if (kept && io->retried) {
+		io->retried = false;
+		cow->retrying = false;
+		bio_list_add_head(&cow->no_space_bios, bio);
+	} else if (kept) {
+		bio_list_add(&cow->no_space_bios, bio);
+	}
+	if (kept) {
+		cow->nr_kept++;
+		WRITE_ONCE(cow->writes_kept, true);
+		/* Not later than was said before. */
+		if (!delayed_work_pending(&cow->retry_work))
+			retry_kept(cow, COW_SPACE_DELAY);
+	}
+	spin_unlock_irqrestore(&cow->lock, flags);
+
+	return kept;
+}
+
+/* The first of the writes that were kept has ended: on with the next. Any context. */
+static void end_retried(struct cowloop *cow)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	cow->retrying = false;
+	WRITE_ONCE(cow->writes_kept, !bio_list_empty(&cow->no_space_bios));
+	retry_kept(cow, 0);
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* From now on no write is kept; those that were end without success. May sleep. */
+static void stop_queueing(struct cowloop *cow)
+{
+	struct bio_list bios;
+	struct bio *bio;
+
+	spin_lock_irq(&cow->lock);
+	cow->queueing = false;
+	spin_unlock_irq(&cow->lock);
+	cancel_delayed_work_sync(&cow->retry_work);
+
+	spin_lock_irq(&cow->lock);
+	bios = cow->no_space_bios;
+	bio_list_init(&cow->no_space_bios);
+	cow->nr_kept = 0;
+	WRITE_ONCE(cow->writes_kept, false);
+	/* A commit that waits for space. */
+	if (!bio_list_empty(&cow->commit_bios))
+		mod_delayed_work(cow->io_wq, &cow->commit_work, 0);
+	spin_unlock_irq(&cow->lock);
+
+	while ((bio = bio_list_pop(&bios)))
+		end_bio(bio, BLK_STS_NOSPC);
+}
+
+static void start_queueing(struct cowloop *cow)
+{
+	spin_lock_irq(&cow->lock);
+	cow->queueing = cow->opt.queue_if_no_space;
+	spin_unlock_irq(&cow->lock);
+}
+
+/* Make a write what it was before it went to the cow device. */
+static void restore_bio(struct bio *bio)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	bio->bi_iter = io->iter;
+	bio->bi_status = BLK_STS_OK;
+	bio->bi_opf &= ~REQ_NOWAIT;
+	/* It was chained to, if the cow device has split it. */
+	atomic_set(&bio->__bi_remaining, 1);
+}
+
+/*
+ * A first write that the cow device has not taken, for no reason given or for
+ * want of space, which some devices can't tell.
+ */
+static blk_status_t first_write_status(struct cowloop *cow, blk_status_t status)
+{
+	if (unlikely(status == BLK_STS_IOERR) && cow_hides_no_space(cow->cow->bdev))
+		return BLK_STS_NOSPC;
+	return status;
 }
 
 /* ---- Commits ---- */
@@ -377,10 +631,33 @@ static int commit(struct cowloop *cow)
 		return -EIO;
 	atomic_long_inc(&cow->commits);
 	r = cow_md_commit(cow->md);
-	if (r)
+	if (r == -ENOSPC)
+		out_of_space(cow);
+	else if (r)
 		metadata_failed(cow, "commit", r);
 
 	return r;
+}
+
+/*
+ * There was no space for a commit. Have it done again; true if that is for the
+ * bios that wait for it, too.
+ */
+static bool commit_later(struct cowloop *cow, struct bio_list *bios)
+{
+	bool kept;
+
+	spin_lock_irq(&cow->lock);
+	kept = cow->queueing;
+	if (kept) {
+		bio_list_merge_head(&cow->commit_bios, bios);
+		bio_list_init(bios);
+	}
+	queue_delayed_work(cow->io_wq, &cow->commit_work,
+			   kept ? COW_SPACE_DELAY : COW_COMMIT_DELAY);
+	spin_unlock_irq(&cow->lock);
+
+	return kept;
 }
 
 static void do_commit(struct work_struct *work)
@@ -397,6 +674,8 @@ static void do_commit(struct work_struct *work)
 
 	if (!bio_list_empty(&bios) || cow_md_changed(cow->md))
 		r = commit(cow);
+	if (r == -ENOSPC && commit_later(cow, &bios))
+		return;
 
 	while ((bio = bio_list_pop(&bios))) {
 		bio->bi_status = errno_to_blk_status(r);
@@ -459,12 +738,53 @@ static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned 
 }
 
 /*
- * Whether a first write may enter the table, with the bucket's lock held: 1 if
- * so, and its units are held then; else 0, or a negative errno.
+ * Whether a discard is at work on any of the units. With the lock of a bucket
+ * held, which keeps the ranges where they are.
  */
-static int may_enter(struct cowloop *cow, u64 unit, unsigned int nr)
+static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
 {
-	return READ_ONCE(cow->gate_open) ? cow_md_hold(cow->md, unit, nr) : 0;
+	struct bio *bio;
+
+	if (likely(!READ_ONCE(cow->ranges_published)))
+		return false;
+	bio_list_for_each(bio, &cow->discarding) {
+		struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+		if (overlaps(io, unit, nr))
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Whether a first write may enter the table, with the bucket's lock held: 1 if
+ * so, and its units are held then; 0 if it is to be deferred; -EINPROGRESS if
+ * it waits for a discard now; or another negative errno.
+ */
+static int may_enter(struct cowloop *cow, struct bio *bio, u64 unit, unsigned int nr)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	/* First: whoever finds the gate open finds the ranges published before. */
+	if (unlikely(!smp_load_acquire(&cow->gate_open)))
+		return 0;
+	if (unlikely(range_in_way(cow, unit, nr))) {
+		spin_lock(&cow->lock);
+		bio_list_add(&cow->discard_waiters, bio);
+		spin_unlock(&cow->lock);
+		return -EINPROGRESS;
+	}
+	return cow_md_hold(cow->md, unit, nr, &io->claim);
+}
+
+/* A first write that may not enter the table, for a @reason of may_enter()'s. */
+static int not_entered(struct cowloop *cow, struct bio *bio, int reason)
+{
+	if (!reason)
+		return defer_bio(cow, bio);
+	if (reason == -EINPROGRESS)
+		return DM_MAPIO_SUBMITTED;
+	return end_bio(bio, errno_to_blk_status(reason));
 }
 
 static void enter_table(struct cow_bucket *bucket, struct cow_io *io,
@@ -500,30 +820,45 @@ static void leave_table(struct cowloop *cow, struct cow_io *io)
 /* The data of a first write has been written, or could not be. Any context. */
 static void end_first_write(struct cowloop *cow, struct cow_io *io, blk_status_t status)
 {
-	if (unlikely(status))
-		cow_md_release(cow->md, io->unit);
-	else if (cow_md_mark(cow->md, io->unit, io->nr))
-		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+	if (unlikely(status)) {
+		cow_md_release(cow->md, io->unit, io->claim);
+	} else {
+		if (cow_md_mark(cow->md, io->unit, io->nr, io->claim))
+			queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+		check_low_water(cow);
+		if (unlikely(io->seeks_space))
+			space_found(cow, false);
+	}
 	leave_table(cow, io);
 }
 
 /* ---- The gate ---- */
 
-static int open_gate(struct cowloop *cow)
+static int open_gate_locked(struct cowloop *cow)
 {
 	int r = 0;
 
-	mutex_lock(&cow->gate_lock);
+	lockdep_assert_held(&cow->gate_lock);
 	/* In mode ro, writes that were accepted before still come here. */
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL) {
 		r = -EIO;
 	} else if (!cow->gate_open) {
 		r = cow_md_set_dirty(cow->md);
-		if (r)
+		if (!r)
+			/* Pairs with may_enter(). */
+			smp_store_release(&cow->gate_open, true);
+		else if (r != -ENOSPC)
 			metadata_failed(cow, "marking the cowfile dirty", r);
-		else
-			WRITE_ONCE(cow->gate_open, true);
 	}
+	return r;
+}
+
+static int open_gate(struct cowloop *cow)
+{
+	int r;
+
+	mutex_lock(&cow->gate_lock);
+	r = open_gate_locked(cow);
 	mutex_unlock(&cow->gate_lock);
 
 	return r;
@@ -548,6 +883,8 @@ static void shut_gate(struct cowloop *cow)
 	WRITE_ONCE(cow->gate_open, false);
 	for (i = 0; i < 1U << COW_BUCKET_BITS; i++)
 		wait_event(cow->drained, bucket_is_empty(&cow->buckets[i]));
+	/* A discard needs no gate to come to its end. */
+	wait_event(cow->drained, !READ_ONCE(cow->ranges_published));
 }
 
 /*
@@ -561,6 +898,19 @@ static int count_some(struct cowloop *cow)
 	if (r < 0)
 		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
 		      cow_name(cow), cow->cow->bdev, r);
+	else if (!r)
+		check_low_water(cow);
+	return r;
+}
+
+static int count_all(struct cowloop *cow)
+{
+	int r;
+
+	do
+		r = cow_md_failed(cow->md) ? -EIO : count_some(cow);
+	while (r > 0);
+
 	return r;
 }
 
@@ -576,16 +926,16 @@ static int sync_cowfile(struct cowloop *cow)
 		return 0;
 
 	/* May take long: not while first writes are held up. */
-	do
-		counted = cow_md_failed(cow->md) ? -EIO : count_some(cow);
-	while (counted > 0);
+	counted = count_all(cow);
 
 	mutex_lock(&cow->gate_lock);
 	shut_gate(cow);
 	r = commit(cow);
 	if (!r && !counted) {
 		r = cow_md_clean(cow->md);
-		if (r)
+		if (r == -ENOSPC)
+			out_of_space(cow);
+		else if (r)
 			metadata_failed(cow, "marking the cowfile clean", r);
 	}
 	mutex_unlock(&cow->gate_lock);
@@ -627,9 +977,14 @@ static bool drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight fligh
 /* Refuse writes from now on, and return when those under way are safe. */
 static int make_read_only(struct cowloop *cow)
 {
+	bool change;
 	int r;
 
-	if (drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES))
+	change = change_mode(cow, COW_MODE_RO);
+	/* They would be waited for. */
+	stop_queueing(cow);
+	drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES);
+	if (change)
 		dm_table_event(cow->ti->table);
 	r = sync_cowfile(cow);
 	if (!r)
@@ -707,18 +1062,26 @@ static int close_cow(struct cowloop *cow)
 
 /* ---- Loading the bitmap ---- */
 
+/* There is no memory for a part of the bitmap: have some become free. */
+static int commit_for_memory(struct cowloop *cow)
+{
+	if (cow_md_failed(cow->md))
+		return -ENOMEM;
+	/* In this order: what ends meanwhile has bits to be committed. */
+	fsleep(COW_MEMORY_DELAY);
+
+	return cow_md_changed(cow->md) ? commit(cow) : 0;
+}
+
 /* Bring the bitmap's part for @unit into memory, however little there is. */
 static int load(struct cowloop *cow, u64 unit, bool for_write)
 {
 	int r;
 
 	while ((r = cow_md_load(cow->md, unit, for_write)) > 0) {
-		if (cow_md_failed(cow->md))
-			return -ENOMEM;
-		/* In this order: what ends meanwhile has bits to be committed. */
-		fsleep(COW_MEMORY_DELAY);
-		if (cow_md_changed(cow->md))
-			commit(cow);
+		r = commit_for_memory(cow);
+		if (r)
+			break;
 	}
 	return r;
 }
@@ -822,6 +1185,10 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 	struct bvec_iter iter;
 	struct bio_vec bv;
 
+	if (bio_op(bio) == REQ_OP_WRITE_ZEROES) {
+		memset(to, 0, bio->bi_iter.bi_size);
+		return;
+	}
 	bio_for_each_segment(bv, bio, iter) {
 		memcpy_from_bvec(to, &bv);
 		to += bv.bv_len;
@@ -831,7 +1198,7 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 static void copyup_stored(struct bio *store)
 {
 	struct cow_io *io = store->bi_private;
-	const blk_status_t status = store->bi_status;
+	const blk_status_t status = first_write_status(io->cowloop, store->bi_status);
 
 	bio_put(store);
 	copyup_end(io, status);
@@ -946,6 +1313,8 @@ static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
 	struct bvec_iter iter;
 	struct bio_vec bv;
 
+	if (bio_op(bio) == REQ_OP_WRITE_ZEROES)
+		return true;
 	bio_for_each_segment(bv, bio, iter) {
 		void *data = bvec_kmap_local(&bv);
 		unsigned int done, n;
@@ -968,10 +1337,14 @@ static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
 	return false;
 }
 
-/* The cow device may end before the last unit: then there is no space for it. */
-static bool has_space(struct cowloop *cow, sector_t end)
+/*
+ * Whether a first write is to be tried at all: not if the cow device ends before
+ * @end, nor while others wait for space that came before it.
+ */
+static bool may_have_space(struct cowloop *cow, struct cow_io *io, sector_t end)
 {
-	return cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
+	return cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev) &&
+	       (likely(!READ_ONCE(cow->writes_kept)) || io->retried);
 }
 
 /* Write whole units, none of which need have been written before. */
@@ -982,7 +1355,7 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 	unsigned long flags;
 	int ready;
 
-	if (unlikely(!has_space(cow, bio_end_sector(bio))))
+	if (unlikely(!may_have_space(cow, io, bio_end_sector(bio))))
 		return end_bio(bio, BLK_STS_NOSPC);
 	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
@@ -994,13 +1367,13 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 		spin_unlock_irqrestore(&bucket->lock, flags);
 		return DM_MAPIO_SUBMITTED;
 	}
-	ready = may_enter(cow, unit, nr);
+	ready = may_enter(cow, bio, unit, nr);
 	if (likely(ready > 0))
 		enter_table(bucket, io, COW_IO_FIRST, unit, nr);
 	spin_unlock_irqrestore(&bucket->lock, flags);
 
 	if (unlikely(ready <= 0))
-		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+		return not_entered(cow, bio, ready);
 	take_fua(io, bio);
 
 	return remap_to_cow(cow, bio);
@@ -1019,7 +1392,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	unsigned int run;
 	int ready;
 
-	if (unlikely(!has_space(cow, unit_end(cow, unit))))
+	if (unlikely(!may_have_space(cow, io, unit_end(cow, unit))))
 		return end_bio(bio, BLK_STS_NOSPC);
 
 	spin_lock_irqsave(&bucket->lock, flags);
@@ -1044,7 +1417,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	if (!*data)
 		*data = mempool_alloc(&cow->units, GFP_NOWAIT);
 	/* A bit that was not in memory may have been set long ago. */
-	ready = *data && where != COW_UNKNOWN ? may_enter(cow, unit, 1) : 0;
+	ready = *data && where != COW_UNKNOWN ? may_enter(cow, bio, unit, 1) : 0;
 	if (ready > 0) {
 		enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
 		bio_list_init(&io->folded);
@@ -1057,17 +1430,28 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	spin_unlock_irqrestore(&bucket->lock, flags);
 
 	if (ready <= 0)
-		return ready ? end_bio(bio, BLK_STS_IOERR) : defer_bio(cow, bio);
+		return not_entered(cow, bio, ready);
 	INIT_WORK(&io->work, copyup_start);
 	queue_work(cow->io_wq, &io->work);
 
 	return DM_MAPIO_SUBMITTED;
 }
 
+/* Where the whole units that @bio begins with end, or their MiB. */
+static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
+{
+	const sector_t mib = round_down(bio->bi_iter.bi_sector, COW_TRACK_SECTORS);
+	const sector_t end = min(bio_end_sector(bio), mib + COW_TRACK_SECTORS);
+
+	/* The last unit may be short. */
+	return end == cow->units_end ? end : unit_start(cow, sector_to_unit(cow, end));
+}
+
 /*
  * Map a write. It is trimmed to one of three: units that are all written, whole
- * units in one MiB, or a part of one unit. What has this shape already, as
- * deferred bios do, is not trimmed again.
+ * units in one MiB, or a part of one unit. What has one of the latter two shapes
+ * already, as deferred bios do, is not trimmed again; nor is one that may be kept
+ * for want of space ever of the first.
  */
 static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 {
@@ -1075,48 +1459,237 @@ static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 	const u64 unit = sector_to_unit(cow, sector);
 	const unsigned int nr = bio_units(cow, bio);
 	const bool aligned = sector == unit_start(cow, unit);
+	const bool part = !aligned || bio_end_sector(bio) < unit_end(cow, unit);
 	enum cow_where where;
 	unsigned int run;
 	sector_t end;
-	u64 end_unit;
 
 	where = cow_md_lookup(cow->md, unit, nr, &run);
-	if (where == COW_IN_COW && (run == nr || !aligned)) {
+	if (where == COW_IN_COW && (run == nr || !aligned) &&
+	    likely(!cow->opt.queue_if_no_space)) {
 		trim_bio(bio, unit_start(cow, unit + run));
 		return rewrite(cow, bio);
 	}
 	if (unlikely(where == COW_BAD))
 		return end_bio(bio, BLK_STS_IOERR);
 
-	if (!aligned || bio_end_sector(bio) < unit_end(cow, unit)) {
-		trim_bio(bio, unit_end(cow, unit));
-		return write_part(cow, bio, unit, data);
+	end = part ? unit_end(cow, unit) : whole_units_end(cow, bio);
+	trim_bio(bio, end);
+	/* It could be tried again from here, whatever becomes of the bits. */
+	if (unlikely(cow->opt.queue_if_no_space)) {
+		struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+		io->iter = bio->bi_iter;
+		if (where == COW_IN_COW && run >= bio_units(cow, bio))
+			return rewrite(cow, bio);
+	}
+	return part ? write_part(cow, bio, unit, data) :
+		      write_units(cow, bio, unit, bio_units(cow, bio));
+}
+
+/* ---- Discards ---- */
+
+/* Discard the units of which all is discarded. What is in rdo already takes no work. */
+static int map_discard(struct cowloop *cow, struct bio *bio)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	const u64 end = bio_end_sector(bio) < cow->units_end ?
+			sector_to_unit(cow, bio_end_sector(bio)) :
+			cow_md_geometry(cow->md)->nr_units;
+	unsigned long flags;
+	unsigned int run;
+	u64 unit;
+
+	atomic_long_inc(&cow->nr_discards);
+	io->unit = sector_to_unit(cow, bio->bi_iter.bi_sector + (1U << cow->unit_shift) - 1);
+	for (unit = io->unit; unit < end; unit += run)
+		if (cow_md_lookup(cow->md, unit, min_t(u64, end - unit, UINT_MAX), &run) !=
+		    COW_IN_RDO)
+			break;
+	if (unit >= end)
+		return end_bio(bio, BLK_STS_OK);
+	/* A bio is shorter than 4 GiB, and has fewer units than an int can count. */
+	io->nr = end - io->unit;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	bio_list_add(&cow->discards, bio);
+	queue_work(cow->deferred_wq, &cow->discard_work);
+	spin_unlock_irqrestore(&cow->lock, flags);
+
+	return DM_MAPIO_SUBMITTED;
+}
+
+/*
+ * Publish the ranges of all the discards there are, as cow->discarding: nothing
+ * is in flight for their units from now on but rewrites.
+ */
+static int publish_ranges(struct cowloop *cow)
+{
+	int r;
+
+	mutex_lock(&cow->gate_lock);
+	shut_gate(cow);
+	spin_lock_irq(&cow->lock);
+	cow->discarding = cow->discards;
+	bio_list_init(&cow->discards);
+	spin_unlock_irq(&cow->lock);
+	WRITE_ONCE(cow->ranges_published, !bio_list_empty(&cow->discarding));
+	r = open_gate_locked(cow);
+	mutex_unlock(&cow->gate_lock);
+
+	return r;
+}
+
+/* Nobody looks at the ranges any more when this returns, which is when the bios can end. */
+static void withdraw_ranges(struct cowloop *cow, struct bio_list *bios)
+{
+	struct bio_list waiters;
+	unsigned int i;
+
+	WRITE_ONCE(cow->ranges_published, false);
+	/* Those that have found them published hold the lock of a bucket. */
+	for (i = 0; i < 1U << COW_BUCKET_BITS; i++) {
+		spin_lock_irq(&cow->buckets[i].lock);
+		spin_unlock_irq(&cow->buckets[i].lock);
+	}
+	*bios = cow->discarding;
+	bio_list_init(&cow->discarding);
+
+	spin_lock_irq(&cow->lock);
+	waiters = cow->discard_waiters;
+	bio_list_init(&cow->discard_waiters);
+	spin_unlock_irq(&cow->lock);
+	if (!bio_list_empty(&waiters))
+		defer_bios(cow, &waiters);
+	wake_up(&cow->drained);
+}
+
+/* Clear the bits of a discard's units; returns how many there were, or an error. */
+static long clear_range(struct cowloop *cow, struct cow_io *io)
+{
+	const u64 end = io->unit + io->nr;
+	u64 unit = io->unit;
+	unsigned int run;
+	long cleared = 0;
+	int r;
+
+	while (unit < end) {
+		r = cow_md_clear(cow->md, unit, end - unit, &run);
+		if (r == -ENOMEM) {
+			r = commit_for_memory(cow);
+			if (r)
+				return r;
+			continue;
+		}
+		if (r < 0)
+			return r;
+		cleared += r;
+		unit += run;
+		cond_resched();
+	}
+	return cleared;
+}
+
+/*
+ * Give the space of a discard's units in the cow device back. In format 1 they
+ * must read as zeroes, or repair would take them for written.
+ */
+static blk_status_t pass_down(struct cowloop *cow, struct cow_io *io)
+{
+	struct block_device *bdev = cow->cow->bdev;
+	const bool zero = cow_md_geometry(cow->md)->format == 1;
+	const sector_t start = cow->data_sector + unit_start(cow, io->unit);
+	const sector_t end = min(cow->data_sector + unit_start(cow, io->unit + io->nr),
+				 bdev_nr_sectors(bdev));
+	blk_status_t status;
+	struct bio *bio;
+
+	if (start >= end || (!zero && !bdev_max_discard_sectors(bdev)))
+		return BLK_STS_OK;
+
+	bio = bio_alloc_bioset(bdev, 0, zero ? REQ_OP_WRITE_ZEROES : REQ_OP_DISCARD,
+			       GFP_NOIO, &cow->bios);
+	bio->bi_iter.bi_sector = start;
+	bio->bi_iter.bi_size = (end - start) << SECTOR_SHIFT;
+	submit_bio_wait(bio);
+	status = bio->bi_status;
+	bio_put(bio);
+
+	return status == BLK_STS_NOTSUPP ? BLK_STS_OK : status;
+}
+
+/* In format 1, units that can't be made zeroes are not discarded. */
+static bool can_discard(struct cowloop *cow)
+{
+	return cow_md_geometry(cow->md)->format != 1 ||
+	       (!cow->opt.no_discard_passdown && bdev_write_zeroes_sectors(cow->cow->bdev));
+}
+
+static void do_discards(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(work, struct cowloop, discard_work);
+	long units, discarded = 0;
+	struct bio_list bios;
+	struct bio *bio;
+	int r;
+
+	r = publish_ranges(cow);
+	bio_list_for_each(bio, &cow->discarding) {
+		units = r ? r : !can_discard(cow) ? 0 :
+			clear_range(cow, dm_per_bio_data(bio, sizeof(struct cow_io)));
+		if (units < 0)
+			bio->bi_status = errno_to_blk_status(units);
+		else
+			discarded += units;
 	}
 
-	end = min(bio_end_sector(bio), round_down(sector, COW_TRACK_SECTORS) + COW_TRACK_SECTORS);
-	end_unit = end == cow->units_end ? sector_to_unit(cow, end - 1) + 1 :
-					   sector_to_unit(cow, end);
-	trim_bio(bio, unit_start(cow, end_unit));
+	if (discarded)
+		r = commit(cow);
+	bio_list_for_each(bio, &cow->discarding) {
+		if (!discarded || bio->bi_status)
+			continue;
+		if (r)
+			bio->bi_status = errno_to_blk_status(r);
+		else if (!cow->opt.no_discard_passdown)
+			bio->bi_status =
+				pass_down(cow, dm_per_bio_data(bio, sizeof(struct cow_io)));
+		cond_resched();
+	}
 
-	return write_units(cow, bio, unit, end_unit - unit);
+	withdraw_ranges(cow, &bios);
+	if (discarded) {
+		atomic_long_add(discarded, &cow->discarded_units);
+		check_low_water(cow);
+		space_found(cow, true);
+	}
+	while ((bio = bio_list_pop(&bios)))
+		bio_endio(bio);
 }
+
+/* ---- Accepting and deferring writes ---- */
 
 static int accept_write(struct cowloop *cow, struct bio *bio)
 {
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	enum cow_mode mode;
 	void *data = NULL;
 	int r;
 
 	/* See drain(). */
 	rcu_read_lock();
-	if (unlikely(READ_ONCE(cow->mode) != COW_MODE_RW)) {
+	mode = READ_ONCE(cow->mode);
+	if (unlikely(mode > COW_MODE_OUT_OF_SPACE)) {
 		rcu_read_unlock();
 		return end_bio(bio, BLK_STS_IOERR);
 	}
 	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].begun);
 	rcu_read_unlock();
 	io->state = COW_IO_WRITE;
+	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE;
+	io->retried = false;
 
+	if (unlikely(bio_op(bio) == REQ_OP_DISCARD))
+		return map_discard(cow, bio);
 	r = map_write(cow, bio, &data);
 	if (unlikely(data))
 		mempool_free(data, &cow->units);
@@ -1127,9 +1700,13 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 {
 	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
 	void *data = NULL;
-	int r;
+	int r = 0;
 
-	r = load(cow, unit, true);
+	/* The limit takes the right count. */
+	if (READ_ONCE(cow->opt.limit))
+		r = count_all(cow);
+	if (!r)
+		r = load(cow, unit, true);
 	if (!r)
 		r = open_gate(cow);
 	if (r) {
@@ -1165,6 +1742,28 @@ static void do_deferred(struct work_struct *work)
 			deferred_read(cow, bio);
 		cond_resched();
 	}
+}
+
+/* Try the first of the writes again that found no space. */
+static void do_retry(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, retry_work);
+	struct cow_io *io;
+	struct bio *bio;
+
+	spin_lock_irq(&cow->lock);
+	bio = cow->retrying ? NULL : bio_list_pop(&cow->no_space_bios);
+	if (bio) {
+		io = dm_per_bio_data(bio, sizeof(*io));
+		io->retried = true;
+		io->seeks_space = true;
+		cow->retrying = true;
+		cow->nr_kept--;
+	}
+	spin_unlock_irq(&cow->lock);
+
+	if (bio)
+		deferred_write(cow, bio);
 }
 
 static void do_count(struct work_struct *work)
@@ -1320,8 +1919,30 @@ static bool option_value(const char *arg, const char *name, unsigned int *value)
 	return len;
 }
 
+/* 1 if @arg is @name and a number of units, 0 if it is not @name, else -EINVAL. */
+static int option_units(const char *arg, const char *name, u64 *units)
+{
+	const size_t len = str_has_prefix(arg, name);
+
+	if (!len)
+		return 0;
+	return kstrtou64(arg + len, 10, units) ? -EINVAL : 1;
+}
+
 static int parse_option(const char *arg, struct cow_options *opt, char **error)
 {
+	const struct {
+		const char *name;
+		bool *flag;
+	} flags[] = {
+		{"repair", &opt->repair},
+		{"read_only", &opt->read_only},
+		{"queue_if_no_space", &opt->queue_if_no_space},
+		{"no_discard_passdown", &opt->no_discard_passdown},
+	};
+	unsigned int i;
+	int r;
+
 	if (option_value(arg, "format:", &opt->format)) {
 		*error = "Invalid format, must be 1 or 2";
 		return opt->format == 1 || opt->format == 2 ? 0 : -EINVAL;
@@ -1331,14 +1952,19 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 		return opt->mapunit == COW_V1_MAPUNIT || cow_v2_mapunit_valid(opt->mapunit) ?
 			0 : -EINVAL;
 	}
-	if (!strcmp(arg, "repair")) {
-		opt->repair = true;
-		return 0;
-	}
-	if (!strcmp(arg, "read_only")) {
-		opt->read_only = true;
-		return 0;
-	}
+	*error = "Invalid limit, must be a number of units";
+	r = option_units(arg, "limit:", &opt->limit);
+	if (r)
+		return min(r, 0);
+	*error = "Invalid low_water, must be a number of units";
+	r = option_units(arg, "low_water:", &opt->low_water);
+	if (r)
+		return min(r, 0);
+	for (i = 0; i < ARRAY_SIZE(flags); i++)
+		if (!strcmp(arg, flags[i].name)) {
+			*flags[i].flag = true;
+			return 0;
+		}
 	*error = "Unrecognised optional parameter";
 	return -EINVAL;
 }
@@ -1346,7 +1972,7 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow_options *opt)
 {
 	static const struct dm_arg args[] = {
-		{0, 4, "Invalid number of optional parameters"},
+		{0, 8, "Invalid number of optional parameters"},
 	};
 	unsigned int argc;
 	int r;
@@ -1466,8 +2092,18 @@ static int alloc_resources(struct cowloop *cow)
 	spin_lock_init(&cow->lock);
 	bio_list_init(&cow->deferred);
 	bio_list_init(&cow->commit_bios);
+	bio_list_init(&cow->discards);
+	bio_list_init(&cow->discarding);
+	bio_list_init(&cow->discard_waiters);
+	bio_list_init(&cow->no_space_bios);
+	cow->space_since = jiffies - COW_SPACE_DELAY - 1;
+	ratelimit_state_init(&cow->space_log, HZ, 1);
+	ratelimit_set_flags(&cow->space_log, RATELIMIT_MSG_ON_RELEASE);
 	INIT_WORK(&cow->deferred_work, do_deferred);
+	INIT_WORK(&cow->discard_work, do_discards);
 	INIT_WORK(&cow->count_work, do_count);
+	INIT_WORK(&cow->event_work, do_event);
+	INIT_DELAYED_WORK(&cow->retry_work, do_retry);
 	INIT_DELAYED_WORK(&cow->commit_work, do_commit);
 
 	return bioset_init(&cow->bios, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
@@ -1526,6 +2162,10 @@ static void free_cowloop(struct cowloop *cow)
  * mapunit:<bytes>   the unit; must agree with an existing cowfile's
  * repair            accept and repair a DIRTY format 1 cowfile
  * read_only         write nothing to the cow device; writes fail
+ * limit:<units>     how many units may be in the cowfile
+ * low_water:<units> raise an event when only so many more may be
+ * queue_if_no_space keep writes that find no space until there is some
+ * no_discard_passdown  keep the space of discarded units in the cow device
  */
 static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 {
@@ -1580,6 +2220,10 @@ static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 
 	ti->private = cow;
 	ti->num_flush_bios = 1;
+	ti->num_discard_bios = 1;
+	/* Whether or not the cow device has discards, units can be given up. */
+	ti->discards_supported = true;
+	ti->num_write_zeroes_bios = 1;
 	/* A flush commits bits, whether or not the cow device needs flushes. */
 	ti->flush_supported = true;
 	ti->per_io_data_size = sizeof(struct cow_io);
@@ -1614,36 +2258,75 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 	case REQ_OP_READ:
 		return map_read(cow, bio);
 	case REQ_OP_WRITE:
+	case REQ_OP_WRITE_ZEROES:
+	case REQ_OP_DISCARD:
 		return accept_write(cow, bio);
 	default:
 		return DM_MAPIO_KILL;
 	}
 }
 
-static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
+/* The end of a write that was accepted; returns what end_io is to return. */
+static int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 {
-	struct cowloop *cow = ti->private;
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 
-	if (unlikely(*error))
-		atomic_long_inc(&cow->errors);
-	if (io->state == COW_IO_RDO)
-		return DM_ENDIO_DONE;
-	if (io->state == COW_IO_OTHER) {
-		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].ended);
-		return DM_ENDIO_DONE;
-	}
-
-	if (io->state == COW_IO_FIRST)
+	if (io->state == COW_IO_FIRST) {
+		*error = first_write_status(cow, *error);
 		end_first_write(cow, io, *error);
+	}
+	if (unlikely(*error == BLK_STS_NOSPC) && bio_op(bio) != REQ_OP_DISCARD) {
+		/* Those that only queue behind others have not been tried. */
+		if (io->retried || !READ_ONCE(cow->writes_kept))
+			out_of_space(cow);
+		if (cow->opt.queue_if_no_space) {
+			restore_bio(bio);
+			if (keep_bio(cow, bio))
+				return DM_ENDIO_INCOMPLETE;
+			if (dm_noflush_suspending(cow->ti))
+				*error = BLK_STS_DM_REQUEUE;
+		}
+	}
 	if (unlikely(io->commit) && !*error) {
 		io->commit = false;
 		commit_bio(cow, bio);
 		return DM_ENDIO_INCOMPLETE;
 	}
+	if (unlikely(io->retried))
+		end_retried(cow);
 	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].ended);
 
-	return DM_ENDIO_DONE;
+	return *error == BLK_STS_DM_REQUEUE ? DM_ENDIO_REQUEUE : DM_ENDIO_DONE;
+}
+
+static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
+{
+	struct cowloop *cow = ti->private;
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	int r = DM_ENDIO_DONE;
+
+	if (io->state == COW_IO_OTHER)
+		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].ended);
+	else if (io->state != COW_IO_RDO)
+		r = end_write(cow, bio, error);
+	if (unlikely(*error) && r == DM_ENDIO_DONE)
+		atomic_long_inc(&cow->errors);
+
+	return r;
+}
+
+/*
+ * Writes that are kept would be waited for. They end; without a flush they come
+ * again after the suspension, see end_write().
+ */
+static void cowloop_presuspend(struct dm_target *ti)
+{
+	stop_queueing(ti->private);
+}
+
+static void cowloop_presuspend_undo(struct dm_target *ti)
+{
+	start_queueing(ti->private);
 }
 
 /* No bio is in flight any more, deferred ones included. */
@@ -1657,6 +2340,7 @@ static void cowloop_postsuspend(struct dm_target *ti)
 	/* Has failed before, or says so itself. */
 	(void)sync_cowfile(cow);
 	cancel_delayed_work_sync(&cow->commit_work);
+	flush_work(&cow->event_work);
 	mutex_unlock(&cow->message_lock);
 }
 
@@ -1667,9 +2351,43 @@ static void cowloop_resume(struct dm_target *ti)
 	/* The table that was live until now may have met an error. */
 	if (cow_md_failed(cow->md))
 		set_mode(cow, COW_MODE_FAIL);
+	/* There was no space for them before. */
+	else if (!READ_ONCE(cow->opt.read_only) && cow_md_changed(cow->md))
+		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+
+	start_queueing(cow);
+	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit));
 	/* In the background. */
 	if (cow_md_counting(cow->md))
 		queue_work(cow->deferred_wq, &cow->count_work);
+	check_low_water(cow);
+}
+
+static int set_units(struct cowloop *cow, const char *name, const char *arg, u64 *option)
+{
+	u64 units;
+
+	if (kstrtou64(arg, 10, &units)) {
+		DMERR("%s: message '%s': found '%s', expected a number of units",
+		      cow_name(cow), name, arg);
+		return -EINVAL;
+	}
+	WRITE_ONCE(*option, units);
+	return 0;
+}
+
+/* The limit or low water has been changed by a message. */
+static int space_changed(struct cowloop *cow)
+{
+	cow_md_set_limit(cow->md, cow->opt.limit);
+	if (cow->mode <= COW_MODE_OUT_OF_SPACE) {
+		check_low_water(cow);
+		if (space_limit(cow) > cow_md_used(cow->md))
+			space_found(cow, true);
+	}
+	flush_work(&cow->event_work);
+
+	return 0;
 }
 
 static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
@@ -1685,6 +2403,10 @@ static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
 		r = make_read_only(cow);
 	else if (argc == 1 && !strcasecmp(argv[0], "close"))
 		r = close_cow(cow);
+	else if (argc == 2 && !strcasecmp(argv[0], "limit"))
+		r = set_units(cow, argv[0], argv[1], &cow->opt.limit) ?: space_changed(cow);
+	else if (argc == 2 && !strcasecmp(argv[0], "low_water"))
+		r = set_units(cow, argv[0], argv[1], &cow->opt.low_water) ?: space_changed(cow);
 	else
 		DMERR("%s: unrecognised message '%s' with %u arguments", cow_name(cow), argv[0],
 		      argc - 1);
@@ -1717,23 +2439,33 @@ static struct cow_stats sum_stats(struct cowloop *cow)
 static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
 {
 	const struct cow_geometry *geo = cow_md_geometry(cow->md);
+	/* In this order: a discard is counted as begun first. */
+	const unsigned long discards = atomic_long_read(&cow->nr_discards);
 	const struct cow_stats stats = sum_stats(cow);
 	unsigned int sz = 0;
 
-	DMEMIT("%u %u %llu/%llu 0 0 %s %s 6", geo->format, geo->mapunit,
+	DMEMIT("%u %u %llu/%llu %llu %llu %s %s 10", geo->format, geo->mapunit,
 	       cow_md_used(cow->md), geo->nr_units,
+	       READ_ONCE(cow->opt.limit), READ_ONCE(cow->opt.low_water),
 	       cow_md_is_dirty(cow->md) ? "dirty" : "clean",
 	       cow_mode_names[READ_ONCE(cow->mode)]);
 	DMEMIT(" rdo_reads %lu cow_reads %lu cow_writes %lu copyups %lu commits %lu errors %lu",
-	       stats.rdo_reads, stats.cow_reads, stats.flight[COW_FLIGHT_WRITES].begun,
+	       stats.rdo_reads, stats.cow_reads,
+	       stats.flight[COW_FLIGHT_WRITES].begun - discards,
 	       stats.copyups, atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
+	DMEMIT(" discards %lu discarded_units %lu no_space %lu queued %u",
+	       discards, atomic_long_read(&cow->discarded_units),
+	       atomic_long_read(&cow->no_space), READ_ONCE(cow->nr_kept));
 }
 
 static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 {
 	const struct cow_options *opt = &cow->opt;
 	const bool read_only = READ_ONCE(opt->read_only);
-	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + read_only;
+	const u64 limit = READ_ONCE(opt->limit), low_water = READ_ONCE(opt->low_water);
+	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + read_only +
+				!!limit + !!low_water + opt->queue_if_no_space +
+				opt->no_discard_passdown;
 	unsigned int sz = 0;
 
 	DMEMIT("%s %s", cow->rdo->name, cow->cow_name);
@@ -1747,6 +2479,14 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 		DMEMIT(" repair");
 	if (read_only)
 		DMEMIT(" read_only");
+	if (limit)
+		DMEMIT(" limit:%llu", limit);
+	if (low_water)
+		DMEMIT(" low_water:%llu", low_water);
+	if (opt->queue_if_no_space)
+		DMEMIT(" queue_if_no_space");
+	if (opt->no_discard_passdown)
+		DMEMIT(" no_discard_passdown");
 }
 
 static void emit_ima(struct cowloop *cow, char *result, unsigned int maxlen)
@@ -1808,7 +2548,6 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 {
 	struct cowloop *cow = ti->private;
-
 	const unsigned int mapunit = cow_md_geometry(cow->md)->mapunit;
 
 	/* Smaller writes may cost a copy-up. Filesystems use 4 KiB as it is. */
@@ -1816,6 +2555,12 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 		limits->io_min = max(limits->io_min, mapunit);
 		limits->io_opt = max(limits->io_opt, mapunit);
 	}
+	/* Nothing of the devices' own: what is discarded is units. */
+	limits->discard_granularity = max(mapunit, limits->logical_block_size);
+	limits->max_discard_sectors = round_down(UINT_MAX >> SECTOR_SHIFT, 1U << cow->unit_shift);
+	limits->max_hw_discard_sectors = limits->max_discard_sectors;
+	limits->discard_alignment = 0;
+	limits->discard_misaligned = 0;
 }
 
 static struct target_type cowloop_target = {
@@ -1827,6 +2572,8 @@ static struct target_type cowloop_target = {
 	.dtr = cowloop_dtr,
 	.map = cowloop_map,
 	.end_io = cowloop_end_io,
+	.presuspend = cowloop_presuspend,
+	.presuspend_undo = cowloop_presuspend_undo,
 	.postsuspend = cowloop_postsuspend,
 	.resume = cowloop_resume,
 	.message = cowloop_message,

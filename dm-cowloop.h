@@ -247,20 +247,26 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 
 /*
  * Before data is written for @nr units, all in one aligned MiB: make sure that
- * their bits can be set without allocating or reading anything. Returns 1 if
- * so, and it stays so until cow_md_mark() or cow_md_release() ends the hold; 0
- * if it takes a cow_md_load() for writing first; -EIO if their part of the
- * bitmap is damaged. Any context.
+ * their bits can be set without allocating or reading anything, and within the
+ * limit. Returns 1 if so, and it stays so until cow_md_mark() or
+ * cow_md_release(), which are to be given *@claim, ends the hold; 0 if it takes
+ * a cow_md_load() for writing first, or, where there is a limit, counting to
+ * have ended; -ENOSPC beyond the limit; -EIO if their part of the bitmap is
+ * damaged. Any context.
  */
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr);
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *claim);
 
 /* End a hold without setting the bits: the data was not written. Any context. */
-void cow_md_release(struct cow_md *md, u64 unit);
+void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim);
+
+/* How many units may be in the cowfile; 0: as many as there are. Sleeps not. */
+void cow_md_set_limit(struct cow_md *md, u64 limit);
 
 /*
  * Bring the part of the bitmap that covers @unit into memory; with @for_write
  * also make it ready for cow_md_hold(). Sleeps, does I/O (GFP_NOIO). Returns 0,
- * a negative errno, or 1 if there is no memory: then some becomes free by a
+ * a negative errno (-ENOSPC if the cow device has no room for this part of the
+ * bitmap), or 1 if there is no memory: then some becomes free by a
  * cow_md_commit() and by the end of holds, after which to try again.
  */
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
@@ -284,16 +290,27 @@ void cow_md_let_go(struct cow_md *md);
  * disk after the next commit that starts after this returns. Any context.
  * Returns true when these are the first changes since a commit.
  */
-bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr);
+bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr, unsigned int claim);
+
+/*
+ * Clear the bits of units from @unit on, at most @max (> 0) and not all of them:
+ * *@run says how many units it has been about. Nothing may be in flight that
+ * holds them, and the cowfile must be DIRTY. Returns how many bits were set,
+ * which are not on disk before the next commit that starts after this returns;
+ * or a negative errno, with no bit changed: -EIO if the bitmap is damaged there,
+ * -ENOMEM as where cow_md_load() returns 1. Sleeps, does I/O (GFP_NOIO).
+ */
+int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run);
 
 /* False when every bit set so far is on disk. Any context. */
 bool cow_md_changed(struct cow_md *md);
 
 /*
  * Make all the data written and all the bits set before the call durable, in
- * this order. Sleeps, does I/O; callers need no lock. After an error, of this
- * or of the two below, it is not known what is on disk: cow_md_failed() is true
- * and every further call of them fails.
+ * this order. Sleeps, does I/O; callers need no lock. -ENOSPC, of this or of the
+ * two below, means that it is to be done again when there is room. After any
+ * other error it is not known what is on disk: cow_md_failed() is true and every
+ * further call of them fails.
  */
 int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
