@@ -45,11 +45,13 @@
 
 #define FIRST_WARNING	80	/* percent */
 #define STEP		5
+#define CALM_LOOKS	6	/* a minute */
 
 /* What has been said about a device. */
 struct monitor {
 	unsigned int full;	/* percent: a multiple of STEP; 0: nothing yet */
 	enum dm_mode mode;	/* DM_MODE_RW is 0 */
+	unsigned int calm;	/* looks in a row, in time and not for an event, at which there was space */
 	int err;		/* of dm_read() */
 };
 
@@ -150,14 +152,27 @@ static void run_program(const struct dm_device *d, const struct space *s)
 
 /* ---- What is new ---- */
 
+/*
+ * Where some writes find space and others do not, the mode goes to and fro: it is
+ * out of space until it has not been for a while.
+ */
+static bool still_out_of_space(struct monitor *m, const struct dm_device *d, bool in_time)
+{
+	if (m->mode != DM_MODE_OUT_OF_SPACE || d->mode != DM_MODE_RW)
+		m->calm = 0;
+	else if (in_time)
+		m->calm++;
+	return m->mode == DM_MODE_OUT_OF_SPACE && d->mode == DM_MODE_RW && m->calm < CALM_LOOKS;
+}
+
 /* True if it is worth a run of the program; so below. */
-static bool tell_mode(struct monitor *m, const struct dm_device *d)
+static bool tell_mode(struct monitor *m, const struct dm_device *d, bool in_time)
 {
 	const enum dm_mode before = m->mode;
 
-	m->mode = d->mode;
-	if (d->mode == before)
+	if (still_out_of_space(m, d, in_time) || d->mode == before)
 		return false;
+	m->mode = d->mode;
 	switch (d->mode) {
 	case DM_MODE_OUT_OF_SPACE:
 	case DM_MODE_FAIL:
@@ -165,12 +180,12 @@ static bool tell_mode(struct monitor *m, const struct dm_device *d)
 		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name, d->mode_word, dm_advice(d));
 		return true;
 	case DM_MODE_RW:
+		say(LOG_NOTICE, "Cowloop device %s has space again.", d->name);
+		return false;
 	case DM_MODE_RO:
 	case DM_MODE_UNKNOWN:
 		break;
 	}
-	if (before == DM_MODE_OUT_OF_SPACE)
-		say(LOG_NOTICE, "Cowloop device %s is no longer out of space.", d->name);
 	return false;
 }
 
@@ -188,7 +203,7 @@ static void warn_full(const struct dm_device *d, const struct space *s)
 		say(LOG_WARNING, "%s; make room where %s is.", what, file ? file : "the cowfile");
 		free(file);
 	} else if (s->total < d->total * d->mapunit) {
-		say(LOG_WARNING, "%s; close it, make the cow device larger, and open it again.", what);
+		say(LOG_WARNING, "%s; make the cow device larger.", what);
 	} else {
 		say(LOG_WARNING, "%s; the cow device has room for every unit, so nothing will fail for want of it.", what);
 	}
@@ -204,14 +219,11 @@ static bool tell_full(struct monitor *m, const struct dm_device *d, const struct
 	if (step < FIRST_WARNING || step <= m->full)
 		return false;
 	m->full = step;
-	/* This has been said by then. */
-	if (d->mode == DM_MODE_OUT_OF_SPACE)
-		return false;
 	warn_full(d, s);
 	return true;
 }
 
-static void look(struct monitor *m, const struct dm_device *d)
+static void look(struct monitor *m, const struct dm_device *d, bool in_time)
 {
 	struct statvfs fs;
 	struct space s;
@@ -219,7 +231,7 @@ static void look(struct monitor *m, const struct dm_device *d)
 
 	space_look(d, &fs);
 	space_least(d, &fs, &s);
-	news = tell_mode(m, d);
+	news = tell_mode(m, d, in_time);
 	/* In the other modes it takes no writes. */
 	if (s.of && (d->mode == DM_MODE_RW || d->mode == DM_MODE_OUT_OF_SPACE || d->mode == DM_MODE_UNKNOWN))
 		news |= tell_full(m, d, &s);
@@ -237,9 +249,8 @@ void process_event(struct dm_task *task, enum dm_event_mask events, void **user)
 	struct dm_device d;
 	const int err = dm_read(name, &d);
 
-	(void)events;
 	if (!err)
-		look(m, &d);
+		look(m, &d, events & DM_EVENT_TIMEOUT);
 	else if (err != m->err)
 		say(LOG_ERR, "Cowloop device %s cannot be monitored: %s.", name,
 		    err < 0 ? "it is no cowloop device any more, or of a module that this plugin does not know" :

@@ -123,7 +123,21 @@ ok $? "dmeventd has nothing to do any more"
 
 # --- Filling up ---------------------------------------------------------------------------------------------
 
-# a file on a filesystem that fills up, whoever fills it; a cow device that is too small, and one that is not
+# where writes fail and succeed in turn
+truncate -s 8M flap.img
+truncate -s $((8192 + 1000 * 4096)) flap.cow # room for 1000 units of 2048
+cowsetup open --monitor flap.img "$(loopdev flap.cow)" flap >/dev/null 2>&1 # it warns of the cow device
+for unit in 1 2 3; do
+	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct status=none 2>/dev/null
+	[ $unit != 1 ] ||
+		logs 'WARNING: Cowloop device flap is in mode out_of_space: new changes fail for want of space' "out of space, at once" 3
+	sleep 1.2
+	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=$unit count=1 oflag=direct status=none
+	is "$(cowstat flap mode)" rw "it finds space again"
+done
+
+# a limit; a file on a filesystem that fills up, whoever fills it; a cow device that is too small, and one that is not
+truncate -s 8M limit.img
 truncate -s 100M fs.img
 mkfs.ext4 -q -m 0 fs.img
 mkdir fs
@@ -131,21 +145,23 @@ mount -o loop fs.img fs
 truncate -s 1M file.img
 truncate -s 8M small.img
 truncate -s 4M large.img
-truncate -s $((8192 + 1000 * 4096)) small.cow # room for 1000 units of 2048
+truncate -s $((8192 + 1000 * 4096)) small.cow
 truncate -s 5M large.cow
 small=$(loopdev small.cow)
 dmsetup create below --table "0 10240 linear $(loopdev large.cow) 0"
 program 'echo "$NAME $MODE $FREE $TOTAL" >>/tmp/ran'
-: >log
+cowsetup open --monitor --limit 4000K limit.img limit.cow >/dev/null
 cowsetup open --monitor file.img fs/file.cow >/dev/null
-cowsetup open --monitor small.img "$small" small >/dev/null 2>&1 # it warns of the cow device
+cowsetup open --monitor small.img "$small" small >/dev/null 2>&1
 cowsetup open --monitor large.img /dev/mapper/below large >/dev/null
 
 # fill PERMILLE
 fill() {
 	filled=$(stat -f -c '%b %a %S' fs | awk -v p="$1" '{ printf "%d", $3 * ($2 - $1 * (1000 - p) / 1000) }')
 	fallocate -l $(($(stat -c %s fs/fill) + filled)) fs/fill
-	dd if=/dev/urandom of=/dev/mapper/small bs=4096 count="$1" oflag=direct status=none
+	for fill_name in limit small; do
+		dd if=/dev/urandom of=/dev/mapper/$fill_name bs=4096 count="$1" oflag=direct status=none
+	done
 	dd if=/dev/urandom of=/dev/mapper/large bs=4096 count=$((($1 * 1024 + 999) / 1000)) oflag=direct status=none
 }
 : >fs/fill
@@ -157,25 +173,28 @@ counts 'Cowloop device .* full' 0 "nothing is said of 79 percent"
 fill 801
 file='WARNING: Cowloop device file is now 80\.[0-9]% full: [0-9.]+ MiB of [0-9.]+ MiB free \(filesystem\); make room where '
 logs "dmeventd\[[0-9]+\]: ${file}/tmp/fs/file\.cow is\.\$" "80 percent: filesystem"
-logs 'WARNING: Cowloop device small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); close it, make the cow device larger, ' \
+logs 'WARNING: Cowloop device small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); make the cow device larger\.$' \
 	"80 percent: device"
+logs 'WARNING: Cowloop device limit is now 80\.1% full: 796 KiB of 3\.9 MiB free \(limit\); .* dmsetup message limit 0 limit 2000\.$' \
+	"80 percent: limit"
 logs 'WARNING: Cowloop device large is now 80\.[0-9]% full: [0-9]+ KiB of 4 MiB free \(device\); .* room for every unit' \
 	"80 percent: device that has room for everything"
 sleep 1
 is "$(sort ran | sed 's/^file rw [0-9]* /file rw FREE /;s/^large rw [0-9]* /large rw FREE /')" \
 	"file rw FREE $(stat -f -c '%b %S' fs | awk '{ print $1 * $2 }')
 large rw FREE 4194304
+limit rw $((199 * 4096)) $((1000 * 4096))
 small rw $((199 * 4096)) $((1000 * 4096))" "the program is told what is free"
 
 fill 851
-for name in file small large; do
+for name in file limit small large; do
 	logs "device $name is now 85\.[0-9]% full" "85 percent: $name"
 done
 fill 961
-for name in file small large; do
+for name in file limit small large; do
 	logs "device $name is now 96\.[0-9]% full" "96 percent: $name"
 done
-counts 'Cowloop device (file|small|large) is now' 9 "nothing is said twice, nor of 90 percent"
+counts 'Cowloop device .* is now' 12 "nothing is said twice, nor of 90 percent"
 truncate -s 0 fs/fill
 sync -f fs
 sleep 12
@@ -189,9 +208,22 @@ fill 1000
 logs 'device small is now 100\.0% full: 0 bytes of 3\.9 MiB free' "100 percent"
 logs 'device file is now 100\.0% full' "likewise: filesystem"
 logs 'device large is now 100\.0% full' "likewise: device that has room for everything"
-counts 'Cowloop device (file|small|large) is now' 13 "and that is all"
+logs 'device limit is now 100\.0% full' "likewise: limit"
+counts 'Cowloop device .* is now' 17 "and that is all"
 sleep 1
-is "$(wc -l <ran)" 13 "the program was run as often"
+is "$(wc -l <ran)" 17 "the program was run as often"
+dd if=/dev/zero of=/dev/mapper/limit bs=4096 seek=1000 count=1 oflag=direct status=none 2>/dev/null
+logs 'WARNING: Cowloop device limit is in mode out_of_space' "out of space at the limit, at once" 3
+sleep 1
+is "$(tail -n 1 ran)" "limit out_of_space 0 $((1000 * 4096))" "the program is told"
+dmsetup message limit 0 limit 2000
+counts 'device flap is in mode out_of_space' 1 "what goes out of space and back is told of once"
+logs 'Cowloop device flap has space again' "until it has had space for a minute" 80
+dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct status=none 2>/dev/null
+sleep 1
+counts 'device flap is in mode out_of_space' 2 "then it is told of again"
+dd if=/dev/urandom of=/dev/mapper/limit bs=4096 count=1601 oflag=direct status=none
+logs 'Cowloop device limit is now 80\.0% full: .* limit 4000\.$' "80 percent of what the limit is now"
 
 # --- The program --------------------------------------------------------------------------------------------
 
@@ -254,14 +286,15 @@ sleep 1
 is "$(cat ran)" "file closed
 large fail" "the program is told"
 sleep 12
-counts 'Cowloop device' 2 "once"
+counts 'WARNING: Cowloop device' 2 "once"
 
 # --- The end ------------------------------------------------------------------------------------------------
 
 running
 ok $? "dmeventd has lived through it"
-cowsetup close file
-cowsetup close small
+for name in file small limit flap; do
+	cowsetup close $name
+done
 cowsetup close --force large 2>/dev/null
 logs 'No longer monitoring cowloop device large' "all are let go of" 5
 stop

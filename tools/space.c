@@ -64,8 +64,8 @@ void space_least(const struct dm_device *d, const struct statvfs *fs, struct spa
 	if (!dm_has_cow(d))
 		return;
 
-	/* A device that has room for everything bounds nothing, unless nothing else does. */
+	/* A device that has room for everything bounds nothing, unless nothing else does, or low water counts on it. */
 	room = units_with_room(d);
-	if (room < d->total || !s->of)
+	if (room < d->total || !s->of || d->low_water)
 		bound_space(s, room > d->used ? (room - d->used) * unit : 0, room * unit, "device");
 }
