@@ -618,6 +618,77 @@ like "$(cat watched)" 'big: interrupted' "and says so: interrupted"
 exits 4 "watch of what is not there" cowsetup watch nix
 cowsetup close big
 
+# what the device tells by events: low water, out of space
+truncate -s 8M space.img
+written() { dd if=/dev/urandom of="/dev/mapper/$1" bs=4096 seek="$2" count="$3" oflag=direct status=none 2>/dev/null; }
+since() { awk -v from="$1" '{ print $1 - from < 2 ? "soon" : "after " $1 - from " s" }' /proc/uptime; }
+now() { cut -d ' ' -f 1 /proc/uptime; }
+
+for options in '--limit 4000K' ''; do
+	# shellcheck disable=SC2086
+	cowsetup open $options --low-water 800K space.img space.cow >/dev/null
+	last=$([ "$options" ] && echo 800 || echo $((2048 - 200)))
+	cowsetup watch space >watched 2>&1 &
+	watch=$!
+	written space 0 $((last - 1))
+	sleep 2
+	kill -0 $watch
+	ok $? "watch waits for low water${options:+, $options}"
+	written space $((last - 1)) 1
+	start=$(now)
+	wait $watch
+	is "$? $(since "$start")" "0 soon" "and wakes up"
+	like "$(cat watched)" '^space: 800 KiB free of (3\.9|8) MiB \((limit|device)\); the threshold is 800 KiB' "having said so"
+	cowsetup close space
+	rm space.cow
+done
+
+# free, but not where it is wanted: the cow device ends early
+truncate -s $((8192 + 1000 * 4096)) space.cow
+cow=$(loopdev space.cow)
+cowsetup open space.img "$cow" space >/dev/null 2>&1
+rm -f called
+cowsetup watch --threshold 1 --exec 'echo "$NAME $MODE $FREE $TOTAL" >>called' space >watched 2>&1 &
+watch=$!
+sleep 1
+for units in 1000 999; do
+	start=$(now)
+	written space 1500 1
+	waits "space out_of_space $((units * 4096)) $((1000 * 4096))" cat called
+	is "$(since "$start")" soon "watch wakes up when it is out of space"
+	sleep 1.2
+	written space $((1000 - units)) 1
+	is "$(cowstat space mode)" rw "there is space again"
+	sleep 1.2
+done
+is "$(wc -l <called)" 2 "--exec is told each time"
+like "$(cat watched)" '^space: 3\.9 MiB free of 3\.9 MiB \(device, out of space\)' "it says so"
+written space 1500 1
+exits 0 "watch, when it is out of space already" cowsetup watch --threshold 1 space
+says 'out of space' "says so"
+cowsetup close space
+wait $watch
+losetup --detach "$cow"
+rm space.cow
+
+# writes that wait
+rdo=$(loopdev space.img -r)
+truncate -s 16M space.cow
+cow=$(loopdev space.cow)
+cowopen space "$rdo" "$cow" limit:1 queue_if_no_space
+written space 0 2 &
+writer=$!
+exits 0 "watch, when writes wait for space" cowsetup watch --threshold 1 space
+says '^space: 0 bytes free of 4 KiB \(limit' "wakes up"
+waits out_of_space dmsetup status space
+exits 0 "status, when writes wait for space" cowsetup status space
+says '^What to do +new changes wait for space' "says that they wait"
+dmsetup message space 0 limit 0
+wait $writer
+is $? 0 "and they go on with a higher limit"
+cowsetup close space
+losetup --detach "$rdo" "$cow"
+
 umount disk
 losetup --detach "$disk"
 before=''
