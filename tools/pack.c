@@ -11,9 +11,8 @@
  * Format 1 is what the original's cowpack makes and takes, and that ends with
  * the bitmap when there is no unit. Its -z does not compress this, but the same
  * without what is between: the head's 56 bytes, the bitmap and the units follow
- * one another. So does what is compressed by gzip here. What was made by gzip
- * from a packed file is not rare, though, and is taken as well. The original
- * would take one for the other, and make a wrong cowfile of it.
+ * one another. That is COMPRESS_COWPACK. The original would take one for the
+ * other, and make a wrong cowfile of it; here both are taken.
  *
  * When it is unpacked the bitmap goes to the new cowfile first, and is checked
  * and read from there to see where the units belong that follow. So a bitmap
@@ -110,7 +109,7 @@ static int pack_head(const struct cowfile *c, struct out_stream *out, u64 used)
 
 static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
 {
-	const bool gaps = c->format != 1 || opt.compress != COMPRESS_GZIP;
+	const bool gaps = opt.compress != COMPRESS_COWPACK;
 	int r = pack_head(c, out, used);
 
 	if (!r && gaps)
@@ -146,6 +145,9 @@ int cmd_pack(int argc, char **argv)
 	if (!strcmp(argv[1], "-"))
 		progress_to_stderr();
 	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
+	if (!r && c.format != 1 && opt.compress == COMPRESS_COWPACK)
+		r = error(USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
+			  argv[0], c.format);
 	if (!r)
 		r = cow_count(&c, &used, &end);
 	if (!r)
@@ -153,7 +155,8 @@ int cmd_pack(int argc, char **argv)
 	if (!r)
 		r = check_target(argv[1]);
 	if (!r) {
-		out = out_open(argv[1], opt.compress, &r);
+		out = out_open(argv[1], opt.compress == COMPRESS_COWPACK ? COMPRESS_GZIP :
+			       opt.compress, &r);
 		if (out) {
 			progress_start(argv[0], used * c.geo.mapunit, "packed");
 			r = pack(&c, out, used);

@@ -113,7 +113,7 @@ fails "nothing is left of them" test -e u
 for f in clean repaired new; do
 	[ $f = new ] && truncate -s 2048 new.cow
 	exits 0 "pack: $f" cowsetup pack --force $f.cow p
-	exits 0 "pack --compress gzip: $f" cowsetup pack --force --compress gzip $f.cow z
+	exits 0 "pack --compress cowpack: $f" cowsetup pack --force --compress cowpack $f.cow z
 	case $f in repaired) packed=over ;; *) packed=$f ;; esac
 	# the original does not truncate a longer file
 	runs "the original's: $f" cmp -n "$(stat -c %s p)" p $packed.pack
@@ -130,7 +130,7 @@ while read -r plain zipped size arguments; do
 	cowfile make --rdo r --cow c --format 1 $arguments
 	exits 0 "pack: $size $arguments" cowsetup pack --force c p
 	is "$(sum <p)" "$plain" "as the original: $size $arguments"
-	exits 0 "pack --compress gzip: $size $arguments" cowsetup pack --force --compress gzip c z
+	exits 0 "pack --compress cowpack: $size $arguments" cowsetup pack --force --compress cowpack c z
 	is "$(gzip -dc z | sum)" "$zipped" "as the original's -z: $size $arguments"
 	for f in p z; do
 		rm -f u

@@ -54,9 +54,12 @@ for units in 0,5-90,10000-12000/3,last all 7; do
 	exits 0 "unpack the other's, gzip'd: $units" cowsetup unpack p2.gz u
 	unpacked "the other's: $units"
 	cowsetup pack --compress gzip --force c p
+	gzip -dc <p | cmp - p2
+	ok $? "what gunzip makes of ours: $units"
+	cowsetup pack --compress cowpack --force c p
 	# the head, the bitmap and the units at once; here the bitmap ends where the units begin
 	gzip -dc <p | cmp - <(head -c 56 p2; tail -c +1025 p2)
-	ok $? "what gunzip makes of ours: $units"
+	ok $? "as cowpack -z: $units"
 done
 # the original's, when there is no unit, ends with the bitmap
 makecow c --format 1
