@@ -71,7 +71,7 @@ static const struct poptOption option_table[] = {
 	{ "batch-mode", 'q', POPT_ARG_NONE, NULL, OPT_BATCH_MODE,
 	  "Do not ask for confirmation", NULL },
 	{ "compress", '\0', POPT_ARG_STRING, NULL, OPT_COMPRESS,
-	  "How to compress a packed file: none, gzip or zstd", "TYPE" },
+	  "How to compress a packed file: none, gzip, zstd, or as cowpack -z did", "TYPE" },
 	{ "deferred", '\0', POPT_ARG_NONE, NULL, OPT_DEFERRED,
 	  "Close the device when the last user has gone", NULL },
 	{ "dry-run", 'n', POPT_ARG_NONE, NULL, OPT_DRY_RUN,
@@ -137,7 +137,7 @@ static int parse_mapunit(const char *text)
 
 static int parse_compress(const char *text)
 {
-	static const char *const types[] = { "none", "gzip", "zstd" };
+	static const char *const types[] = { "none", "gzip", "zstd", "cowpack" };
 
 	for (unsigned int i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
 		if (!strcmp(text, types[i])) {
@@ -145,7 +145,7 @@ static int parse_compress(const char *text)
 			return OK;
 		}
 	}
-	return error(USAGE, "--compress %s: it must be none, gzip or zstd.", text);
+	return error(USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
 }
 
 static int parse_bytes(const char *name, const char *text, u64 *size)

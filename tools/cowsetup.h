@@ -42,6 +42,7 @@ enum compress {
 	COMPRESS_NONE,
 	COMPRESS_GZIP,
 	COMPRESS_ZSTD,
+	COMPRESS_COWPACK,	/* what the original's cowpack -z writes: gzip, and no gaps */
 };
 
 /* What the command line says. Set once by main(). */

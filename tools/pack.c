@@ -4,10 +4,15 @@
  *
  * A packed file is the head with PACKED set, the bitmap, and from doffset on
  * the units that are in the cowfile, without gaps. It is written and read from
- * its beginning to its end, and may be compressed as a whole. Format 1 is what
- * the original's cowpack makes and takes. In format 2 the head's checksum is
- * that of the packed head, and the last unit, should it be a partial one, is
- * filled up with zeroes.
+ * its beginning to its end, and may be compressed as a whole. In format 2 the
+ * head's checksum is that of the packed head, and the last unit, should it be a
+ * partial one, is filled up with zeroes.
+ *
+ * Format 1 is what the original's cowpack makes and takes, and that ends with
+ * the bitmap when there is no unit. Its -z does not compress this, but the same
+ * without what is between: the head's 56 bytes, the bitmap and the units follow
+ * one another. That is COMPRESS_COWPACK. The original would take one for the
+ * other, and make a wrong cowfile of it; here both are taken.
  *
  * When it is unpacked the bitmap goes to the new cowfile first, and is checked
  * and read from there to see where the units belong that follow. So a bitmap
@@ -25,6 +30,12 @@
 #include "newcow.h"
 #include "progress.h"
 #include "stream.h"
+
+/* What is stored of the head. */
+static size_t head_size(const struct cowfile *c)
+{
+	return c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(c->head);
+}
 
 /* ---- pack ---- */
 
@@ -88,25 +99,24 @@ static int pack_units(const struct cowfile *c, struct out_stream *out)
 	return r;
 }
 
-/* The head of the packed file, as far as the bitmap. */
 static int pack_head(const struct cowfile *c, struct out_stream *out, u64 used)
 {
 	struct cowfile packed = *c;
-	int r;
 
 	cow_finish_head(&packed, COW_PACKED, used);
-	r = out_write(out, &packed.head, c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(packed.head));
-	return r ? r : out_zeroes(out, c->geo.moffset -
-				  (c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(packed.head)));
+	return out_write(out, &packed.head, head_size(c));
 }
 
 static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
 {
+	const bool gaps = opt.compress != COMPRESS_COWPACK;
 	int r = pack_head(c, out, used);
 
+	if (!r && gaps)
+		r = out_zeroes(out, c->geo.moffset - head_size(c));
 	if (!r)
 		r = pack_map(c, out);
-	if (!r)
+	if (!r && gaps && (used || c->format != 1))
 		r = out_zeroes(out, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
 	return r ? r : pack_units(c, out);
 }
@@ -135,6 +145,9 @@ int cmd_pack(int argc, char **argv)
 	if (!strcmp(argv[1], "-"))
 		progress_to_stderr();
 	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
+	if (!r && c.format != 1 && opt.compress == COMPRESS_COWPACK)
+		r = error(USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
+			  argv[0], c.format);
 	if (!r)
 		r = cow_count(&c, &used, &end);
 	if (!r)
@@ -142,7 +155,8 @@ int cmd_pack(int argc, char **argv)
 	if (!r)
 		r = check_target(argv[1]);
 	if (!r) {
-		out = out_open(argv[1], opt.compress, &r);
+		out = out_open(argv[1], opt.compress == COMPRESS_COWPACK ? COMPRESS_GZIP :
+			       opt.compress, &r);
 		if (out) {
 			progress_start(argv[0], used * c.geo.mapunit, "packed");
 			r = pack(&c, out, used);
@@ -174,13 +188,54 @@ static void found_fault(struct cow_faults *faults, const char *id, const char *t
 	error(WRONG, "%s: %s.", h->path, text);
 }
 
-static int read_head(struct cowfile *c, struct in_stream *in, const char *path)
+/* Does it end where it does with nothing between the head, the bitmap and the units? */
+static int ends_without_gaps(const struct cowfile *c, struct in_stream *in, const char *path,
+			     bool *ends)
+{
+	const u64 length = head_size(c) + c->geo.mapsize + le64(c->head.cowused) * c->geo.mapunit;
+	int r = in_rewind(in);
+
+	progress_start(path, length, "read");
+	for (u64 at = 0; at < length && !r; at += FILE_CHUNK) {
+		r = in_skip(in, min_u64(length - at, FILE_CHUNK));
+		progress_update(at);
+	}
+	if (!r)
+		r = in_at_end(in, ends);
+	progress_end(!r);
+	return r ? r : in_rewind(in);
+}
+
+/*
+ * Is there anything between the head, the bitmap and the units? What looks like
+ * a gap may be the bitmap's beginning: then the length tells.
+ */
+static int find_gaps(const struct cowfile *c, struct in_stream *in, const char *path,
+		     const u8 start[IN_PEEK], bool *gaps)
+{
+	bool ends;
+	int r;
+
+	*gaps = true;
+	if (c->format != 1 || in_compressed(in) != COMPRESS_GZIP)
+		return OK;
+	*gaps = all_zero(start + COW_V1_HEAD_SIZE, IN_PEEK - COW_V1_HEAD_SIZE);
+	if (!*gaps)
+		return OK;
+	r = ends_without_gaps(c, in, path, &ends);
+	*gaps = r || !ends;
+	return r;
+}
+
+static int read_head(struct cowfile *c, struct in_stream *in, const char *path, bool *gaps)
 {
 	struct head_faults faults = { .faults.found = found_fault, .path = path };
-	int r = in_read(in, &c->head, sizeof(c->head));
+	u8 start[IN_PEEK];
+	int r = in_peek(in, start);
 
 	if (r)
 		return r;
+	memcpy(&c->head, start, sizeof(c->head));
 	/* How long it is, is seen when it ends. */
 	c->file = (struct file){ .fd = -1, .path = path, .size = UINT64_MAX };
 	r = cow_check_head(c, &faults.faults);
@@ -190,14 +245,19 @@ static int read_head(struct cowfile *c, struct in_stream *in, const char *path)
 		r = error(WRONG, "%s: this is a cowfile, but not a packed one.", path);
 	if (!r && le16(c->head.flags) & COW_FLAG_DIRTY)
 		r = error(WRONG, "%s: both packed and dirty, which cannot be.", path);
-	return r;
+	if (!r)
+		r = find_gaps(c, in, path, start, gaps);
+	if (r)
+		return r;
+	memset((u8 *)&c->head + head_size(c), 0, sizeof(c->head) - head_size(c));
+	return in_skip(in, head_size(c));
 }
 
-static int unpack_map(struct cowfile *c, struct in_stream *in)
+static int unpack_map(struct cowfile *c, struct in_stream *in, bool gaps)
 {
 	u8 data[65536];
 	u64 at;
-	int r = in_skip(in, c->geo.moffset - sizeof(c->head));
+	int r = gaps ? in_skip(in, c->geo.moffset - head_size(c)) : OK;
 
 	for (at = 0; at < c->geo.mapsize && !r; at += sizeof(data)) {
 		const u64 left = c->geo.mapsize - at;
@@ -251,19 +311,19 @@ static int unpack_units(struct cowfile *c, struct in_stream *in, u64 used)
 }
 
 /* Everything behind the head, into c->file, which is blank. */
-static int unpack(struct cowfile *c, struct in_stream *in, const char *from)
+static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char *from)
 {
 	u64 used, end;
 	bool at_end;
 	int r;
 
-	r = unpack_map(c, in);
+	r = unpack_map(c, in, gaps);
 	if (!r)
 		r = cow_count(c, &used, &end);
 	if (!r)
 		r = cow_check_end(c, end);
 	/* The original ends it with the bitmap when there is no unit. */
-	if (!r && used)
+	if (!r && used && gaps)
 		r = in_skip(in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
 	if (!r)
 		r = unpack_units(c, in, used);
@@ -275,8 +335,8 @@ static int unpack(struct cowfile *c, struct in_stream *in, const char *from)
 }
 
 /* Into a device: in place. */
-static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char *from,
-			    const char *path)
+static int unpack_to_device(struct cowfile *c, struct in_stream *in, bool gaps,
+			    const char *from, const char *path)
 {
 	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
@@ -284,12 +344,12 @@ static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char 
 		r = refuse_overwrite(&c->file);
 	if (!r)
 		r = blank_cow(&c->file, &c->geo);
-	return r ? r : unpack(c, in, from);
+	return r ? r : unpack(c, in, gaps, from);
 }
 
 /* Into a file: a new one. */
-static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *from,
-			  const char *path)
+static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
+			  const char *from, const char *path)
 {
 	struct replaced old = { .file = FILE_CLOSED };
 	struct new_file new;
@@ -308,7 +368,7 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, const char *f
 		r = blank_cow(&c->file, &c->geo);
 	}
 	if (!r)
-		r = unpack(c, in, from);
+		r = unpack(c, in, gaps, from);
 	if (!r && replace)
 		r = replaced_check(&old, new.target);
 	if (!r)
@@ -324,6 +384,7 @@ int cmd_unpack(int argc, char **argv)
 {
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct in_stream *in;
+	bool gaps;
 	struct stat st;
 	int r;
 
@@ -333,11 +394,11 @@ int cmd_unpack(int argc, char **argv)
 	in = in_open(argv[0], &r);
 	if (!in)
 		return r;
-	r = read_head(&c, in, argv[0]);
+	r = read_head(&c, in, argv[0], &gaps);
 	if (!r)
 		r = !stat(argv[1], &st) && !S_ISREG(st.st_mode) ?
-		    unpack_to_device(&c, in, argv[0], argv[1]) :
-		    unpack_to_file(&c, in, argv[0], argv[1]);
+		    unpack_to_device(&c, in, gaps, argv[0], argv[1]) :
+		    unpack_to_file(&c, in, gaps, argv[0], argv[1]);
 	in_close(in);
 	cow_close(&c);
 	if (!r)

@@ -9,7 +9,9 @@
  * that agree outvote one.)
  *
  * Format 1, dirty. The original's rule: a unit that is not all zeroes has been
- * written, whatever the bitmap says. Bits that are set stay set.
+ * written, whatever the bitmap says. Bits that are set stay set. With --force a
+ * clean one is treated likewise, as the original does: its driver has left
+ * cowfiles clean whose bitmap it had not repaired.
  *
  * Format 2, a damaged bitmap sector. If a single bit of it is wrong, the checksum
  * says which. Otherwise the data tells: a unit that is a hole in the file was
@@ -454,7 +456,7 @@ static int mend_bitmap(struct repair *p)
 	return r;
 }
 
-/* Format 1, dirty: add the units that are not all zeroes. */
+/* Format 1: add the units that are not all zeroes. */
 static int add_written_units(struct repair *p)
 {
 	const struct cowfile *c = &p->c;
@@ -491,8 +493,9 @@ static int add_written_units(struct repair *p)
 	progress_end(!r);
 	if (r)
 		return r;
-	mended(p, "dirty: %llu unit%s with data that the bitmap did not have, now added", added,
-	       added == 1 ? "" : "s");
+	if (p->was_dirty || added)
+		mended(p, "%s%llu unit%s with data that the bitmap did not have, now added",
+		       p->was_dirty ? "dirty: " : "", added, added == 1 ? "" : "s");
 	/* What is not on disk is not counted by mend_bitmap(). */
 	if (opt.dry_run)
 		p->used += added;
@@ -566,7 +569,7 @@ int cmd_repair(int argc, char **argv)
 		p.mark = p.c.state;
 		p.nr_left++;
 	}
-	if (!r && p.c.format == 1 && p.was_dirty)
+	if (!r && p.c.format == 1 && (p.was_dirty || (opt.force && p.mark == COW_CLEAN)))
 		r = add_written_units(&p);
 	if (!r)
 		r = mend_bitmap(&p);

@@ -212,9 +212,14 @@ struct in_stream {
 	enum compress compress;
 	z_stream gzip;
 	ZSTD_DCtx *zstd;
+	off_t first;		/* where it begins in the file; -1: it can't seek */
 	bool in_frame;		/* the end of the file would be amiss */
 	bool at_end;		/* of the file */
+	bool dropped;		/* the buffer does not begin with the first byte any more */
+	bool warned;		/* of what is behind the end */
 	size_t start, end;	/* of what the buffer holds */
+	u8 peek[IN_PEEK];
+	size_t to_reread;	/* bytes at the end of what was peeked at */
 	u8 buffer[BUFFER_SIZE];
 };
 
@@ -225,10 +230,13 @@ static int fill(struct in_stream *i, size_t least)
 
 	if (i->end - i->start >= least || i->at_end)
 		return OK;
-	memmove(i->buffer, i->buffer + i->start, i->end - i->start);
-	i->end -= i->start;
-	i->start = 0;
-	while (i->end < least && !i->at_end) {
+	if (i->start + least > BUFFER_SIZE || i->end == BUFFER_SIZE) {
+		memmove(i->buffer, i->buffer + i->start, i->end - i->start);
+		i->end -= i->start;
+		i->start = 0;
+		i->dropped = true;
+	}
+	while (i->end - i->start < least && !i->at_end) {
 		if (interrupted)
 			return error(USAGE, "%s: interrupted.", i->path);
 		n = read(i->fd, i->buffer + i->end, BUFFER_SIZE - i->end);
@@ -271,6 +279,7 @@ struct in_stream *in_open(const char *path, int *code)
 	memset(i, 0, offsetof(struct in_stream, buffer));
 	i->path = strcmp(path, "-") ? path : "stdin";
 	i->fd = strcmp(path, "-") ? open(path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+	i->first = i->fd < 0 ? -1 : lseek(i->fd, 0, SEEK_CUR);
 	*code = i->fd < 0 ? error_errno("%s", path) : start_decompressing(i);
 	if (*code) {
 		in_close(i);
@@ -300,21 +309,42 @@ static int get_plain(struct in_stream *i, void *data, size_t length, size_t *got
 	return r;
 }
 
+/*
+ * Behind a gzip member: is it another one? The original's cowpack does not
+ * truncate a longer file that it writes over, and does not care when it reads.
+ */
+static int next_member(struct in_stream *i, bool *found)
+{
+	int r = fill(i, 2);
+
+	*found = i->end - i->start >= 2 && i->buffer[i->start] == 0x1f &&
+		 i->buffer[i->start + 1] == 0x8b;
+	if (!r && !*found && i->start != i->end && !i->warned) {
+		warn("%s: goes on behind the gzip data; what is there was left out.", i->path);
+		i->warned = true;
+	}
+	return r;
+}
+
 static int get_gzip(struct in_stream *i, void *data, size_t length, size_t *got)
 {
+	bool found;
 	int r, z;
 
 	*got = 0;
 	while (!*got) {
-		r = fill(i, 1);
-		if (r || (i->start == i->end && !i->in_frame))
-			return r;
-		if (i->start == i->end)
-			return error(WRONG, "%s: the gzip data is cut off.", i->path);
 		if (!i->in_frame) {
+			r = next_member(i, &found);
+			if (r || !found)
+				return r;
 			inflateReset(&i->gzip);
 			i->in_frame = true;
 		}
+		r = fill(i, 1);
+		if (r)
+			return r;
+		if (i->start == i->end)
+			return error(WRONG, "%s: the gzip data is cut off.", i->path);
 		i->gzip.next_in = i->buffer + i->start;
 		i->gzip.avail_in = i->end - i->start;
 		i->gzip.next_out = data;
@@ -361,6 +391,12 @@ static int get(struct in_stream *i, void *data, size_t length, size_t *got)
 {
 	if (interrupted)
 		return error(USAGE, "%s: interrupted.", i->path);
+	if (i->to_reread) {
+		*got = min_u64(i->to_reread, length);
+		memcpy(data, i->peek + IN_PEEK - i->to_reread, *got);
+		i->to_reread -= *got;
+		return OK;
+	}
 	switch (i->compress) {
 	case COMPRESS_GZIP:
 		return get_gzip(i, data, length, got);
@@ -385,6 +421,96 @@ int in_read(struct in_stream *i, void *data, size_t length)
 		done += got;
 	}
 	return OK;
+}
+
+int in_peek(struct in_stream *i, u8 data[IN_PEEK])
+{
+	int r = in_read(i, data, IN_PEEK);
+
+	if (!r) {
+		memcpy(i->peek, data, IN_PEEK);
+		i->to_reread = IN_PEEK;
+	}
+	return r;
+}
+
+/* A file that has no name. */
+static int open_temporary(int *fd)
+{
+	const char *dir = getenv("TMPDIR");
+	char *path = xasprintf("%s/cowsetup-XXXXXX", dir ? dir : "/var/tmp");
+	int r = OK;
+
+	*fd = mkostemp(path, O_CLOEXEC);
+	if (*fd < 0)
+		r = error_errno("%s: a temporary file cannot be created (TMPDIR says where)", path);
+	else
+		unlink(path);
+	free(path);
+	return r;
+}
+
+/* What the buffer holds, and all that comes after it. */
+static int copy_rest(struct in_stream *i, const struct file *to)
+{
+	u64 at = 0;
+	int r = OK;
+
+	i->start = 0;
+	while (!r && i->start != i->end) {
+		r = file_write(to, at, i->buffer + i->start, i->end - i->start);
+		at += i->end - i->start;
+		i->start = i->end;
+		if (!r)
+			r = fill(i, 1);
+	}
+	return r;
+}
+
+/* Read a copy from here on. */
+static int make_seekable(struct in_stream *i)
+{
+	struct file copy = { .path = "a temporary file" };
+	int r;
+
+	if (i->dropped)
+		return error(WRONG, "%s: it has to be read twice, for which it must be a file.", i->path);
+	r = open_temporary(&copy.fd);
+	if (r)
+		return r;
+	r = copy_rest(i, &copy);
+	if (r) {
+		close(copy.fd);
+		return r;
+	}
+	if (i->fd > STDIN_FILENO)
+		close(i->fd);
+	i->fd = copy.fd;
+	i->first = 0;
+	return OK;
+}
+
+int in_rewind(struct in_stream *i)
+{
+	int r = i->first < 0 ? make_seekable(i) : OK;
+
+	if (r)
+		return r;
+	if (lseek(i->fd, i->first, SEEK_SET) < 0)
+		return error_errno("%s: seeking", i->path);
+	i->start = i->end = i->to_reread = 0;
+	i->at_end = false;
+	i->in_frame = i->compress == COMPRESS_GZIP;
+	if (i->compress == COMPRESS_GZIP)
+		inflateReset(&i->gzip);
+	if (i->compress == COMPRESS_ZSTD)
+		ZSTD_DCtx_reset(i->zstd, ZSTD_reset_session_only);
+	return OK;
+}
+
+enum compress in_compressed(const struct in_stream *i)
+{
+	return i->compress;
 }
 
 int in_skip(struct in_stream *i, u64 length)

@@ -35,6 +35,17 @@ struct in_stream;
 
 /* Begin to read @path; how it is compressed is found out. */
 struct in_stream *in_open(const char *path, int *code);
+enum compress in_compressed(const struct in_stream *i);
+
+/* Before anything else: read the first bytes, which will be read again. */
+#define IN_PEEK	1024
+int in_peek(struct in_stream *i, u8 data[IN_PEEK]);
+
+/*
+ * Back to the beginning. A pipe can be read again from a file that it is copied
+ * into for that, the first time: after in_peek() and nothing else.
+ */
+int in_rewind(struct in_stream *i);
 
 /* Read all of @length bytes. It is an error if there is less. */
 int in_read(struct in_stream *i, void *data, size_t length);
