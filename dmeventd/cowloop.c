@@ -51,7 +51,7 @@
 struct monitor {
 	unsigned int full;	/* percent: a multiple of STEP; 0: nothing yet */
 	enum dm_mode mode;	/* DM_MODE_RW is 0 */
-	unsigned int calm;	/* looks in a row, in time and not for an event, at which there was space */
+	unsigned int calm;	/* looks in a row, not for an event, with space again */
 	int err;		/* of dm_read() */
 };
 
@@ -145,9 +145,11 @@ static void run_program(const struct dm_device *d, const struct space *s)
 		}
 	}
 	if (WIFSIGNALED(status))
-		say(LOG_ERR, "%s: was ended by signal %d, for %s.", PROGRAM, WTERMSIG(status), d->name);
+		say(LOG_ERR, "%s: was ended by signal %d, for %s.", PROGRAM, WTERMSIG(status),
+		    d->name);
 	else if (WEXITSTATUS(status))
-		say(LOG_ERR, "%s: ended with status %d, for %s.", PROGRAM, WEXITSTATUS(status), d->name);
+		say(LOG_ERR, "%s: ended with status %d, for %s.", PROGRAM, WEXITSTATUS(status),
+		    d->name);
 }
 
 /* ---- What is new ---- */
@@ -177,7 +179,8 @@ static bool tell_mode(struct monitor *m, const struct dm_device *d, bool in_time
 	case DM_MODE_OUT_OF_SPACE:
 	case DM_MODE_FAIL:
 	case DM_MODE_CLOSED:
-		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name, d->mode_word, dm_advice(d));
+		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name,
+		    d->mode_word, dm_advice(d));
 		return true;
 	case DM_MODE_RW:
 		say(LOG_NOTICE, "Cowloop device %s has space again.", d->name);
@@ -193,11 +196,12 @@ static void warn_full(const struct dm_device *d, const struct space *s)
 {
 	char what[256], *file;
 
-	snprintf(what, sizeof(what), "WARNING: Cowloop device %s is now %s full: %s of %s free (%s)", d->name,
-		 percent_text(s->total - s->free, s->total), size_text(s->free), size_text(s->total), s->of);
+	snprintf(what, sizeof(what), "WARNING: Cowloop device %s is now %s full: %s of %s free (%s)",
+		 d->name, percent_text(s->total - s->free, s->total), size_text(s->free),
+		 size_text(s->total), s->of);
 	if (!strcmp(s->of, "limit")) {
-		say(LOG_WARNING, "%s; to double the limit: dmsetup message %s 0 limit %llu.", what, d->name,
-		    2 * d->limit);
+		say(LOG_WARNING, "%s; to double the limit: dmsetup message %s 0 limit %llu.", what,
+		    d->name, 2 * d->limit);
 	} else if (!strcmp(s->of, "filesystem")) {
 		file = loop_file(d->cow);
 		say(LOG_WARNING, "%s; make room where %s is.", what, file ? file : "the cowfile");
@@ -205,7 +209,8 @@ static void warn_full(const struct dm_device *d, const struct space *s)
 	} else if (s->total < d->total * d->mapunit) {
 		say(LOG_WARNING, "%s; make the cow device larger.", what);
 	} else {
-		say(LOG_WARNING, "%s; the cow device has room for every unit, so nothing will fail for want of it.", what);
+		say(LOG_WARNING, "%s; the cow device has room for every unit, so nothing will fail for want of it.",
+		    what);
 	}
 }
 
@@ -223,6 +228,11 @@ static bool tell_full(struct monitor *m, const struct dm_device *d, const struct
 	return true;
 }
 
+static bool takes_writes(const struct dm_device *d)
+{
+	return d->mode == DM_MODE_RW || d->mode == DM_MODE_OUT_OF_SPACE || d->mode == DM_MODE_UNKNOWN;
+}
+
 static void look(struct monitor *m, const struct dm_device *d, bool in_time)
 {
 	struct statvfs fs;
@@ -232,8 +242,7 @@ static void look(struct monitor *m, const struct dm_device *d, bool in_time)
 	space_look(d, &fs);
 	space_least(d, &fs, &s);
 	news = tell_mode(m, d, in_time);
-	/* In the other modes it takes no writes. */
-	if (s.of && (d->mode == DM_MODE_RW || d->mode == DM_MODE_OUT_OF_SPACE || d->mode == DM_MODE_UNKNOWN))
+	if (s.of && takes_writes(d))
 		news |= tell_full(m, d, &s);
 	if (news)
 		run_program(d, &s);
@@ -253,7 +262,7 @@ void process_event(struct dm_task *task, enum dm_event_mask events, void **user)
 		look(m, &d, events & DM_EVENT_TIMEOUT);
 	else if (err != m->err)
 		say(LOG_ERR, "Cowloop device %s cannot be monitored: %s.", name,
-		    err < 0 ? "it is no cowloop device any more, or of a module that this plugin does not know" :
+		    err < 0 ? "it is no cowloop device any more, or this plugin is older than the module" :
 			      strerror(err));
 	m->err = err;
 }

@@ -130,7 +130,7 @@ cowsetup open --monitor flap.img "$(loopdev flap.cow)" flap >/dev/null 2>&1 # it
 for unit in 1 2 3; do
 	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct status=none 2>/dev/null
 	[ $unit != 1 ] ||
-		logs 'WARNING: Cowloop device flap is in mode out_of_space: new changes fail for want of space' "out of space, at once" 3
+		logs 'WARNING: Cowloop device flap is in mode out_of_space: new changes fail' "out of space, at once" 3
 	sleep 1.2
 	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=$unit count=1 oflag=direct status=none
 	is "$(cowstat flap mode)" rw "it finds space again"
@@ -171,13 +171,14 @@ sleep 12
 counts 'Cowloop device .* full' 0 "nothing is said of 79 percent"
 
 fill 801
-file='WARNING: Cowloop device file is now 80\.[0-9]% full: [0-9.]+ MiB of [0-9.]+ MiB free \(filesystem\); make room where '
-logs "dmeventd\[[0-9]+\]: ${file}/tmp/fs/file\.cow is\.\$" "80 percent: filesystem"
-logs 'WARNING: Cowloop device small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); make the cow device larger\.$' \
+warning=' dmeventd\[[0-9]+\]: WARNING: Cowloop device'
+logs "$warning file is now 80\.[0-9]% full: .* free \(filesystem\); make room where /tmp/fs/file\.cow is\.\$" \
+	"80 percent: filesystem"
+logs "$warning small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); make the cow device larger\.\$" \
 	"80 percent: device"
-logs 'WARNING: Cowloop device limit is now 80\.1% full: 796 KiB of 3\.9 MiB free \(limit\); .* dmsetup message limit 0 limit 2000\.$' \
+logs "$warning limit is now 80\.1% full: 796 KiB of 3\.9 MiB free \(limit\); .* dmsetup message limit 0 limit 2000\.\$" \
 	"80 percent: limit"
-logs 'WARNING: Cowloop device large is now 80\.[0-9]% full: [0-9]+ KiB of 4 MiB free \(device\); .* room for every unit' \
+logs "$warning large is now 80\.[0-9]% full: [0-9]+ KiB of 4 MiB free \(device\); .* room for every unit" \
 	"80 percent: device that has room for everything"
 sleep 1
 is "$(sort ran | sed 's/^file rw [0-9]* /file rw FREE /;s/^large rw [0-9]* /large rw FREE /')" \

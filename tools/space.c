@@ -64,7 +64,10 @@ void space_least(const struct dm_device *d, const struct statvfs *fs, struct spa
 	if (!dm_has_cow(d))
 		return;
 
-	/* A device that has room for everything bounds nothing, unless nothing else does, or low water counts on it. */
+	/*
+	 * A device that has room for everything bounds nothing, unless nothing else
+	 * does, or there is a low water, which counts on it.
+	 */
 	room = units_with_room(d);
 	if (room < d->total || !s->of || d->low_water)
 		bound_space(s, room > d->used ? (room - d->used) * unit : 0, room * unit, "device");
