@@ -248,19 +248,23 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 /*
  * Before data is written for @nr units, all in one aligned MiB: make sure that
  * their bits can be set without allocating or reading anything, and within the
- * limit. Returns 1 if so, and it stays so until cow_md_mark() or
- * cow_md_release(), which are to be given *@claim, ends the hold; 0 if it takes
- * a cow_md_load() for writing first, or, where there is a limit, counting to
- * have ended; -ENOSPC beyond the limit; -EIO if their part of the bitmap is
- * damaged. Any context.
+ * limit, of which some may be set aside for writes that are @urgent. Returns 1
+ * if so, and it stays so until cow_md_mark() or cow_md_release(), which are to be
+ * given *@claim, ends the hold; 0 if it takes a cow_md_load() for writing first,
+ * or, where there is a limit, counting to have ended; -ENOSPC beyond the limit;
+ * -EIO if their part of the bitmap is damaged. Any context.
  */
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *claim);
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
+		unsigned int *claim);
 
 /* End a hold without setting the bits: the data was not written. Any context. */
 void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim);
 
-/* How many units may be in the cowfile; 0: as many as there are. Sleeps not. */
-void cow_md_set_limit(struct cow_md *md, u64 limit);
+/*
+ * How many units may be in the cowfile, 0: as many as there are; and how many of
+ * them not without being urgent. Process context.
+ */
+void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside);
 
 /*
  * Bring the part of the bitmap that covers @unit into memory; with @for_write
