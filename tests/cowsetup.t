@@ -267,7 +267,7 @@ exits 0 "open a device for reading" cowsetup open --read-only "$rdo" "$cow" dev
 cowsetup close dev
 mkfs.ext4 -q -F "$cow"
 exits 4 "refuses a cow device with a filesystem" cowsetup open "$rdo" "$cow" dev
-says 'not a cowfile' "and says so: filesystem"
+says 'not a cowfile: found a filesystem or the like \(ext4\)' "and says which: filesystem"
 mount "$cow" /mnt
 exits 5 "refuses a device that is mounted" cowsetup open "$cow" new.cow dev
 says 'in use: mounted on /mnt' "and says where: image"
@@ -324,6 +324,10 @@ refuses 4 'belongs to another read-only device, or other.img has changed' "anoth
 echo hello >text.cow
 refuses 4 'shorter than a head' "a cowfile that is something else" cowsetup open golden.img text.cow
 is "$(cat text.cow)" hello "it is as it was: something else"
+truncate -s 8M behind.cow
+printf x | dd of=behind.cow bs=1 seek=70000 conv=notrunc status=none
+refuses 5 'holds data from 70000 on; cowsetup format --force golden.img behind.cow overwrites it' \
+	"a file that only begins with zeroes" cowsetup open golden.img behind.cow
 [ ! -e new.cow ]
 ok $? "none of these has made a cowfile"
 

@@ -131,6 +131,7 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 {
 	const u8 *start = (const u8 *)&c->head;
 	const u32 magic = le32(c->head.magic);
+	char *contents;
 
 	if (magic == COW_MAGIC)
 		return OK;
@@ -138,6 +139,13 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 		return cow_fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
 	if (magic == 0xfd2fb528)
 		return cow_fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
+	/* It may begin with zeroes: ext4 does. */
+	contents = file_contents(&c->file);
+	if (contents) {
+		cow_fault(faults, "magic", "not a cowfile: found %s", contents);
+		free(contents);
+		return WRONG;
+	}
 	if (all_zero(&c->head, sizeof(c->head)))
 		return cow_fault(faults, "blank", "not a cowfile: it begins with zeroes");
 	return cow_fault(faults, "magic", "not a cowfile: found magic 0x%08x, expected 0x%08x", magic, COW_MAGIC);

@@ -26,6 +26,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <blkid/blkid.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
@@ -304,6 +305,31 @@ bool all_zero(const void *data, size_t length)
 
 	/* Equal to itself one byte on. */
 	return !length || (!p[0] && !memcmp(p, p + 1, length - 1));
+}
+
+/* ---- What is in it ---- */
+
+char *file_contents(const struct file *f)
+{
+	blkid_probe pr = blkid_new_probe();
+	const char *type = NULL;
+	char *found = NULL;
+
+	if (!pr)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_TYPE);
+		blkid_probe_enable_partitions(pr, 1);
+		if (blkid_do_safeprobe(pr) == -2)
+			found = xasprintf("several filesystems or partition tables at once");
+		else if (!blkid_probe_lookup_value(pr, "TYPE", &type, NULL))
+			found = xasprintf("a filesystem or the like (%s)", type);
+		else if (!blkid_probe_lookup_value(pr, "PTTYPE", &type, NULL))
+			found = xasprintf("a partition table (%s)", type);
+	}
+	blkid_free_probe(pr);
+	return found;
 }
 
 /* ---- Who has it ---- */

@@ -71,6 +71,9 @@ bool file_is_at(const struct file *f, const char *path);
 
 bool all_zero(const void *data, size_t length);
 
+/* What libblkid makes of it: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
+char *file_contents(const struct file *f);
+
 /* ---- Who has it ---- */
 
 /*

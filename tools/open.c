@@ -206,9 +206,13 @@ static int open_cow(struct opening *o)
 {
 	bool blank;
 	int r = look_at_cow(o, &blank);
+	char *how;
 
 	if (!r && blank) {
-		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2);
+		/* Nothing is overwritten on the way to a device. */
+		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
+		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how);
+		free(how);
 		/* What it made itself it has removed itself. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;

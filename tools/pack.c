@@ -281,7 +281,7 @@ static int unpack_to_device(struct cowfile *c, struct in_stream *in, const char 
 	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&c->file);
+		r = refuse_overwrite(&c->file, "--force");
 	if (!r)
 		r = blank_cow(&c->file, &c->geo);
 	return r ? r : unpack(c, in, from);
