@@ -111,6 +111,15 @@ static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
 	return r ? r : pack_units(c, out);
 }
 
+/* By any path or link, and --force or not: it would be read while it is written. */
+static int check_both(const char *action, const char *from, const char *to)
+{
+	if (strcmp(from, "-") && strcmp(to, "-") && file_same_path(from, to))
+		return error(USAGE, "%s: %s and %s are the same; name another file for what it makes.",
+			     action, from, to);
+	return OK;
+}
+
 static int check_target(const char *path)
 {
 	struct stat st;
@@ -134,6 +143,9 @@ int cmd_pack(int argc, char **argv)
 	(void)argc;
 	if (!strcmp(argv[1], "-"))
 		progress_to_stderr();
+	r = check_both("pack", argv[0], argv[1]);
+	if (r)
+		return r;
 	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
 	if (!r)
 		r = cow_count(&c, &used, &end);
@@ -330,6 +342,9 @@ int cmd_unpack(int argc, char **argv)
 	(void)argc;
 	if (!strcmp(argv[1], "-"))
 		return error(USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
+	r = check_both("unpack", argv[0], argv[1]);
+	if (r)
+		return r;
 	in = in_open(argv[0], &r);
 	if (!in)
 		return r;
