@@ -590,7 +590,7 @@ static int exchange_loop(const struct dm_device *d, const struct file *f, const 
 		free(params);
 		loop_close(&l);
 		if (err) {
-			said = dm_log_last();
+			said = dm_log_last(d->dev);
 			errno = err;
 			r = error_errno("%s: takes no more writes, but still holds %s for writing: the kernel refuses another table%s%s",
 					d->name, path, said ? ": " : "", said ? said : "");
@@ -657,7 +657,7 @@ int cmd_detach(int argc, char **argv)
 	dm_log_mark();
 	err = dm_message(&d, "close");
 	if (err) {
-		said = dm_log_last();
+		said = dm_log_last(d.dev);
 		errno = err;
 		if (said && strstr(said, "unrecognised message"))
 			r = error(WRONG, "The module dm-cowloop that is loaded cannot let go of a cowfile; a newer one can.");
