@@ -562,6 +562,26 @@ is "$(cat /mnt/file)" kept "what was written before is there"
 umount /mnt
 cowsetup close m
 
+# mounted twice, and first to be read only
+cowsetup open fs.img disk/m.cow >/dev/null
+mkdir twice
+mount /dev/mapper/m /mnt
+mount --bind /mnt twice
+mount -o remount,bind,ro /mnt
+exits 0 "readonly, mounted for reading and for writing" cowsetup readonly m
+says 'mounted on /tmp/twice for writing' "warns of what is for writing"
+umount twice /mnt
+cowsetup close m
+
+# mounted, and its cowfile gone
+cowsetup open fs.img disk/m.cow >/dev/null
+mount -o ro /dev/mapper/m /mnt
+exits 0 "detach, mounted for reading" cowsetup detach m
+says 'm: mounted on /mnt: what has been modified cannot be read there from now on' "warns of it: detach"
+is "$(echo "$out" | grep -c 'for writing')" 0 "and of nothing else"
+umount /mnt
+cowsetup close m
+
 # with a loop device of the user's own
 cow=$(loopdev disk/a.cow)
 cowsetup open golden.img "$cow" own >/dev/null

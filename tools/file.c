@@ -433,10 +433,12 @@ char *device_mount(dev_t dev, bool *writable)
 	char *line = NULL, point[PATH_MAX], options[256], *found = NULL;
 	size_t room = 0;
 
-	while (f && !found && getline(&line, &room, f) > 0) {
+	*writable = false;
+	while (f && !*writable && getline(&line, &room, f) > 0) {
 		if (!is_mount_of(line, dev) ||
 		    sscanf(line, "%*u %*u %*s %*s %4095s %255s", point, options) != 2)
 			continue;
+		free(found);
 		found = xasprintf("%s", point);
 		*writable = !strncmp(options, "rw", 2);
 	}

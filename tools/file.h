@@ -82,7 +82,7 @@ char *file_contents(const struct file *f);
  */
 char *file_used_by(const struct file *f);
 
-/* Where a block device is mounted, to be freed, and whether to be written; or NULL. */
+/* Where a block device is mounted, to be written if it is so anywhere, to be freed; or NULL. */
 char *device_mount(dev_t dev, bool *writable);
 
 /* ---- New files ---- */
