@@ -189,6 +189,12 @@ static bool parse_status(struct dm_device *d, const char *line)
 
 /* ---- Devices ---- */
 
+/* Why something is no cowloop device, beside errnos. */
+enum {
+	NOT_COWLOOP = -1,
+	NO_TABLE = -2,
+};
+
 /* Ask for table or status; the first cowloop target's line, for which @task must stay. */
 static const char *get_line(struct dm_task *task, struct dm_device *d, struct dm_info *info, int *err)
 {
@@ -199,6 +205,8 @@ static const char *get_line(struct dm_task *task, struct dm_device *d, struct dm
 	*err = run(task);
 	if (!*err && (!dm_task_get_info(task, info) || !info->exists))
 		*err = ENXIO;
+	if (!*err && !info->live_table)
+		*err = NO_TABLE;
 	if (*err)
 		return NULL;
 	do {
@@ -212,7 +220,7 @@ static const char *get_line(struct dm_task *task, struct dm_device *d, struct dm
 	return NULL;
 }
 
-/* 0, an errno, or -1: no cowloop device. */
+/* 0, an errno, NOT_COWLOOP or NO_TABLE. */
 static int read_device(const char *name, struct dm_device *d)
 {
 	struct dm_task *table = new_task(DM_DEVICE_TABLE, name);
@@ -226,11 +234,11 @@ static int read_device(const char *name, struct dm_device *d)
 
 	line = get_line(table, d, &info, &err);
 	if (!err && (!line || !parse_table(d, line)))
-		err = -1;
+		err = NOT_COWLOOP;
 	if (!err) {
 		line = get_line(status, d, &info, &err);
 		if (!err && (!line || !parse_status(d, line)))
-			err = -1;
+			err = NOT_COWLOOP;
 	}
 	if (!err) {
 		uuid = dm_task_get_uuid(status);
@@ -272,20 +280,42 @@ int dm_find(const char *name, struct dm_device *d)
 		return OK;
 	if (err == ENXIO)
 		return error(WRONG, "%s: there is no device of this name; cowsetup list shows those there are.", name);
-	if (err < 0)
+	if (err == NO_TABLE)
+		return error(WRONG, "%s: this device has no table, since its cowsetup open was killed, or is not through yet; dmsetup remove %s removes it.",
+			     name, name);
+	if (err == NOT_COWLOOP)
 		return error(WRONG, "%s: this is not a cowloop device; cowsetup list shows those there are.", name);
 	errno = err;
 	return error_errno("%s: cannot be asked", name);
 }
 
-bool dm_name_exists(const char *name)
+static bool get_info(const char *name, struct dm_info *info)
 {
 	struct dm_task *task = new_task(DM_DEVICE_INFO, name);
-	struct dm_info info;
-	const bool exists = !run(task) && dm_task_get_info(task, &info) && info.exists;
+	const bool exists = !run(task) && dm_task_get_info(task, info) && info->exists;
 
 	dm_task_destroy(task);
 	return exists;
+}
+
+bool dm_name_exists(const char *name)
+{
+	struct dm_info info;
+
+	return get_info(name, &info);
+}
+
+int dm_refuse_name(const char *name)
+{
+	struct dm_info info;
+
+	if (!get_info(name, &info))
+		return OK;
+	if (!info.live_table)
+		return error(BUSY, "%s: there is a device of this name already, without a table, since its cowsetup open was killed, or is not through yet; dmsetup remove %s removes it.",
+			     name, name);
+	return error(BUSY, "%s: there is a device of this name already; choose another name, or cowsetup close %s first.",
+		     name, name);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -349,14 +379,17 @@ char *dm_params(dev_t rdo, dev_t cow, const char *options)
 }
 
 /* A device without a table. */
-static int create_bare(const char *name, const char *uuid)
+static int create_bare(const char *name, const char *uuid, dev_t *dev)
 {
 	struct dm_task *task = new_task(DM_DEVICE_CREATE, name);
+	struct dm_info info;
 	int err;
 
 	if (!dm_task_set_uuid(task, uuid) || !dm_task_set_add_node(task, DM_ADD_NODE_ON_RESUME))
 		exit(error(NO_MEMORY, "Out of memory."));
 	err = run(task);
+	if (!err && dm_task_get_info(task, &info))
+		*dev = makedev(info.major, info.minor);
 	dm_task_destroy(task);
 
 	return err;
@@ -404,11 +437,13 @@ static int remove_named(const char *name, bool deferred)
 
 /* In steps: the library's own way of doing all this at once loses the errno. */
 int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
-	      bool *left)
+	      dev_t *dev, bool *left)
 {
-	int err = create_bare(name, uuid), removed;
+	int err, removed;
 
+	*dev = 0;
 	*left = false;
+	err = create_bare(name, uuid, dev);
 	if (err)
 		return err;
 	err = load(name, 0, sectors, params, read_only);
@@ -484,9 +519,9 @@ void dm_log_mark(void)
 		lseek(kmsg, 0, SEEK_END);
 }
 
-char *dm_log_last(void)
+char *dm_log_last(dev_t dev)
 {
-	static const char from[] = "device-mapper: " TARGET ": ";
+	char *from = xasprintf("device-mapper: " TARGET ": %u:%u: ", major(dev), minor(dev));
 	char record[8192], *text, *last = NULL;
 	ssize_t n;
 
@@ -505,5 +540,6 @@ char *dm_log_last(void)
 			last = xasprintf("%s", text + strlen(from));
 		}
 	}
+	free(from);
 	return last;
 }

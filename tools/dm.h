@@ -63,6 +63,9 @@ int dm_check_name(const char *name);
 
 bool dm_name_exists(const char *name);
 
+/* Refuse a name that a device has, and say what is to be done about it. */
+int dm_refuse_name(const char *name);
+
 /* A cowloop device by its name, or /dev/mapper/ and its name. */
 int dm_find(const char *name, struct dm_device *d);
 
@@ -82,9 +85,10 @@ char *dm_params(dev_t rdo, dev_t cow, const char *options);
  * Make a device; when it can't be done there is none, unless *@left: somebody
  * has it open already, and so it can't be removed again. An error is printed by
  * the caller, who knows what may be the matter: an errno is returned, or 0.
+ * *@dev is its number, for dm_log_last(), even if it is gone.
  */
 int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
-	      bool *left);
+	      dev_t *dev, bool *left);
 
 /* Give a device another table, and switch over to it; likewise. */
 int dm_replace(const struct dm_device *d, const char *params, bool read_only);
@@ -99,10 +103,10 @@ int dm_message(const struct dm_device *d, const char *message);
 int dm_open_events(void);
 
 /*
- * What the kernel's log has said about cowloop since dm_log_mark(), the last
- * line of it: a text to be freed, or NULL.
+ * What the kernel's log has said about a cowloop device since dm_log_mark(), the
+ * last line of it: a text to be freed, or NULL.
  */
 void dm_log_mark(void);
-char *dm_log_last(void);
+char *dm_log_last(dev_t dev);
 
 #endif /* COWSETUP_DM_H */
