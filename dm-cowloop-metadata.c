@@ -517,7 +517,9 @@ static int wait_for_writes(struct cow_md *md)
 		struct cow_write *w = &md->writes[i];
 		int error = blk_status_to_errno(w->bio->bi_status);
 
-		if (error == -EIO && cow_hides_no_space(md->cow))
+		/* An error of a flush is never taken for want of space. */
+		if (error == -EIO && !op_is_flush(w->bio->bi_opf) &&
+		    cow_hides_no_space(md->cow))
 			error = -ENOSPC;
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
@@ -1132,7 +1134,8 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	int r, error;
 
 	/* The usual case: one block, which takes both flushes with it. */
-	if (!staged->next && first_block(md, first) == last_block(md, end)) {
+	if (!staged->next && first_block(md, first) == last_block(md, end) &&
+	    !cow_hides_no_space(md->cow)) {
 		r = write_staged(md, staged, REQ_PREFLUSH | REQ_FUA);
 		error = wait_for_writes(md);
 		return r ? r : error;
