@@ -31,13 +31,13 @@ static inline int cow_dm_io(struct dm_io_request *req, unsigned int num_regions,
 }
 
 /*
- * Loop devices without direct I/O, which are those with NOMERGES, reported a full
- * filesystem like any other error up to 6.14.
+ * Loop devices without direct I/O reported a full filesystem like any other error
+ * up to 6.14, and nothing tells them from those with direct I/O.
  */
 static inline bool cow_hides_no_space(struct block_device *bdev)
 {
 #ifdef COWLOOP_LOOP_HIDES_NO_SPACE
-	return MAJOR(bdev->bd_dev) == LOOP_MAJOR && blk_queue_nomerges(bdev_get_queue(bdev));
+	return MAJOR(bdev->bd_dev) == LOOP_MAJOR;
 #else
 	return false;
 #endif

@@ -31,9 +31,11 @@
  *     flight, when cowused is exact.
  *
  * For 2, a commit first copies the changed bitmap sectors aside as they are
- * now, then flushes the cow device, and only then gives the copies to dm-bufio,
- * which may write a dirty buffer whenever it likes. Bits that are set after
- * the copy was made belong to the next commit.
+ * now, then flushes the cow device, and only then writes the copies. Bits that
+ * are set after the copy was made belong to the next commit. dm-bufio caches what
+ * is read; blocks are written from its buffers, but by bios of our own, which
+ * tell when there is no space. So what is in a buffer is on disk, or it belongs
+ * to a commit that met ENOSPC.
  *
  * cow_md_mark() queues the region for the next commit before it sets the first
  * bit, so that whoever has seen the bit finds that there is something to commit;
@@ -130,6 +132,15 @@ struct cow_region_lock {
 #define COW_REGION_EMPTY	((struct cow_region *)1UL)
 #define COW_REGION_FULL		((struct cow_region *)2UL)
 
+/* Blocks of the cowfile that are written at the same time. */
+#define COW_MAX_WRITES		8
+
+struct cow_write {
+	struct bio *bio;
+	struct bio_vec bvec;
+	struct dm_buffer *buf;
+};
+
 /* A changed region's bitmap sectors, copied aside by a commit. */
 struct cow_stage {
 	struct cow_stage *next;
@@ -168,6 +179,7 @@ struct cow_md {
 	atomic64_t used;
 	spinlock_t space_lock;		/* makes one of changes to used and claimed */
 	u64 limit;			/* of used and claimed, in units; 0: none */
+	u64 set_aside;			/* of the limit, for writes that are urgent */
 	u64 claimed;			/* units that are being written, while there is a limit */
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
@@ -175,6 +187,10 @@ struct cow_md {
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
+	struct cow_write writes[COW_MAX_WRITES];
+	unsigned int nr_writes;		/* begun */
+	atomic_t nr_writing;		/* of them, and one for whoever will wait */
+	struct completion written;
 	bool dirty;
 	bool head_unsure;		/* a write of the head met ENOSPC */
 	struct cow_head head;
@@ -289,15 +305,17 @@ static u32 count_clear(const struct cow_region *r, u32 bit, u32 nr)
 }
 
 /* Claim what units there will be more than now; returns what cow_md_hold() does. */
-static int claim_units(struct cow_md *md, u32 nr, unsigned int *claim)
+static int claim_units(struct cow_md *md, u32 nr, bool urgent, unsigned int *claim)
 {
 	unsigned long flags;
+	u64 needed;
 	int ret = 1;
 
 	if (cow_md_counting(md))
 		return 0;
 	spin_lock_irqsave(&md->space_lock, flags);
-	if (md->limit && nr && cow_md_used(md) + md->claimed + nr > md->limit) {
+	needed = cow_md_used(md) + md->claimed + nr + (urgent ? 0 : md->set_aside);
+	if (md->limit && nr && needed > md->limit) {
 		ret = -ENOSPC;
 	} else {
 		md->claimed += nr;
@@ -308,7 +326,7 @@ static int claim_units(struct cow_md *md, u32 nr, unsigned int *claim)
 	return ret;
 }
 
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *claim)
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent, unsigned int *claim)
 {
 	struct cow_region *r;
 	u32 bit;
@@ -326,7 +344,7 @@ int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *clai
 		ret = atomic_inc_unless_negative(&r->holds);
 
 	if (ret > 0 && unlikely(READ_ONCE(md->limit))) {
-		ret = claim_units(md, count_clear(r, bit, nr), claim);
+		ret = claim_units(md, count_clear(r, bit, nr), urgent, claim);
 		if (ret <= 0)
 			atomic_dec(&r->holds);
 	}
@@ -397,10 +415,11 @@ bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr, unsigned int clai
 	return first;
 }
 
-void cow_md_set_limit(struct cow_md *md, u64 limit)
+void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside)
 {
 	spin_lock_irq(&md->space_lock);
 	WRITE_ONCE(md->limit, limit);
+	md->set_aside = set_aside;
 	spin_unlock_irq(&md->space_lock);
 }
 
@@ -460,6 +479,99 @@ static bool map_sector_ends_block(struct cow_md *md, u64 sector)
 
 	return !(end & (BIT(md->block_shift) - 1));
 }
+
+/* The blocks of dm-bufio that bitmap sectors @first to @end, exclusive, are in. */
+static sector_t first_block(struct cow_md *md, u64 first)
+{
+	return (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
+}
+
+static sector_t last_block(struct cow_md *md, u64 end)
+{
+	return (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
+}
+
+/* ---- Writing blocks ---- */
+
+static void block_written(struct bio *bio)
+{
+	struct cow_md *md = bio->bi_private;
+
+	if (atomic_dec_and_test(&md->nr_writing))
+		complete(&md->written);
+}
+
+/* Wait for all the blocks that are being written. -ENOSPC, if there is no other error. */
+static int wait_for_writes(struct cow_md *md)
+{
+	unsigned int i;
+	int r = 0;
+
+	lockdep_assert_held(&md->commit_lock);
+	if (!md->nr_writes)
+		return 0;
+	if (!atomic_dec_and_test(&md->nr_writing))
+		wait_for_completion_io(&md->written);
+
+	for (i = 0; i < md->nr_writes; i++) {
+		struct cow_write *w = &md->writes[i];
+		int error = blk_status_to_errno(w->bio->bi_status);
+
+		/* An error of a flush is never taken for want of space. */
+		if (error == -EIO && !op_is_flush(w->bio->bi_opf) &&
+		    cow_hides_no_space(md->cow))
+			error = -ENOSPC;
+		if (!r || r == -ENOSPC)
+			r = error ? error : r;
+		bio_uninit(w->bio);
+		dm_bufio_release(w->buf);
+	}
+	md->nr_writes = 0;
+	atomic_set(&md->nr_writing, 1);
+	reinit_completion(&md->written);
+
+	return r;
+}
+
+/* Begin to write a block. Its buffer is released by wait_for_writes(). */
+static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
+{
+	void *data = dm_bufio_get_block_data(buf);
+	struct cow_write *w;
+	int r = 0;
+
+	if (md->nr_writes == COW_MAX_WRITES)
+		r = wait_for_writes(md);
+
+	w = &md->writes[md->nr_writes++];
+	w->buf = buf;
+	bio_init(w->bio, md->cow, &w->bvec, 1, REQ_OP_WRITE | REQ_META | REQ_SYNC | opf);
+	w->bio->bi_iter.bi_sector =
+		dm_bufio_get_block_number(buf) << (md->block_shift - SECTOR_SHIFT);
+	w->bio->bi_private = md;
+	w->bio->bi_end_io = block_written;
+	/* A block is no larger than a page, nor than its alignment. */
+	__bio_add_page(w->bio,
+		       is_vmalloc_addr(data) ? vmalloc_to_page(data) : virt_to_page(data),
+		       BIT(md->block_shift), offset_in_page(data));
+	atomic_inc(&md->nr_writing);
+	submit_bio(w->bio);
+
+	return r;
+}
+
+/* A block that is being written must not be begun again, or the older one might win. */
+static int wait_if_written(struct cow_md *md, struct dm_buffer *buf)
+{
+	unsigned int i;
+
+	for (i = 0; i < md->nr_writes; i++)
+		if (md->writes[i].buf == buf)
+			return wait_for_writes(md);
+	return 0;
+}
+
+/* ---- Regions on disk ---- */
 
 /* False, and a line in the log, when a sector of format 2 is damaged. */
 static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_sector *s)
@@ -619,36 +731,6 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 	return 0;
 }
 
-/* Write a block of dm-bufio's; unlike dm-bufio, tell when there is no space. */
-static int write_block(struct cow_md *md, sector_t block, void *data, blk_opf_t opf)
-{
-	struct bio_vec bvec;
-	struct bio bio;
-	int r;
-
-	bio_init(&bio, md->cow, &bvec, 1, REQ_OP_WRITE | REQ_META | REQ_SYNC | opf);
-	bio.bi_iter.bi_sector = block << (md->block_shift - SECTOR_SHIFT);
-	__bio_add_page(&bio, is_vmalloc_addr(data) ? vmalloc_to_page(data) : virt_to_page(data),
-		       BIT(md->block_shift), offset_in_page(data));
-	r = submit_bio_wait(&bio);
-	if (bio.bi_status == BLK_STS_IOERR && cow_hides_no_space(md->cow))
-		r = -ENOSPC;
-	bio_uninit(&bio);
-
-	return r;
-}
-
-/* The blocks of dm-bufio that bitmap sectors @first to @end, exclusive, are in. */
-static sector_t first_block(struct cow_md *md, u64 first)
-{
-	return (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
-}
-
-static sector_t last_block(struct cow_md *md, u64 end)
-{
-	return (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
-}
-
 /*
  * Write region @index's part of the bitmap as it is on disk, once, so that there
  * is room for it from now on.
@@ -660,13 +742,10 @@ static int region_allocate(struct cow_md *md, u64 index)
 	struct cow_region *r;
 	struct dm_buffer *buf;
 	sector_t block;
-	void *data;
-	int ret = 0;
-
-	lockdep_assert_held(&md->load_lock);
+	int ret = 0, error;
 
 	mutex_lock(&md->commit_lock);
-	/* A commit may have put a marker in its place. */
+	/* It may have been evicted, or a commit may have put a marker in its place. */
 	r = rcu_access_pointer(md->regions[index]);
 	if (region_is_marker(r) || r->allocated)
 		goto out;
@@ -674,14 +753,14 @@ static int region_allocate(struct cow_md *md, u64 index)
 	if (md->failed)
 		ret = -EIO;
 	for (block = first_block(md, first); block <= last && !ret; block++) {
-		data = dm_bufio_read(md->bufio, block, &buf);
-		if (IS_ERR(data)) {
-			ret = PTR_ERR(data);
-			break;
-		}
-		ret = write_block(md, block, data, 0);
-		dm_bufio_release(buf);
+		void *data = dm_bufio_read(md->bufio, block, &buf);
+
+		ret = IS_ERR(data) ? PTR_ERR(data) : write_block(md, buf, 0);
 	}
+	/* An error is not final: what could not be written is what was there. */
+	error = wait_for_writes(md);
+	if (!ret)
+		ret = error;
 	if (!ret)
 		WRITE_ONCE(r->allocated, true);
 out:
@@ -722,10 +801,11 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 	if (!ret && for_write &&
 	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY)
 		ret = region_expand(md, index);
-	if (!ret && for_write)
-		ret = region_allocate(md, index);
 	mutex_unlock(&md->load_lock);
 
+	/* Without the lock: others may read on while the cow device looks for space. */
+	if (!ret && for_write)
+		ret = region_allocate(md, index);
 	return ret;
 }
 
@@ -735,8 +815,9 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
  */
 static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 {
+	const u32 end = bit + nr;
 	struct cow_region *r;
-	u32 end = bit + nr, i, cleared = 0;
+	u32 i, cleared = 0;
 
 	/* It is held, so that a commit leaves it where it is. */
 	rcu_read_lock();
@@ -757,11 +838,11 @@ static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 	     i = find_next_bit_le(r->bits, end, i + 1)) {
 		if (!cleared++)
 			queue_region(md, r);
+		/* Only these: others may be on disk where nothing was ever written. */
+		r->changed_sectors |= BIT(i / md->sector_units);
 		/* data_race(): with lookups, see there. */
 		data_race(__test_and_clear_bit_le(i, r->bits));
 	}
-	if (cleared)
-		r->changed_sectors |= bits_to_sectors(md, bit, nr);
 	spin_unlock_irq(region_lock(md, r));
 	atomic64_sub(cleared, &md->used);
 	atomic_dec(&r->holds);
@@ -781,14 +862,13 @@ int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
 	do {
 		ret = region_load(md, index, true);
 		r = rcu_access_pointer(md->regions[index]);
+		if (!ret && r == COW_REGION_FULL)
+			ret = region_expand(md, index);
+		if (ret > 0)
+			ret = -ENOMEM;
 		if (ret || r == COW_REGION_EMPTY)
 			break;
-		if (r == COW_REGION_FULL)
-			ret = region_expand(md, index);
-		if (!ret)
-			ret = region_clear(md, index, bit, *run);
-		else
-			ret = -ENOMEM;
+		ret = region_clear(md, index, bit, *run);
 	} while (ret == -EAGAIN);
 	mutex_unlock(&md->load_lock);
 
@@ -887,10 +967,9 @@ static int head_write(struct cow_md *md)
 	if (IS_ERR(data))
 		return PTR_ERR(data);
 	memcpy(data, &md->head, size);
-	r = write_block(md, 0, data, REQ_FUA);
-	dm_bufio_release(buf);
+	r = write_block(md, buf, REQ_FUA);
 
-	return r;
+	return r ? r : wait_for_writes(md);
 }
 
 static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
@@ -944,13 +1023,26 @@ static void stage_region(struct cow_md *md, struct cow_stage *stage, struct cow_
 	spin_unlock_irq(region_lock(md, r));
 }
 
+/* The marker that would do for a region if all of its sectors were like the staged ones. */
+static struct cow_region *marker_for(struct cow_md *md, struct cow_stage *stage)
+{
+	const u8 bits = stage->bits[__ffs(stage->sectors) * md->sector_bytes];
+
+	if (stage->region->bad)
+		return NULL;
+	if (!bits)
+		return COW_REGION_EMPTY;
+	/* Beyond the last unit no bits are set. */
+	return region_nr_units(md, stage->region->index) < md->region_units ? NULL :
+									      COW_REGION_FULL;
+}
+
 /*
- * Put staged bitmap sectors into dm-bufio's buffers. A buffer is marked dirty
- * once all of the region's sectors in it are in place, so that no checksum is
- * written without its bits. (In format 1, which has no checksums, regions may
- * share a buffer, and it may be written while the second one's bits are set.)
+ * Begin to write staged bitmap sectors, with @opf. A block is begun once all of
+ * the region's sectors in it are in place, so that no checksum is written without
+ * its bits. (In format 1, which has no checksums, regions may share a block.)
  */
-static int write_staged(struct cow_md *md, struct cow_stage *stage)
+static int write_staged(struct cow_md *md, struct cow_stage *stage, blk_opf_t opf)
 {
 	const u64 index = stage->region->index;
 	const u64 first = index * md->region_sectors;
@@ -958,22 +1050,17 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 	struct dm_buffer *buf = NULL;
 	bool touched = false;
 	u64 sector;
+	int r = 0;
 
-	/* What the bitmap sectors seen so far would do with; NULL: nothing. */
-	stage->marker = COW_REGION_EMPTY;
-	if (!memchr_inv(stage->bits + (__ffs(stage->sectors) * md->sector_bytes), 0xff, 1))
-		stage->marker = COW_REGION_FULL;
-	if (stage->region->bad ||
-	    (stage->marker == COW_REGION_FULL && region_nr_units(md, index) < md->region_units))
-		stage->marker = NULL;
-
-	for (sector = first; sector < end; sector++) {
+	stage->marker = marker_for(md, stage);
+	for (sector = first; sector < end && !r; sector++) {
 		const u32 offset = (sector - first) * md->sector_bytes;
 		struct cow_map_sector *s = map_sector_get(md, sector, &buf);
 
 		if (IS_ERR(s))
 			return PTR_ERR(s);
 		if (stage->sectors & BIT(sector - first)) {
+			r = wait_if_written(md, buf);
 			memcpy(s, stage->bits + offset, md->sector_bytes);
 			if (md->geo.format == 2)
 				s->csum = map_sector_csum(s, sector);
@@ -983,14 +1070,16 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage)
 		    memchr_inv(s, stage->marker == COW_REGION_FULL ? 0xff : 0, md->sector_bytes))
 			stage->marker = NULL;
 
-		if (touched && (sector + 1 == end || map_sector_ends_block(md, sector))) {
-			dm_bufio_mark_buffer_dirty(buf);
+		if (touched && !r && (sector + 1 == end || map_sector_ends_block(md, sector))) {
+			r = write_block(md, buf, opf);
+			buf = NULL;
 			touched = false;
 		}
 	}
-	dm_bufio_release(buf);
+	if (buf)
+		dm_bufio_release(buf);
 
-	return 0;
+	return r;
 }
 
 /*
@@ -1036,32 +1125,30 @@ static void unstage_region(struct cow_md *md, struct cow_region *r)
 	spin_unlock_irq(region_lock(md, r));
 }
 
-/*
- * dm-bufio failed to write what was staged, and need not know why. Find out:
- * -ENOSPC if there is no space for one of the blocks, else @r, its error.
- */
-static int find_error(struct cow_md *md, struct cow_stage *staged, int r)
+/* Write what is staged, durably, after the data that it is about. */
+static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 {
+	const u64 first = staged->region->index * md->region_sectors;
+	const u64 end = first + region_nr_sectors(md, staged->region->index);
 	struct cow_stage *stage;
+	int r, error;
 
-	for (stage = staged; stage && r != -ENOSPC; stage = stage->next) {
-		const u64 first = stage->region->index * md->region_sectors;
-		const sector_t last =
-			last_block(md, first + region_nr_sectors(md, stage->region->index));
-		sector_t block;
-
-		for (block = first_block(md, first); block <= last; block++) {
-			struct dm_buffer *buf;
-			void *data = dm_bufio_get(md->bufio, block, &buf);
-
-			if (IS_ERR_OR_NULL(data))
-				continue;
-			if (write_block(md, block, data, 0) == -ENOSPC)
-				r = -ENOSPC;
-			dm_bufio_release(buf);
-		}
+	/* The usual case: one block, which takes both flushes with it. */
+	if (!staged->next && first_block(md, first) == last_block(md, end) &&
+	    !cow_hides_no_space(md->cow)) {
+		r = write_staged(md, staged, REQ_PREFLUSH | REQ_FUA);
+		error = wait_for_writes(md);
+		return r ? r : error;
 	}
-	return r;
+
+	r = dm_bufio_issue_flush(md->bufio);
+	for (stage = staged; stage && !r; stage = stage->next)
+		r = write_staged(md, stage, 0);
+	error = wait_for_writes(md);
+	if (!r)
+		r = error;
+
+	return r ? r : dm_bufio_issue_flush(md->bufio);
 }
 
 /*
@@ -1092,15 +1179,7 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 		stage_region(md, stage, stage->region);
 	}
 
-	/* The data of all the bits staged was written before; make it durable. */
-	r = dm_bufio_issue_flush(md->bufio);
-	for (stage = staged; stage && !r; stage = stage->next)
-		r = write_staged(md, stage);
-	if (!r) {
-		r = dm_bufio_write_dirty_buffers(md->bufio);
-		if (r)
-			r = find_error(md, staged, r);
-	}
+	r = write_all_staged(md, staged);
 
 	while ((stage = staged)) {
 		staged = stage->next;
@@ -1693,8 +1772,11 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 	/* Not a cowfile before its bitmap is durable. */
 	if (!r)
 		r = dm_bufio_issue_flush(md->bufio);
-	if (!r)
+	if (!r) {
+		mutex_lock(&md->commit_lock);
 		r = head_write(md);
+		mutex_unlock(&md->commit_lock);
+	}
 	if (r)
 		return refuse_io(args, error, r, args->cow, "Cannot format the cow device");
 
@@ -1777,7 +1859,7 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 		n = min(per_block, nr - i);
 		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
 			continue;
-		while ((r = cow_md_hold(md, unit + i, n, &claim)) == 0) {
+		while ((r = cow_md_hold(md, unit + i, n, true, &claim)) == 0) {
 			r = cow_md_load(md, unit + i, true);
 			/* It will be possible after a commit. */
 			if (r > 0)
@@ -1843,6 +1925,7 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 {
 	const struct cow_geometry *geo = &md->geo;
 	unsigned int block_size = 4096;
+	unsigned int i;
 
 	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
 	if (round_up(geo->moffset + geo->mapsize, block_size) > bdev_bytes(args->cow))
@@ -1867,8 +1950,14 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 	md->spare_stage = kmalloc(sizeof(*md->spare_stage), GFP_KERNEL);
 	if (!md->regions || !md->scratch || !md->reserve || !md->spare_stage)
 		return -ENOMEM;
+	for (i = 0; i < COW_MAX_WRITES; i++) {
+		md->writes[i].bio = kmalloc(sizeof(*md->writes[i].bio), GFP_KERNEL);
+		if (!md->writes[i].bio)
+			return -ENOMEM;
+	}
 
-	md->bufio = dm_bufio_client_create(args->cow, block_size, 1, 0, NULL, NULL, 0);
+	md->bufio = dm_bufio_client_create(args->cow, block_size, COW_MAX_WRITES + 1, 0,
+					   NULL, NULL, 0);
 	if (IS_ERR(md->bufio)) {
 		int r = PTR_ERR(md->bufio);
 
@@ -1975,6 +2064,8 @@ struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
 	spin_lock_init(&md->space_lock);
 	mutex_init(&md->load_lock);
 	mutex_init(&md->commit_lock);
+	init_completion(&md->written);
+	atomic_set(&md->nr_writing, 1);
 	init_llist_head(&md->changed);
 
 	r = md_open(md, args, error);
@@ -2000,6 +2091,8 @@ void cow_md_close(struct cow_md *md)
 	kfree(md->scratch);
 	kfree(md->reserve);
 	kfree(md->spare_stage);
+	for (i = 0; i < COW_MAX_WRITES; i++)
+		kfree(md->writes[i].bio);
 	if (md->bufio)
 		dm_bufio_client_destroy(md->bufio);
 	kfree(md);

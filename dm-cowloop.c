@@ -139,6 +139,7 @@ struct cow_options {
 	bool no_discard_passdown;
 	u64 limit;		/* units */
 	u64 low_water;		/* units */
+	u64 reserve;		/* units */
 };
 
 /* Bios that may need the cow device, counted so that their end can be waited for. */
@@ -206,7 +207,7 @@ struct cowloop {
 	unsigned int nr_kept;
 	struct bio_list no_space_bios;
 	bool low;			/* low water has been reached, and told */
-	unsigned long space_since;	/* when out_of_space was left, in jiffies */
+	u64 space_since;		/* when out_of_space was left, in jiffies */
 	struct ratelimit_state space_log;
 
 	/*
@@ -241,12 +242,14 @@ enum cow_io_state {
 	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
 };
 
-/* What goes with each bio; only the first four are set up for all of them. */
+/* What goes with each bio; only the first two are set up for all of them. */
 struct cow_io {
 	u8 state;
 	bool commit;			/* ends with a commit */
+	bool committed;			/* which has begun, at least */
 	bool seeks_space;		/* was begun in mode out_of_space */
-	bool retried;			/* is the first of those kept for want of space */
+	bool kept;			/* for want of space, or is to be */
+	bool retried;			/* is the first of those kept, tried again */
 	bool read_failed;
 	unsigned int nr;		/* units */
 	unsigned int claim;		/* of cow_md_hold() */
@@ -254,7 +257,9 @@ struct cow_io {
 	struct hlist_node node;		/* in its bucket */
 	struct bio_list waiters;	/* to be mapped again afterwards */
 
-	struct bvec_iter iter;		/* of a write that may have to be kept */
+	struct bvec_iter iter;		/* of a write that may have to be kept, and: */
+	struct block_device *bdev;
+	unsigned short flags;
 
 	/* of a copy-up; it lives with the first of its bios */
 	struct bio_list folded;
@@ -484,9 +489,9 @@ static void space_found(struct cowloop *cow, bool made)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	if (cow->mode == COW_MODE_OUT_OF_SPACE &&
-	    (made || time_after(jiffies, cow->space_since + COW_SPACE_DELAY))) {
+	    (made || time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY))) {
 		WRITE_ONCE(cow->mode, COW_MODE_RW);
-		cow->space_since = jiffies;
+		cow->space_since = get_jiffies_64();
 		queue_work(cow->io_wq, &cow->event_work);
 	}
 	if (made)
@@ -521,6 +526,7 @@ static bool keep_bio(struct cowloop *cow, struct bio *bio)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	kept = cow->queueing;
+	io->kept = kept;
 	if (kept && io->retried) {
 		io->retried = false;
 		cow->retrying = false;
@@ -580,7 +586,7 @@ static void stop_queueing(struct cowloop *cow)
 static void start_queueing(struct cowloop *cow)
 {
 	spin_lock_irq(&cow->lock);
-	cow->queueing = cow->opt.queue_if_no_space;
+	cow->queueing = cow->opt.queue_if_no_space && cow->mode <= COW_MODE_OUT_OF_SPACE;
 	spin_unlock_irq(&cow->lock);
 }
 
@@ -590,8 +596,11 @@ static void restore_bio(struct bio *bio)
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 
 	bio->bi_iter = io->iter;
+	bio->bi_bdev = io->bdev;
+	bio->bi_flags = io->flags;
 	bio->bi_status = BLK_STS_OK;
 	bio->bi_opf &= ~REQ_NOWAIT;
+	io->committed = false;
 	/* It was chained to, if the cow device has split it. */
 	atomic_set(&bio->__bi_remaining, 1);
 }
@@ -687,9 +696,10 @@ static int map_flush(struct cowloop *cow, struct bio *bio)
 {
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
 		return end_bio(bio, BLK_STS_IOERR);
-	/* Nothing can have been written, or all of it has been synced. */
-	if (READ_ONCE(cow->opt.read_only) ||
-	    !begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io))))
+	/* Nothing can have been written, or all of it has been synced, or see there. */
+	if (READ_ONCE(cow->opt.read_only))
+		return end_bio(bio, cow_md_changed(cow->md) ? BLK_STS_IOERR : BLK_STS_OK);
+	if (!begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io))))
 		return end_bio(bio, BLK_STS_OK);
 
 	if (cow_md_changed(cow->md)) {
@@ -757,6 +767,15 @@ static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
 }
 
 /*
+ * A filesystem lives on when there is no space for data; without space for its
+ * own blocks it does not.
+ */
+static bool is_urgent(struct bio *bio)
+{
+	return bio->bi_opf & REQ_META;
+}
+
+/*
  * Whether a first write may enter the table, with the bucket's lock held: 1 if
  * so, and its units are held then; 0 if it is to be deferred; -EINPROGRESS if
  * it waits for a discard now; or another negative errno.
@@ -774,7 +793,7 @@ static int may_enter(struct cowloop *cow, struct bio *bio, u64 unit, unsigned in
 		spin_unlock(&cow->lock);
 		return -EINPROGRESS;
 	}
-	return cow_md_hold(cow->md, unit, nr, &io->claim);
+	return cow_md_hold(cow->md, unit, nr, is_urgent(bio), &io->claim);
 }
 
 /* A first write that may not enter the table, for a @reason of may_enter()'s. */
@@ -922,8 +941,9 @@ static int sync_cowfile(struct cowloop *cow)
 {
 	int r, counted;
 
+	/* A table that could be written before may have left bits, for want of space. */
 	if (READ_ONCE(cow->opt.read_only))
-		return 0;
+		return cow_md_changed(cow->md) ? -EIO : 0;
 
 	/* May take long: not while first writes are held up. */
 	counted = count_all(cow);
@@ -1049,6 +1069,7 @@ static int close_cow(struct cowloop *cow)
 	if (!r) {
 		change = drain(cow, COW_MODE_CLOSED, COW_FLIGHT_OTHERS);
 		cancel_work_sync(&cow->count_work);
+		cancel_work_sync(&cow->discard_work);
 		cancel_delayed_work_sync(&cow->commit_work);
 		cow_md_let_go(cow->md);
 	}
@@ -1062,6 +1083,16 @@ static int close_cow(struct cowloop *cow)
 
 /* ---- Loading the bitmap ---- */
 
+/* A commit which, if there is no space for it, is done again by the timer. */
+static int commit_soon(struct cowloop *cow)
+{
+	const int r = commit(cow);
+
+	if (r == -ENOSPC)
+		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+	return r;
+}
+
 /* There is no memory for a part of the bitmap: have some become free. */
 static int commit_for_memory(struct cowloop *cow)
 {
@@ -1070,7 +1101,7 @@ static int commit_for_memory(struct cowloop *cow)
 	/* In this order: what ends meanwhile has bits to be committed. */
 	fsleep(COW_MEMORY_DELAY);
 
-	return cow_md_changed(cow->md) ? commit(cow) : 0;
+	return cow_md_changed(cow->md) ? commit_soon(cow) : 0;
 }
 
 /* Bring the bitmap's part for @unit into memory, however little there is. */
@@ -1080,7 +1111,8 @@ static int load(struct cowloop *cow, u64 unit, bool for_write)
 
 	while ((r = cow_md_load(cow->md, unit, for_write)) > 0) {
 		r = commit_for_memory(cow);
-		if (r)
+		/* A read needs memory only, of which there will be some. */
+		if (r && (r != -ENOSPC || for_write))
 			break;
 	}
 	return r;
@@ -1343,8 +1375,9 @@ static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
  */
 static bool may_have_space(struct cowloop *cow, struct cow_io *io, sector_t end)
 {
-	return cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev) &&
-	       (likely(!READ_ONCE(cow->writes_kept)) || io->retried);
+	io->kept = unlikely(READ_ONCE(cow->writes_kept)) && !io->retried;
+
+	return !io->kept && cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
 }
 
 /* Write whole units, none of which need have been written before. */
@@ -1480,9 +1513,15 @@ static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 		struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 
 		io->iter = bio->bi_iter;
+		io->bdev = bio->bi_bdev;
+		io->flags = bio->bi_flags;
 		if (where == COW_IN_COW && run >= bio_units(cow, bio))
 			return rewrite(cow, bio);
 	}
+	/* It may turn out to be a rewrite, which takes no space. */
+	if (unlikely(where == COW_UNKNOWN))
+		return defer_bio(cow, bio);
+
 	return part ? write_part(cow, bio, unit, data) :
 		      write_units(cow, bio, unit, bio_units(cow, bio));
 }
@@ -1564,30 +1603,28 @@ static void withdraw_ranges(struct cowloop *cow, struct bio_list *bios)
 	wake_up(&cow->drained);
 }
 
-/* Clear the bits of a discard's units; returns how many there were, or an error. */
-static long clear_range(struct cowloop *cow, struct cow_io *io)
+/* Clear the bits of a discard's units, and count those that were set. */
+static int clear_range(struct cowloop *cow, struct cow_io *io, long *cleared)
 {
 	const u64 end = io->unit + io->nr;
 	u64 unit = io->unit;
 	unsigned int run;
-	long cleared = 0;
 	int r;
 
 	while (unit < end) {
 		r = cow_md_clear(cow->md, unit, end - unit, &run);
-		if (r == -ENOMEM) {
-			r = commit_for_memory(cow);
+		if (r >= 0) {
+			*cleared += r;
+			unit += run;
+		} else {
+			if (r == -ENOMEM)
+				r = commit_for_memory(cow);
 			if (r)
 				return r;
-			continue;
 		}
-		if (r < 0)
-			return r;
-		cleared += r;
-		unit += run;
 		cond_resched();
 	}
-	return cleared;
+	return 0;
 }
 
 /*
@@ -1597,18 +1634,21 @@ static long clear_range(struct cowloop *cow, struct cow_io *io)
 static blk_status_t pass_down(struct cowloop *cow, struct cow_io *io)
 {
 	struct block_device *bdev = cow->cow->bdev;
-	const bool zero = cow_md_geometry(cow->md)->format == 1;
 	const sector_t start = cow->data_sector + unit_start(cow, io->unit);
 	const sector_t end = min(cow->data_sector + unit_start(cow, io->unit + io->nr),
 				 bdev_nr_sectors(bdev));
 	blk_status_t status;
 	struct bio *bio;
 
-	if (start >= end || (!zero && !bdev_max_discard_sectors(bdev)))
+	if (start >= end)
+		return BLK_STS_OK;
+	if (cow_md_geometry(cow->md)->format == 1)
+		return errno_to_blk_status(blkdev_issue_zeroout(bdev, start, end - start,
+								GFP_NOIO, 0));
+	if (!bdev_max_discard_sectors(bdev))
 		return BLK_STS_OK;
 
-	bio = bio_alloc_bioset(bdev, 0, zero ? REQ_OP_WRITE_ZEROES : REQ_OP_DISCARD,
-			       GFP_NOIO, &cow->bios);
+	bio = bio_alloc_bioset(bdev, 0, REQ_OP_DISCARD, GFP_NOIO, &cow->bios);
 	bio->bi_iter.bi_sector = start;
 	bio->bi_iter.bi_size = (end - start) << SECTOR_SHIFT;
 	submit_bio_wait(bio);
@@ -1618,7 +1658,7 @@ static blk_status_t pass_down(struct cowloop *cow, struct cow_io *io)
 	return status == BLK_STS_NOTSUPP ? BLK_STS_OK : status;
 }
 
-/* In format 1, units that can't be made zeroes are not discarded. */
+/* In format 1, units that can't be made zeroes for little are not discarded. */
 static bool can_discard(struct cowloop *cow)
 {
 	return cow_md_geometry(cow->md)->format != 1 ||
@@ -1628,23 +1668,31 @@ static bool can_discard(struct cowloop *cow)
 static void do_discards(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, discard_work);
-	long units, discarded = 0;
+	long discarded = 0;
 	struct bio_list bios;
 	struct bio *bio;
+	bool none;
 	int r;
+
+	/* An earlier run may have had those that this one was queued for. */
+	spin_lock_irq(&cow->lock);
+	none = bio_list_empty(&cow->discards);
+	spin_unlock_irq(&cow->lock);
+	if (none)
+		return;
 
 	r = publish_ranges(cow);
 	bio_list_for_each(bio, &cow->discarding) {
-		units = r ? r : !can_discard(cow) ? 0 :
-			clear_range(cow, dm_per_bio_data(bio, sizeof(struct cow_io)));
-		if (units < 0)
-			bio->bi_status = errno_to_blk_status(units);
-		else
-			discarded += units;
+		int error = r;
+
+		if (!r && can_discard(cow))
+			error = clear_range(cow, dm_per_bio_data(bio, sizeof(struct cow_io)),
+					    &discarded);
+		bio->bi_status = errno_to_blk_status(error);
 	}
 
 	if (discarded)
-		r = commit(cow);
+		r = commit_soon(cow);
 	bio_list_for_each(bio, &cow->discarding) {
 		if (!discarded || bio->bi_status)
 			continue;
@@ -1660,7 +1708,8 @@ static void do_discards(struct work_struct *work)
 	if (discarded) {
 		atomic_long_add(discarded, &cow->discarded_units);
 		check_low_water(cow);
-		space_found(cow, true);
+		if (!r)
+			space_found(cow, true);
 	}
 	while ((bio = bio_list_pop(&bios)))
 		bio_endio(bio);
@@ -1685,8 +1734,12 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].begun);
 	rcu_read_unlock();
 	io->state = COW_IO_WRITE;
-	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE;
+	/* What finds space where others would not proves nothing. */
+	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE &&
+			  !(cow->opt.reserve && is_urgent(bio));
 	io->retried = false;
+	io->kept = false;
+	io->committed = false;
 
 	if (unlikely(bio_op(bio) == REQ_OP_DISCARD))
 		return map_discard(cow, bio);
@@ -1696,19 +1749,32 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	return r;
 }
 
+/* All the units that @bio writes are in the cowfile. */
+static bool is_rewrite(struct cowloop *cow, struct bio *bio)
+{
+	const unsigned int nr = bio_units(cow, bio);
+	unsigned int run;
+
+	return cow_md_lookup(cow->md, sector_to_unit(cow, bio->bi_iter.bi_sector), nr, &run) ==
+	       COW_IN_COW && run == nr;
+}
+
 static void deferred_write(struct cowloop *cow, struct bio *bio)
 {
 	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
 	void *data = NULL;
-	int r = 0;
+	int r;
 
-	/* The limit takes the right count. */
-	if (READ_ONCE(cow->opt.limit))
-		r = count_all(cow);
-	if (!r)
-		r = load(cow, unit, true);
-	if (!r)
-		r = open_gate(cow);
+	r = load(cow, unit, false);
+	if (!r && !is_rewrite(cow, bio)) {
+		/* The limit takes the right count. */
+		if (READ_ONCE(cow->opt.limit))
+			r = count_all(cow);
+		if (!r)
+			r = load(cow, unit, true);
+		if (!r)
+			r = open_gate(cow);
+	}
 	if (r) {
 		end_bio(bio, errno_to_blk_status(r));
 		return;
@@ -1755,8 +1821,9 @@ static void do_retry(struct work_struct *work)
 	bio = cow->retrying ? NULL : bio_list_pop(&cow->no_space_bios);
 	if (bio) {
 		io = dm_per_bio_data(bio, sizeof(*io));
+		io->kept = false;
 		io->retried = true;
-		io->seeks_space = true;
+		io->seeks_space = !(cow->opt.reserve && is_urgent(bio));
 		cow->retrying = true;
 		cow->nr_kept--;
 	}
@@ -1960,6 +2027,10 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 	r = option_units(arg, "low_water:", &opt->low_water);
 	if (r)
 		return min(r, 0);
+	*error = "Invalid reserve, must be a number of units";
+	r = option_units(arg, "reserve:", &opt->reserve);
+	if (r)
+		return min(r, 0);
 	for (i = 0; i < ARRAY_SIZE(flags); i++)
 		if (!strcmp(arg, flags[i].name)) {
 			*flags[i].flag = true;
@@ -1972,7 +2043,7 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 static int parse_options(struct dm_target *ti, struct dm_arg_set *as, struct cow_options *opt)
 {
 	static const struct dm_arg args[] = {
-		{0, 8, "Invalid number of optional parameters"},
+		{0, 9, "Invalid number of optional parameters"},
 	};
 	unsigned int argc;
 	int r;
@@ -2096,7 +2167,6 @@ static int alloc_resources(struct cowloop *cow)
 	bio_list_init(&cow->discarding);
 	bio_list_init(&cow->discard_waiters);
 	bio_list_init(&cow->no_space_bios);
-	cow->space_since = jiffies - COW_SPACE_DELAY - 1;
 	ratelimit_state_init(&cow->space_log, HZ, 1);
 	ratelimit_set_flags(&cow->space_log, RATELIMIT_MSG_ON_RELEASE);
 	INIT_WORK(&cow->deferred_work, do_deferred);
@@ -2164,6 +2234,7 @@ static void free_cowloop(struct cowloop *cow)
  * read_only         write nothing to the cow device; writes fail
  * limit:<units>     how many units may be in the cowfile
  * low_water:<units> raise an event when only so many more may be
+ * reserve:<units>   how many of the limit are for filesystems' own blocks only
  * queue_if_no_space keep writes that find no space until there is some
  * no_discard_passdown  keep the space of discarded units in the cow device
  */
@@ -2277,7 +2348,7 @@ static int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 	}
 	if (unlikely(*error == BLK_STS_NOSPC) && bio_op(bio) != REQ_OP_DISCARD) {
 		/* Those that only queue behind others have not been tried. */
-		if (io->retried || !READ_ONCE(cow->writes_kept))
+		if (!io->kept)
 			out_of_space(cow);
 		if (cow->opt.queue_if_no_space) {
 			restore_bio(bio);
@@ -2287,8 +2358,8 @@ static int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 				*error = BLK_STS_DM_REQUEUE;
 		}
 	}
-	if (unlikely(io->commit) && !*error) {
-		io->commit = false;
+	if (unlikely(io->commit) && !io->committed && !*error) {
+		io->committed = true;
 		commit_bio(cow, bio);
 		return DM_ENDIO_INCOMPLETE;
 	}
@@ -2305,10 +2376,15 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 	int r = DM_ENDIO_DONE;
 
-	if (io->state == COW_IO_OTHER)
+	if (io->state == COW_IO_OTHER) {
 		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].ended);
-	else if (io->state != COW_IO_RDO)
+		/* A flush that had to wait for space to commit. */
+		if (unlikely(*error == BLK_STS_NOSPC) && cow->opt.queue_if_no_space &&
+		    dm_noflush_suspending(ti))
+			r = DM_ENDIO_REQUEUE;
+	} else if (io->state != COW_IO_RDO) {
 		r = end_write(cow, bio, error);
+	}
 	if (unlikely(*error) && r == DM_ENDIO_DONE)
 		atomic_long_inc(&cow->errors);
 
@@ -2356,33 +2432,29 @@ static void cowloop_resume(struct dm_target *ti)
 		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
 
 	start_queueing(cow);
-	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit));
+	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit), cow->opt.reserve);
 	/* In the background. */
 	if (cow_md_counting(cow->md))
 		queue_work(cow->deferred_wq, &cow->count_work);
 	check_low_water(cow);
 }
 
-static int set_units(struct cowloop *cow, const char *name, const char *arg, u64 *option)
+/* A message that sets the limit or low water. */
+static int change_units(struct cowloop *cow, char **argv, u64 *option)
 {
 	u64 units;
 
-	if (kstrtou64(arg, 10, &units)) {
+	if (kstrtou64(argv[1], 10, &units)) {
 		DMERR("%s: message '%s': found '%s', expected a number of units",
-		      cow_name(cow), name, arg);
+		      cow_name(cow), argv[0], argv[1]);
 		return -EINVAL;
 	}
 	WRITE_ONCE(*option, units);
-	return 0;
-}
 
-/* The limit or low water has been changed by a message. */
-static int space_changed(struct cowloop *cow)
-{
-	cow_md_set_limit(cow->md, cow->opt.limit);
+	cow_md_set_limit(cow->md, cow->opt.limit, cow->opt.reserve);
 	if (cow->mode <= COW_MODE_OUT_OF_SPACE) {
 		check_low_water(cow);
-		if (space_limit(cow) > cow_md_used(cow->md))
+		if (option == &cow->opt.limit && space_limit(cow) > cow_md_used(cow->md))
 			space_found(cow, true);
 	}
 	flush_work(&cow->event_work);
@@ -2404,9 +2476,9 @@ static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
 	else if (argc == 1 && !strcasecmp(argv[0], "close"))
 		r = close_cow(cow);
 	else if (argc == 2 && !strcasecmp(argv[0], "limit"))
-		r = set_units(cow, argv[0], argv[1], &cow->opt.limit) ?: space_changed(cow);
+		r = change_units(cow, argv, &cow->opt.limit);
 	else if (argc == 2 && !strcasecmp(argv[0], "low_water"))
-		r = set_units(cow, argv[0], argv[1], &cow->opt.low_water) ?: space_changed(cow);
+		r = change_units(cow, argv, &cow->opt.low_water);
 	else
 		DMERR("%s: unrecognised message '%s' with %u arguments", cow_name(cow), argv[0],
 		      argc - 1);
@@ -2464,7 +2536,7 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 	const bool read_only = READ_ONCE(opt->read_only);
 	const u64 limit = READ_ONCE(opt->limit), low_water = READ_ONCE(opt->low_water);
 	const unsigned int nr = !!opt->format + !!opt->mapunit + opt->repair + read_only +
-				!!limit + !!low_water + opt->queue_if_no_space +
+				!!limit + !!low_water + !!opt->reserve + opt->queue_if_no_space +
 				opt->no_discard_passdown;
 	unsigned int sz = 0;
 
@@ -2483,6 +2555,8 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 		DMEMIT(" limit:%llu", limit);
 	if (low_water)
 		DMEMIT(" low_water:%llu", low_water);
+	if (opt->reserve)
+		DMEMIT(" reserve:%llu", opt->reserve);
 	if (opt->queue_if_no_space)
 		DMEMIT(" queue_if_no_space");
 	if (opt->no_discard_passdown)
@@ -2565,7 +2639,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 
 static struct target_type cowloop_target = {
 	.name = "cowloop",
-	.version = {1, 0, 0},
+	.version = {1, 1, 0},
 	.features = DM_TARGET_NOWAIT,
 	.module = THIS_MODULE,
 	.ctr = cowloop_ctr,

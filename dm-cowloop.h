@@ -73,6 +73,19 @@ static inline __u64 div_u64(__u64 dividend, __u32 divisor)
 #define COW_V1_MERGING		0x4001U
 #define COW_V1_MERGED		0x4002U
 
+/*
+ * What rdo was when the merge began, at COW_RECORD_OFFSET: valid while MERGING,
+ * zeroes in a cowfile that is not being merged. A merge that is taken up again
+ * knows by it that this is the same device still: each sector of the samples is
+ * as it was, or as the cowfile has it. In format 1 the record ends after one
+ * sector.
+ */
+#define COW_RECORD_OFFSET	512U
+#define COW_RECORD_MAGIC	0x4752454dU	/* bytes "MERG" */
+#define COW_RECORD_NO_BLOCK	(~0ULL)
+#define COW_V1_RECORD_SIZE	512U
+#define COW_V2_RECORD_SIZE	3584U
+
 /* The features with which a cowfile can be used. */
 #define COW_INCOMPAT_KNOWN	0U
 #define COW_COMPAT_RO_KNOWN	0U
@@ -107,6 +120,19 @@ struct cow_head {
 struct cow_map_sector {
 	__u8 bits[COW_V2_SECTOR_BYTES];
 	__le32 csum;
+} __packed;
+
+/*
+ * The record of a merge. The samples are what the fingerprint is made of: in
+ * format 1 four blocks of 1024 bytes, in format 2 64 of 4096.
+ */
+struct cow_merge_record {
+	__le32 magic;
+	__le32 csum;		/* CRC-32C of all that is behind it */
+	__le64 rdofingerprint;	/* the same as in the head */
+	__le64 block[4];	/* format 1: the samples, in blocks of 1024; or NO_BLOCK */
+	__le32 sector[512];	/* CRC-32C of each sector of each sample, as it was */
+	__u8 zero[1488];
 } __packed;
 
 /* How a cowfile is laid out; follows from format, mapunit and rdo's size. */
@@ -248,19 +274,23 @@ enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
 /*
  * Before data is written for @nr units, all in one aligned MiB: make sure that
  * their bits can be set without allocating or reading anything, and within the
- * limit. Returns 1 if so, and it stays so until cow_md_mark() or
- * cow_md_release(), which are to be given *@claim, ends the hold; 0 if it takes
- * a cow_md_load() for writing first, or, where there is a limit, counting to
- * have ended; -ENOSPC beyond the limit; -EIO if their part of the bitmap is
- * damaged. Any context.
+ * limit, of which some may be set aside for writes that are @urgent. Returns 1
+ * if so, and it stays so until cow_md_mark() or cow_md_release(), which are to be
+ * given *@claim, ends the hold; 0 if it takes a cow_md_load() for writing first,
+ * or, where there is a limit, counting to have ended; -ENOSPC beyond the limit;
+ * -EIO if their part of the bitmap is damaged. Any context.
  */
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, unsigned int *claim);
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
+		unsigned int *claim);
 
 /* End a hold without setting the bits: the data was not written. Any context. */
 void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim);
 
-/* How many units may be in the cowfile; 0: as many as there are. Sleeps not. */
-void cow_md_set_limit(struct cow_md *md, u64 limit);
+/*
+ * How many units may be in the cowfile, 0: as many as there are; and how many of
+ * them not without being urgent. Process context.
+ */
+void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside);
 
 /*
  * Bring the part of the bitmap that covers @unit into memory; with @for_write

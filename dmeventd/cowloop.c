@@ -262,8 +262,9 @@ void process_event(struct dm_task *task, enum dm_event_mask events, void **user)
 		look(m, &d, events & DM_EVENT_TIMEOUT);
 	else if (err != m->err)
 		say(LOG_ERR, "Cowloop device %s cannot be monitored: %s.", name,
-		    err < 0 ? "it is no cowloop device any more, or this plugin is older than the module" :
-			      strerror(err));
+		    err == DM_NO_TABLE ? "it has no table" :
+		    err == DM_NOT_COWLOOP ? "it is none any more, or this plugin is older than the module" :
+					    strerror(err));
 	m->err = err;
 }
 

@@ -32,6 +32,12 @@ my ($DIRTY, $PACKED) = (1, 2);
 my $SECTOR = 512;
 my $MIB = 1 << 20;
 
+# The record of a merge: where, how long in either format, what it begins with
+my $RECORD_AT = 512;
+my @RECORD_SIZE = (undef, 512, 3584);
+my $RECORD_MAGIC = 'MERG';
+my $NO_BLOCK = 0xffffffffffffffff;
+
 # Format 2's bitmap sectors: bytes of bits, and the units they describe
 my $BITS_BYTES = 508;
 my $BITS_UNITS = 4064;
@@ -94,6 +100,9 @@ Options of make:
   --data FILE             instead, take each unit from the same place in FILE,
                           an image of the device
   --dirty, --packed       set the flag; packed data goes without gaps (format 1)
+  --merging               a merge of it into RDO, that is as it was still, has begun
+  --no-record             without the record that belongs to it
+  --stale-record          the record, but no merge
   --truncate N            length of the file; "full" for room for all units
                           (the default in format 2), "natural" for no more than
                           what was written (the default in format 1)
@@ -270,37 +279,57 @@ sub geometry {
 	return \%g;
 }
 
-sub fingerprint_1 {
-	my ($rdo) = @_;
+# The blocks that format 1's fingerprint is made of, and their sums. With $held, units
+# whose bits are set there do not count.
+sub counted_blocks {
+	my ($rdo, $held) = @_;
 	my $blocks = div($rdo->{size}, 1024);
-	my ($fingerprint, $kept) = (0, 0);
+	my @counted;
 
 	for (my $block = 0; $block < $blocks; $block += 1024) {
 		my $data = read_at($rdo, $block * 1024, min($blocks - $block, 1024) * 1024);
 		next if is_zero($data);
 		for (my $at = 0; $at < length $data; $at += 1024) {
 			my $cs = unpack '%8C*', substr $data, $at, 1024;
-			next unless $cs;
-			# a signed 32-bit number, that then becomes a 64-bit one
-			my $part = $cs << 8 * $kept & 0xffffffff;
-			$part |= 0xffffffff00000000 if $part & 0x80000000;
-			$fingerprint |= $part;
-			return $fingerprint if ++$kept == 4;
+			next if !$cs || defined $held && vec $held, $block + $at / 1024, 1;
+			push @counted, [$block + $at / 1024, $cs];
+			return @counted if @counted == 4;
 		}
+	}
+	return @counted;
+}
+
+sub fingerprint_1 {
+	my ($rdo, $held) = @_;
+	my ($fingerprint, $kept) = (0, 0);
+
+	for (counted_blocks($rdo, $held)) {
+		# a signed 32-bit number, that then becomes a 64-bit one
+		my $part = $_->[1] << 8 * $kept++ & 0xffffffff;
+		$part |= 0xffffffff00000000 if $part & 0x80000000;
+		$fingerprint |= $part;
 	}
 	return $fingerprint;
 }
 
-sub fingerprint_2 {
+# The blocks that are samples, some more than once
+sub samples_2 {
 	my ($rdo) = @_;
 	my $n = max(div($rdo->{size}, 4096), 1);
+
+	return map { div($_ * ($n - 1), 63) } 0 .. 63;
+}
+
+# With $held, a string of bits for units of $mapunit, these count as zeroes.
+sub fingerprint_2 {
+	my ($rdo, $held, $mapunit) = @_;
 	my ($crc, $last, $data) = (0, -1);
 
-	for my $i (0 .. 63) {
-		my $block = div($i * ($n - 1), 63);
+	for my $block (samples_2($rdo)) {
 		if ($block != $last) {
 			$data = read_at($rdo, $block * 4096, min($rdo->{size}, 4096));
 			$data .= "\0" x (4096 - length $data);
+			$data = "\0" x 4096 if defined $held && vec $held, div($block * 4096, $mapunit), 1;
 			$last = $block;
 		}
 		$crc = crc32c($data, $crc);
@@ -311,6 +340,48 @@ sub fingerprint_2 {
 sub fingerprint {
 	my ($format, $rdo) = @_;
 	return $format == 1 ? fingerprint_1($rdo) : fingerprint_2($rdo);
+}
+
+# The fingerprint of what a merge of these units leaves alone
+sub masked_fingerprint {
+	my ($g, $rdo, $held) = @_;
+	return $g->{version} == 1 ? fingerprint_1($rdo, $held) :
+				    fingerprint_2($rdo, $held, $g->{mapunit});
+}
+
+# The record of a merge into a device that is as it was, as it is on disk
+sub merge_record {
+	my ($format, $rdo, $masked) = @_;
+	my (@blocks, @places) = (0) x 4;
+
+	if ($format == 1) {
+		@blocks = map { $_->[0] } counted_blocks($rdo);
+		@places = map { [$_ * 1024, 1024] } @blocks;
+		push @blocks, $NO_BLOCK while @blocks < 4;
+	} else {
+		@places = map { [$_ * 4096, 4096] } samples_2($rdo);
+	}
+	my $body = pack 'Q<Q<4', $masked, @blocks;
+	for (@places) {
+		my ($at, $length) = @$_;
+		my $data = read_at($rdo, $at, min($length, $rdo->{size} - $at));
+		for (my $in = 0; $in < $length; $in += 512) {
+			$body .= pack 'V', $in < length $data ? crc32c(substr $data, $in, 512) : 0;
+		}
+	}
+	$body .= "\0" x ($RECORD_SIZE[$format] - 8 - length $body);
+	return $RECORD_MAGIC . pack('V', crc32c($body)) . $body;
+}
+
+# What is in the place of a record: none, valid, damaged
+sub judge_record {
+	my ($format, $start, $fingerprint) = @_;
+	my $record = substr $start, $RECORD_AT, $RECORD_SIZE[$format];
+
+	return 'none' if is_zero($record);
+	my ($magic, $csum, $of) = unpack 'a4 V Q<', $record;
+	return $magic eq $RECORD_MAGIC && $csum == crc32c(substr $record, 8) &&
+	       $of == $fingerprint ? 'valid' : 'damaged';
 }
 
 sub bitmap_sector_csum {
@@ -552,13 +623,24 @@ sub cmd_make {
 	my @hidden = parse_units($o->{'hidden-units'}, $g->{rdoblocks});
 	set_bits(\$bits, @units, @zero);
 	my $cowused = unpack '%32b*', $bits;
-	my $head = make_head($g, $o, $cowused, fingerprint($o->{format}, $rdo));
+	my $fingerprint = fingerprint($o->{format}, $rdo);
+	my $record = '';
+	if ($o->{merging} || $o->{'stale-record'}) {
+		my $masked = masked_fingerprint($g, $rdo, $bits);
+		$record = merge_record($o->{format}, $rdo, $masked) unless $o->{'no-record'};
+		if ($o->{merging}) {
+			unshift @{$o->{set}}, $o->{format} == 1 ? 'version=0x4001' : 'incompat=1';
+			$fingerprint = $masked;
+		}
+	}
+	my $head = make_head($g, $o, $cowused, $fingerprint);
 	my $map = make_bitmap($g, $bits, $o->{'bad-sector'});
 
 	my $cow = open_output($o->{cow});
 	my $source = data_source($g, number($o->{'fill-seed'}), $o->{data});
 	my $natural = $g->{moffset} + $g->{mapsize};
 	write_at($cow, 0, $head . "\0" x ($g->{moffset} - length $head));
+	write_at($cow, $RECORD_AT, $record) if length $record;
 	write_at($cow, $g->{moffset}, $map);
 	if ($o->{packed}) {
 		fail('--zero-units, --hidden-units: not with --packed') if @zero || @hidden;
@@ -620,19 +702,26 @@ sub parse_head {
 	}
 	return broken($c, sprintf 'magic is 0x%08x, not 0x%08x', $c->{magic}, $MAGIC)
 		if $c->{magic} != $MAGIC;
+	if ($c->{version} == 0x4001 || $c->{version} == 0x4002) {
+		broken($c, 'a merge of it was interrupted');
+		$c->{version} = 1;
+	}
 	return broken($c, "version is $c->{version}")
 		unless $c->{version} == 1 || $c->{version} == 2;
 	if ($c->{version} == 1) {
 		return broken($c, "the file has $length bytes, shorter than a head")
 			if $length < 1024;
-		broken($c, 'the rest of the head is not zero')
-			unless is_zero(substr $head, 56, 1024 - 56);
+		my $rest = substr $head, 56, 1024 - 56;
+		# what a merge leaves that does not come to begin
+		substr $rest, $RECORD_AT - 56, 512, '' if substr($rest, $RECORD_AT - 56, 4) eq $RECORD_MAGIC;
+		broken($c, 'the rest of the head is not zero') unless is_zero($rest);
 	} else {
 		my $csum = crc32c(substr $head, 0, 508);
 		return broken($c, sprintf 'head checksum is 0x%08x, should be 0x%08x',
 			      $c->{csum}, $csum) if $csum != $c->{csum};
 		parse_head_2($c, $head);
 	}
+	$c->{record} = judge_record($c->{version}, $head, $c->{rdofingerprint});
 	$c->{dirty} = $c->{flags} & $DIRTY ? 1 : 0;
 	$c->{packed} = $c->{flags} & $PACKED ? 1 : 0;
 	broken($c, sprintf 'unknown flags 0x%x', $c->{flags})
@@ -788,7 +877,7 @@ sub cmd_dump {
 		printf "flags=0x%x\n", $c->{flags};
 		print "$_=$c->{$_}\n" for qw(dirty packed mapunit mapsize doffset rdoblocks);
 		printf "fingerprint=0x%016x\n", $c->{rdofingerprint};
-		print "$_=$c->{$_}\n" for qw(cowused popcount);
+		print "$_=$c->{$_}\n" for qw(cowused popcount record);
 		if ($c->{version} == 2) {
 			print "$_=$c->{$_}\n" for qw(rdosectors moffset);
 			printf "$_=0x%x\n", $c->{$_} for qw(incompat compat_ro);
@@ -1062,6 +1151,8 @@ sub selftest_damage {
 		['its data ends at 5120', '--format', 1, '--units', 0, '--truncate', 5000],
 		['magic', '--format', 1, '--set', 'magic=1'],
 		['version is 0', '--format', 1, '--set', 'version=0'],
+		['merge of it was', '--format', 1, '--merging'],
+		['incompat', '--format', 2, '--merging'],
 		['version is 3', '--format', 2, '--set', 'version=3'],
 		['unknown flags', '--format', 1, '--set', 'flags=4'],
 		['packed and dirty', '--format', 1, '--packed', '--dirty'],
@@ -1123,6 +1214,50 @@ sub selftest_damage {
 	ok($errors =~ /bitmap sector 0.*bitmap sector 1/, 'damage noticed: sectors swapped');
 }
 
+# A merge that has begun: what the record has, written down
+sub selftest_record {
+	my $rdo_data = join '', map { chr($_) x 1024 } 1 .. 12;
+	my $rdo = scratch_file('rdo', $rdo_data);
+
+	made($rdo, '--format', 1, '--units', '1,2', '--merging');
+	my $got = slurp("$scratch/cow");
+	my $masked = fingerprint_1(open_rdo(scratch_file('rest', substr($rdo_data, 0, 1024), substr $rdo_data, 3072)));
+	my $csums = sub { join '', map { pack 'V', crc32c(substr $rdo_data, $_ * 512, 512) } @_ };
+	# sums of 0 modulo 256, all of them but the fingerprint counts none: 1024 * n
+	my $body = pack('Q<', $masked) . "\xff" x 32;
+	$body .= "\0" x (504 - length $body);
+	ok(substr($got, 512, 512) eq 'MERG' . pack('V', crc32c($body)) . $body, 'record: no block that counts');
+
+	substr $rdo_data, $_ * 1024 + 9, 1, 'x' for 2, 3, 5, 6, 9;
+	$rdo = scratch_file('rdo', $rdo_data);
+	made($rdo, '--format', 1, '--units', '1,2,5', '--merging');
+	$got = slurp("$scratch/cow");
+	$masked = fingerprint_1(open_rdo(scratch_file('rest', map { substr $rdo_data, $_ * 1024, 1024 } 3, 6, 9)));
+	$body = pack('Q<Q<4', $masked, 2, 3, 5, 6) . $csums->(4 .. 7, 10 .. 13);
+	$body .= "\0" x (504 - length $body);
+	ok(substr($got, 512, 512) eq 'MERG' . pack('V', crc32c($body)) . $body, 'record: four blocks');
+	is(unpack('v', substr $got, 4, 2), 0x4001, 'record: format 1 is marked');
+
+	# three blocks of 4096: samples 0 to 31 are the first, then the second, and one of the third
+	made($rdo, '--units', '1', '--merging');
+	$got = slurp("$scratch/cow");
+	$masked = crc32c(substr($rdo_data, 0, 4096) x 32 . "\0" x (31 * 4096) . substr $rdo_data, 8192, 4096);
+	$body = pack('Q<', $masked) . "\0" x 32 . $csums->(0 .. 7) x 32 . $csums->(8 .. 15) x 31 . $csums->(16 .. 23);
+	$body .= "\0" x (3576 - length $body);
+	ok(substr($got, 512, 3584) eq 'MERG' . pack('V', crc32c($body)) . $body, 'record: format 2');
+	is(unpack('V', substr $got, 72, 4), 1, 'record: format 2 is marked');
+	is_hex(unpack('Q<', substr $got, 40, 8), $masked, 'record: the head has its fingerprint');
+	for (['valid', '--merging'], ['none', '--merging', '--no-record'], ['damaged', '--merging', '--flip', 600]) {
+		my ($want, @arguments) = @$_;
+		is(made($rdo, @arguments)->{record}, $want, "record: @arguments");
+		is(made($rdo, '--format', 1, @arguments)->{record}, $want, "record: format 1 @arguments");
+	}
+	for my $format (1, 2) {
+		my $c = made($rdo, '--format', $format, '--stale-record');
+		is(join('; ', @{$c->{errors}}), '', "record: no error in one that is left, format $format");
+	}
+}
+
 sub cmd_selftest {
 	require File::Temp;
 	$scratch = File::Temp::tempdir(CLEANUP => 1);
@@ -1131,6 +1266,7 @@ sub cmd_selftest {
 	selftest_bytes();
 	selftest_round_trips();
 	selftest_damage();
+	selftest_record();
 	print "1..$tests\n";
 	return $failed ? 1 : 0;
 }
@@ -1146,7 +1282,7 @@ sub options {
 	GetOptionsFromArray(\@rest, \%o, 'help', 'format=i', 'rdo=s', 'cow=s', 'out=s',
 			    'mapunit=s', 'doffset=s', 'label=s', 'rdospec=s', 'uuid=s',
 			    'units=s', 'zero-units=s', 'hidden-units=s', 'fill-seed=s',
-			    'data=s', 'set=s@', 'set-after-csum=s@', 'flip=s@',
+			    'data=s', 'merging', 'no-record', 'stale-record', 'set=s@', 'set-after-csum=s@', 'flip=s@',
 			    'bad-sector=s@', 'truncate=s', 'dirty', 'packed')
 		or fail('try --help');
 	return (\%o, @rest);
@@ -1159,7 +1295,9 @@ sub cmd_serve {
 	my ($compute, %known) = \&fingerprint_2;
 
 	no warnings 'redefine';
-	local *fingerprint_2 = sub { $known{$_[0]{path}} //= $compute->(@_) };
+	local *fingerprint_2 = sub {
+		return defined $_[1] ? $compute->(@_) : $known{$_[0]{path}} //= $compute->(@_);
+	};
 	$| = 1;
 	while (my $line = <STDIN>) {
 		fingerprint_2(open_rdo($1)) if $line !~ /--format 1/ && $line =~ /--rdo (\S+)/;

@@ -267,7 +267,7 @@ exits 0 "open a device for reading" cowsetup open --read-only "$rdo" "$cow" dev
 cowsetup close dev
 mkfs.ext4 -q -F "$cow"
 exits 4 "refuses a cow device with a filesystem" cowsetup open "$rdo" "$cow" dev
-says 'not a cowfile' "and says so: filesystem"
+says 'not a cowfile: found a filesystem or the like \(ext4\)' "and says which: filesystem"
 mount -o ro "$cow" /mnt
 exits 5 "refuses a device that is mounted" cowsetup open "$cow" new.cow dev
 says 'in use: mounted on /mnt' "and says where: image"
@@ -346,6 +346,25 @@ cp count.cow keep
 refuses 4 'the kernel refuses it: .*found .*7.*expected 5|found cowused 7, expected 5' "what the kernel refuses" \
 	cowsetup open golden.img count.cow
 runs "it is as it was, and no longer" cmp keep count.cow
+
+# the reason is that device's, whatever the log has about others meanwhile
+cowfile make --rdo golden.img --cow chatty.cow
+cowsetup open golden.img chatty.cow >/dev/null
+chatty=$(dmsetup info -c --noheadings -o major,minor --separator : chatty)
+for n in 1 2; do
+	while [ ! -e enough ]; do dmsetup message chatty 0 nonsense 2>/dev/null; done &
+done
+waits 'unrecognised message' dmesg
+for round in 1 2 3 4 5; do
+	exits 4 "refused by the kernel while another device is in the log, $round" cowsetup open golden.img count.cow
+	says 'the kernel refuses it: .*found .*7.*expected 5|found cowused 7, expected 5' "says why, $round"
+done
+dmesg | tail -n 20 | grep -q "cowloop: $chatty: unrecognised"
+ok $? "the log is full of the other"
+: >enough
+wait
+rm enough
+cowsetup close chatty
 for format in 1 2; do
 	cowfile make --rdo golden.img --cow cut.cow --format $format --units 5-9,500
 	truncate -s 40000 cut.cow
@@ -361,8 +380,8 @@ done
 truncate -s 1M behind.cow
 printf x | dd of=behind.cow bs=1 seek=500000 conv=notrunc status=none
 cp behind.cow keep
-refuses 5 'behind.cow: begins with zeroes, but holds data from 500000 on' "a file with data behind zeroes" \
-	cowsetup open golden.img behind.cow
+refuses 5 'holds data from 500000 on; cowsetup format --force golden.img behind.cow overwrites it' \
+	"a file with data behind zeroes" cowsetup open golden.img behind.cow
 runs "it is as it was: behind" cmp behind.cow keep
 
 ko=$(modinfo --field filename dm-cowloop)
@@ -405,11 +424,12 @@ done
 rdo=$(loopdev golden.img -r)
 dmsetup create slow --readonly --table "0 9767 delay $rdo 0 10"
 before=$(loops; dmsetup ls)
-opened=0 stopped=0
+opened=0 stopped=0 signal=''
 for delay in 0.2 0.5 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6 4 10; do
 	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >/dev/null 2>&1 &
 	sleep $delay
-	kill -INT $! 2>/dev/null
+	[ "$signal" = INT ] && signal=TERM || signal=INT
+	kill -$signal $! 2>/dev/null
 	wait $!
 	code=$?
 	case $code in
@@ -418,7 +438,7 @@ for delay in 0.2 0.5 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6 4 10; do
 	*) ok 1 "interrupted after $delay s: exit status $code" ;;
 	esac
 	[ ! -e slow.cow ] || ok 1 "no cowfile, interrupted after $delay s"
-	clean "interrupted after $delay s, status $code"
+	clean "SIG$signal after $delay s, status $code"
 done
 diag "$stopped interrupted, $opened opened"
 [ $stopped -gt 3 ] && [ $opened -gt 0 ]
@@ -450,6 +470,45 @@ for round in 1 2 3 4 5; do
 	clean "interrupted and held, round $round, status $code"
 done
 diag "$held of 5 were held"
+
+# killed, it can't clean up; but it is said what is there, and what to do
+half=0
+for round in 1 2 3 4 5; do
+	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >/dev/null 2>&1 &
+	opener=$!
+	until dmsetup ls | grep -q '^t'; do :; done
+	kill -KILL $opener
+	wait $opener
+	exits 5 "open again after SIGKILL, round $round" cowsetup open golden.img other.cow t
+	if echo "$out" | grep -q 'without a table, .* dmsetup remove t removes it'; then
+		half=$((half + 1))
+		exits 4 "it can't be closed, round $round" cowsetup close t
+		says 'this device has no table.*dmsetup remove t removes it' "and it is said, too, what to do"
+		runs "which does it, round $round" dmsetup remove t
+	else
+		says 'cowsetup close t first' "says how to close it, round $round"
+		exits 0 "which does it, round $round" cowsetup close t
+	fi
+	waits '^$' sh -c 'losetup --list --noheadings | grep slow.cow; echo'
+	rm -f slow.cow
+	clean "killed, round $round"
+done
+diag "$half of 5 were killed half way"
+
+# the same, for certain: with a table that is loaded and not in use
+dmsetup create t --notable
+exits 5 "a device without a table" cowsetup open golden.img other.cow t
+says 'without a table.* dmsetup remove t removes it' "and it is said what to do: no table"
+[ ! -e other.cow ]
+ok $? "before anything is made"
+cowfile make --rdo golden.img --cow half.cow
+cow=$(loopdev half.cow)
+dmsetup load t --table "0 9767 cowloop $rdo $cow"
+exits 5 "its cowfile" cowsetup open golden.img half.cow
+says "half.cow: in use: attached to $cow, which is part of /dev/mapper/t" "and it is said whose it is: no table"
+runs "what was said" dmsetup remove t
+losetup --detach "$cow"
+clean "a device without a table"
 dmsetup remove slow
 losetup --detach "$rdo"
 before=$(loops)
@@ -496,6 +555,26 @@ cowsetup close m
 cowsetup open fs.img disk/m.cow >/dev/null
 runs "mount it again" mount /dev/mapper/m /mnt
 is "$(cat /mnt/file)" kept "what was written before is there"
+umount /mnt
+cowsetup close m
+
+# mounted twice, and first to be read only
+cowsetup open fs.img disk/m.cow >/dev/null
+mkdir twice
+mount /dev/mapper/m /mnt
+mount --bind /mnt twice
+mount -o remount,bind,ro /mnt
+exits 0 "readonly, mounted for reading and for writing" cowsetup readonly m
+says 'mounted on /tmp/twice for writing' "warns of what is for writing"
+umount twice /mnt
+cowsetup close m
+
+# mounted, and its cowfile gone
+cowsetup open fs.img disk/m.cow >/dev/null
+mount -o ro /dev/mapper/m /mnt
+exits 0 "detach, mounted for reading" cowsetup detach m
+says 'm: mounted on /mnt: what has been modified cannot be read there from now on' "warns of it: detach"
+is "$(echo "$out" | grep -c 'for writing')" 0 "and of nothing else"
 umount /mnt
 cowsetup close m
 
@@ -667,10 +746,18 @@ wait $watch
 losetup --detach "$cow"
 rm space.cow
 
-# writes that wait
+# a reserve is not for data
 rdo=$(loopdev space.img -r)
 truncate -s 16M space.cow
 cow=$(loopdev space.cow)
+cowopen space "$rdo" "$cow" limit:1000 reserve:200
+written space 0 500
+exits 0 "status, with a reserve" cowsetup status --json space
+is "$(json free_bytes) $(json free_total_bytes) $(json free_of)" "$((300 * 4096)) $((800 * 4096)) \"limit\"" \
+	"leaves it out of what is free"
+cowsetup close space
+
+# writes that wait
 cowopen space "$rdo" "$cow" limit:1 queue_if_no_space
 written space 0 2 &
 writer=$!

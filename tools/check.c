@@ -16,6 +16,7 @@
 #include <json-c/json.h>
 
 #include "progress.h"
+#include "record.h"
 #include "report.h"
 #include "scan.h"
 
@@ -33,6 +34,8 @@ struct check {
 	u64 nr_bad;		/* damaged sectors */
 	u64 nr_lost;		/* units beyond the file's end */
 	u64 nr_hidden;		/* units with data that are not in the bitmap */
+	struct cow_merge_record record;
+	enum record_state record_state;
 };
 
 static void print_line(const char *kind, const struct check *k, const char *text)
@@ -273,6 +276,36 @@ static void check_state(struct check *k)
 	}
 }
 
+/* Of a merge that is going on, or what is left of one that did not begin. */
+static int check_record(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	int r = record_read(c, &k->record, &k->record_state);
+
+	if (r)
+		return r;
+	if (c->state == COW_MERGING && k->record_state == RECORD_DAMAGED)
+		cow_fault(&k->faults, "merge-record", "the record of the merge is damaged; without it the merge can't tell its read-only device from another");
+	else if (c->state == COW_MERGING && k->record_state == RECORD_NONE)
+		note(k, "there is no record of the merge, which was begun by an older cowsetup: that its read-only device is the same still can be checked only in part");
+	else if ((c->state == COW_CLEAN || c->state == COW_DIRTY) && record_has_magic(&k->record))
+		note(k, "there is the record of a merge that did not come to begin; nobody minds it, and cowsetup repair removes it");
+	return OK;
+}
+
+/* In a merge: is each sector of the samples what it was, or what it is to be? */
+static int compare_record(struct check *k, const struct file *rdo)
+{
+	bool same;
+	u64 sector;
+	int r = record_compare(&k->c, rdo, &k->record, &same, &sector);
+
+	if (!r && !same)
+		cow_fault(&k->faults, "rdo-merge", "the merge was begun with another read-only device, or %s has changed: sector %llu of it is neither what it was then nor what the cowfile has for it",
+			  rdo->path, sector);
+	return r;
+}
+
 static int check_rdo(struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
@@ -294,6 +327,8 @@ static int check_rdo(struct check *k)
 		if (!r && is != found)
 			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
 				  opt.rdo, found, is, opt.rdo);
+		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
+			r = compare_record(k, &rdo);
 	}
 	file_close(&rdo);
 	return r;
@@ -320,7 +355,9 @@ static int check_all(struct check *k, const char *path)
 		return OK;	/* there is nothing to go by */
 
 	check_state(k);
-	r = check_bitmap(k);
+	r = check_record(k);
+	if (!r)
+		r = check_bitmap(k);
 	if (!r && c->state == COW_PACKED)
 		check_packed_length(k);
 	if (!r)

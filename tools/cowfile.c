@@ -131,6 +131,7 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 {
 	const u8 *start = (const u8 *)&c->head;
 	const u32 magic = le32(c->head.magic);
+	char *contents;
 
 	if (magic == COW_MAGIC)
 		return OK;
@@ -138,6 +139,13 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 		return cow_fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
 	if (magic == 0xfd2fb528)
 		return cow_fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
+	/* It may begin with zeroes: ext4 does. */
+	contents = file_contents(&c->file);
+	if (contents) {
+		cow_fault(faults, "magic", "not a cowfile: found %s", contents);
+		free(contents);
+		return WRONG;
+	}
 	if (all_zero(&c->head, sizeof(c->head)))
 		return cow_fault(faults, "blank", "not a cowfile: it begins with zeroes");
 	return cow_fault(faults, "magic", "not a cowfile: found magic 0x%08x, expected 0x%08x", magic, COW_MAGIC);
@@ -645,11 +653,7 @@ int cow_check_end(const struct cowfile *c, u64 end)
 
 /* ---- Fingerprints ---- */
 
-#define SAMPLES		64
-#define SAMPLE_SIZE	4096U
-
-/* Is a unit in the cowfile? */
-static int unit_is_set(const struct cowfile *c, u64 unit, bool *set)
+int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set)
 {
 	struct cow_map m = { .c = c };
 	u8 data[COW_MAP_SECTOR];
@@ -667,23 +671,29 @@ static int unit_is_set(const struct cowfile *c, u64 unit, bool *set)
 	return OK;
 }
 
-/* CRC-32C of 64 samples spread over the device. */
+u64 cow_sample_offset(u64 size, unsigned int i)
+{
+	const u64 nr_blocks = size < COW_SAMPLE_SIZE ? 1 : size / COW_SAMPLE_SIZE;
+
+	return (unsigned __int128)(nr_blocks - 1) * i / (COW_SAMPLES - 1) * COW_SAMPLE_SIZE;
+}
+
+/* CRC-32C of samples spread over the device. */
 static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, u64 *fingerprint)
 {
 	const u64 size = rdo_sectors(rdo) * 512;
-	const u64 nr_blocks = size < SAMPLE_SIZE ? 1 : size / SAMPLE_SIZE;
-	u8 sample[SAMPLE_SIZE];
+	u8 sample[COW_SAMPLE_SIZE];
 	u32 crc = 0;
 	int r;
 
-	for (unsigned int i = 0; i < SAMPLES; i++) {
-		const u64 at = (unsigned __int128)(nr_blocks - 1) * i / (SAMPLES - 1) * SAMPLE_SIZE;
+	for (unsigned int i = 0; i < COW_SAMPLES; i++) {
+		const u64 at = cow_sample_offset(size, i);
 		bool set = false;
 
 		memset(sample, 0, sizeof(sample));
-		r = masked ? unit_is_set(masked, at / masked->geo.mapunit, &set) : OK;
+		r = masked ? cow_unit_is_set(masked, at / masked->geo.mapunit, &set) : OK;
 		if (!r && !set)
-			r = file_read(rdo, at, sample, size < SAMPLE_SIZE ? size : SAMPLE_SIZE);
+			r = file_read(rdo, at, sample, min_u64(size, COW_SAMPLE_SIZE));
 		if (r)
 			return r;
 		crc = crc32c(crc, sample, sizeof(sample));
@@ -696,6 +706,7 @@ static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, 
 struct sums {
 	u64 fingerprint;
 	unsigned int found;	/* sums that are not zero, of four */
+	u64 blocks[4];		/* whose they are */
 };
 
 /* Add the sums of the blocks from @start to @end, bytes. */
@@ -728,6 +739,7 @@ static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sum
 				continue;
 			/* Shifted as 32 bits, of which the highest is a sign. */
 			sums->fingerprint |= (int64_t)(int32_t)((u32)sum << 8 * sums->found);
+			sums->blocks[sums->found] = (start + at) / COW_V1_MAPUNIT;
 			sums->found++;
 		}
 		start += length;
@@ -758,6 +770,16 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 		r = add_sums(rdo, at, end, &sums);
 	*fingerprint = sums.fingerprint;
 
+	return r;
+}
+
+int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr)
+{
+	struct sums sums = { 0 };
+	int r = add_sums(rdo, 0, rdo->size - rdo->size % COW_V1_MAPUNIT, &sums);
+
+	memcpy(blocks, sums.blocks, sizeof(sums.blocks));
+	*nr = sums.found;
 	return r;
 }
 

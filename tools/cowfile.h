@@ -65,6 +65,16 @@ u32 cow_sector_csum(const u8 *bits, u64 sector);
 int cow_fingerprint(const struct file *rdo, unsigned int format, const struct cowfile *masked,
 		    u64 *fingerprint);
 
+/* The samples of the fingerprint of format 2. */
+#define COW_SAMPLES	64
+#define COW_SAMPLE_SIZE	4096U
+
+/* Where sample @i is, of a device of so many bytes. */
+u64 cow_sample_offset(u64 size, unsigned int i);
+
+/* The blocks that the fingerprint of format 1 is made of: *@nr of at most four. */
+int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr);
+
 /* ---- Faults ---- */
 
 /*
@@ -156,6 +166,9 @@ void cow_map_end(struct cow_map *m);
 
 /* The units of bitmap sector @sector: *@nr of them from the returned one on. */
 u64 cow_sector_units(const struct cowfile *c, u64 sector, u32 *nr);
+
+/* Is a unit in the cowfile? */
+int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set);
 
 /* Make a bitmap sector as it is on disk, checksum and all; or write it, too. */
 void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *data);

@@ -27,6 +27,7 @@ static dev_t parse_dev(const char *text)
 
 static bool parse_table(struct dm_device *d, const char *line)
 {
+	const char *reserve;
 	char rdo[64], cow[64];
 	int at = 0, nr = 0;
 
@@ -38,6 +39,10 @@ static bool parse_table(struct dm_device *d, const char *line)
 	if (sscanf(line, "%*u %n", &nr) != EOF)
 		line += nr;
 	snprintf(d->options, sizeof(d->options), "%s", line);
+	/* What is in force of the rest the status line has. */
+	reserve = strstr(d->options, "reserve:");
+	if (reserve)
+		sscanf(reserve, "reserve:%llu", &d->reserve);
 	return d->rdo;
 }
 
@@ -79,7 +84,7 @@ static bool parse_status(struct dm_device *d, const char *line)
 
 /* ---- Devices ---- */
 
-/* Ask the kernel by way of @task; 0 or an errno. */
+/* Ask the kernel by way of @task; returns what dm_read() does. */
 static int ask(struct dm_task *task, const char *name, struct dm_info *info)
 {
 	int err;
@@ -90,7 +95,9 @@ static int ask(struct dm_task *task, const char *name, struct dm_info *info)
 		err = dm_task_get_errno(task);
 		return err ? err : EIO;
 	}
-	return dm_task_get_info(task, info) && info->exists ? 0 : ENXIO;
+	if (!dm_task_get_info(task, info) || !info->exists)
+		return ENXIO;
+	return info->live_table ? 0 : DM_NO_TABLE;
 }
 
 /* The first cowloop target's line, for which @task must stay; or NULL. */
@@ -121,13 +128,13 @@ static int read_lines(struct dm_task *table, struct dm_task *status, struct dm_d
 		return err;
 	line = find_line(table, d);
 	if (!line || !parse_table(d, line))
-		return -1;
+		return DM_NOT_COWLOOP;
 	err = ask(status, d->name, &info);
 	if (err)
 		return err;
 	line = find_line(status, d);
 	if (!line || !parse_status(d, line))
-		return -1;
+		return DM_NOT_COWLOOP;
 
 	uuid = dm_task_get_uuid(status);
 	snprintf(d->uuid, sizeof(d->uuid), "%s", uuid ? uuid : "");

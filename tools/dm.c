@@ -169,20 +169,42 @@ int dm_find(const char *name, struct dm_device *d)
 		return OK;
 	if (err == ENXIO)
 		return error(WRONG, "%s: there is no device of this name; cowsetup list shows those there are.", name);
-	if (err < 0)
+	if (err == DM_NO_TABLE)
+		return error(WRONG, "%s: this device has no table, since its cowsetup open was killed, or is not through yet; dmsetup remove %s removes it.",
+			     name, name);
+	if (err == DM_NOT_COWLOOP)
 		return error(WRONG, "%s: this is not a cowloop device; cowsetup list shows those there are.", name);
 	errno = err;
 	return error_errno("%s: cannot be asked", name);
 }
 
-bool dm_name_exists(const char *name)
+static bool get_info(const char *name, struct dm_info *info)
 {
 	struct dm_task *task = new_task(DM_DEVICE_INFO, name);
-	struct dm_info info;
-	const bool exists = !run(task) && dm_task_get_info(task, &info) && info.exists;
+	const bool exists = !run(task) && dm_task_get_info(task, info) && info->exists;
 
 	dm_task_destroy(task);
 	return exists;
+}
+
+bool dm_name_exists(const char *name)
+{
+	struct dm_info info;
+
+	return get_info(name, &info);
+}
+
+int dm_refuse_name(const char *name)
+{
+	struct dm_info info;
+
+	if (!get_info(name, &info))
+		return OK;
+	if (!info.live_table)
+		return error(BUSY, "%s: there is a device of this name already, without a table, since its cowsetup open was killed, or is not through yet; dmsetup remove %s removes it.",
+			     name, name);
+	return error(BUSY, "%s: there is a device of this name already; choose another name, or cowsetup close %s first.",
+		     name, name);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -246,14 +268,17 @@ char *dm_params(dev_t rdo, dev_t cow, const char *options)
 }
 
 /* A device without a table. */
-static int create_bare(const char *name, const char *uuid)
+static int create_bare(const char *name, const char *uuid, dev_t *dev)
 {
 	struct dm_task *task = new_task(DM_DEVICE_CREATE, name);
+	struct dm_info info;
 	int err;
 
 	if (!dm_task_set_uuid(task, uuid) || !dm_task_set_add_node(task, DM_ADD_NODE_ON_RESUME))
 		exit(error(NO_MEMORY, "Out of memory."));
 	err = run(task);
+	if (!err && dm_task_get_info(task, &info))
+		*dev = makedev(info.major, info.minor);
 	dm_task_destroy(task);
 
 	return err;
@@ -301,11 +326,13 @@ static int remove_named(const char *name, bool deferred)
 
 /* In steps: the library's own way of doing all this at once loses the errno. */
 int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
-	      bool *left)
+	      dev_t *dev, bool *left)
 {
-	int err = create_bare(name, uuid), removed;
+	int err, removed;
 
+	*dev = 0;
 	*left = false;
+	err = create_bare(name, uuid, dev);
 	if (err)
 		return err;
 	err = load(name, 0, sectors, params, read_only);
@@ -381,9 +408,9 @@ void dm_log_mark(void)
 		lseek(kmsg, 0, SEEK_END);
 }
 
-char *dm_log_last(void)
+char *dm_log_last(dev_t dev)
 {
-	static const char from[] = "device-mapper: " DM_TARGET ": ";
+	char *from = xasprintf("device-mapper: " DM_TARGET ": %u:%u: ", major(dev), minor(dev));
 	char record[8192], *text, *last = NULL;
 	ssize_t n;
 
@@ -402,5 +429,6 @@ char *dm_log_last(void)
 			last = xasprintf("%s", text + strlen(from));
 		}
 	}
+	free(from);
 	return last;
 }

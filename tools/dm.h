@@ -43,6 +43,7 @@ struct dm_device {
 	u64 start, sectors;	/* of the target */
 	dev_t rdo, cow;		/* 0: it has let go of it */
 	char options[256];	/* the optional parameters, without their number */
+	u64 reserve;		/* units of the limit that are not for data */
 
 	/* status */
 	unsigned int format;
@@ -60,7 +61,13 @@ struct dm_device {
 
 /* ---- device.c, which is part of the plugin for dmeventd, too ---- */
 
-/* Ask the kernel for a device. Returns 0, an errno, or -1: no cowloop device. */
+/* What may be wrong with a device, besides errnos. */
+enum {
+	DM_NOT_COWLOOP = -1,
+	DM_NO_TABLE = -2,
+};
+
+/* Ask the kernel for a device. Returns 0, an errno, or one of these. */
 int dm_read(const char *name, struct dm_device *d);
 
 /* Has it a cow device? With mode closed, its number may be somebody else's by now. */
@@ -78,6 +85,9 @@ int dm_check_kernel(void);
 int dm_check_name(const char *name);
 
 bool dm_name_exists(const char *name);
+
+/* Refuse a name that a device has, and say what is to be done about it. */
+int dm_refuse_name(const char *name);
 
 /* A cowloop device by its name, or /dev/mapper/ and its name. */
 int dm_find(const char *name, struct dm_device *d);
@@ -98,9 +108,10 @@ char *dm_params(dev_t rdo, dev_t cow, const char *options);
  * Make a device; when it can't be done there is none, unless *@left: somebody
  * has it open already, and so it can't be removed again. An error is printed by
  * the caller, who knows what may be the matter: an errno is returned, or 0.
+ * *@dev is its number, for dm_log_last(), even if it is gone.
  */
 int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
-	      bool *left);
+	      dev_t *dev, bool *left);
 
 /* Give a device another table, and switch over to it; likewise. */
 int dm_replace(const struct dm_device *d, const char *params, bool read_only);
@@ -119,10 +130,10 @@ void dm_error_mark(void);
 const char *dm_error_first(void);
 
 /*
- * What the kernel's log has said about cowloop since dm_log_mark(), the last
- * line of it: a text to be freed, or NULL.
+ * What the kernel's log has said about a cowloop device since dm_log_mark(), the
+ * last line of it: a text to be freed, or NULL.
  */
 void dm_log_mark(void);
-char *dm_log_last(void);
+char *dm_log_last(dev_t dev);
 
 #endif /* COWSETUP_DM_H */

@@ -14,6 +14,7 @@
 #include <json-c/json.h>
 #include <uuid/uuid.h>
 
+#include "record.h"
 #include "report.h"
 
 /* ---- dump ---- */
@@ -68,6 +69,8 @@ static void dump_head(const struct cowfile *c)
 {
 	const struct cow_head *head = &c->head;
 	const u64 mapunit = le64(head->mapunit), used = le64(head->cowused);
+	struct cow_merge_record record;
+	enum record_state state;
 	struct stat st;
 
 	report_number("format", "Format", c->format);
@@ -86,6 +89,8 @@ static void dump_head(const struct cowfile *c)
 	if (c->format == 2)
 		dump_v2(head);
 	report_size("file_bytes", "File", c->file.size);
+	if (c->state == COW_MERGING && !record_read(c, &record, &state))
+		report_text("merge_record", "Record of the merge", record_state_text(state));
 	if (!c->file.block && !fstat(c->file.fd, &st))
 		report_size("allocated_bytes", "Space it takes", st.st_blocks * 512ULL);
 }

@@ -26,6 +26,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include <blkid/blkid.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
@@ -306,6 +307,31 @@ bool all_zero(const void *data, size_t length)
 	return !length || (!p[0] && !memcmp(p, p + 1, length - 1));
 }
 
+/* ---- What is in it ---- */
+
+char *file_contents(const struct file *f)
+{
+	blkid_probe pr = blkid_new_probe();
+	const char *type = NULL;
+	char *found = NULL;
+
+	if (!pr)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_TYPE);
+		blkid_probe_enable_partitions(pr, 1);
+		if (blkid_do_safeprobe(pr) == -2)
+			found = xasprintf("several filesystems or partition tables at once");
+		else if (!blkid_probe_lookup_value(pr, "TYPE", &type, NULL))
+			found = xasprintf("a filesystem or the like (%s)", type);
+		else if (!blkid_probe_lookup_value(pr, "PTTYPE", &type, NULL))
+			found = xasprintf("a partition table (%s)", type);
+	}
+	blkid_free_probe(pr);
+	return found;
+}
+
 /* ---- Who has it ---- */
 
 /* The first line of a file in sysfs, or false. */
@@ -324,10 +350,46 @@ static bool read_line(const char *path, char *line, size_t room)
 	return true;
 }
 
-/* The loop device that a file is attached to. */
+/* What sits on a block device: a dm device, for one. */
+static char *find_holder(dev_t dev)
+{
+	char *path = xasprintf("/sys/dev/block/%u:%u/holders", major(dev), minor(dev));
+	char *found = NULL, *name_path, name[128];
+	struct dirent *entry;
+	DIR *dir = opendir(path);
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		name_path = xasprintf("%s/%s/dm/name", path, entry->d_name);
+		if (read_line(name_path, name, sizeof(name)))
+			found = xasprintf("/dev/mapper/%s", name);
+		else
+			found = xasprintf("/dev/%s", entry->d_name);
+		free(name_path);
+	}
+	if (dir)
+		closedir(dir);
+	free(path);
+	return found;
+}
+
+/* The device number of a loop device. */
+static dev_t loop_number(const char *name)
+{
+	char *path = xasprintf("/sys/block/%s/dev", name), line[32];
+	unsigned int maj = 0, min = 0;
+
+	if (read_line(path, line, sizeof(line)) && sscanf(line, "%u:%u", &maj, &min) != 2)
+		maj = min = 0;
+	free(path);
+	return makedev(maj, min);
+}
+
+/* The loop device that a file is attached to, and what sits on that. */
 static char *find_loop(const struct stat *st)
 {
-	char *path, line[PATH_MAX];
+	char *path, line[PATH_MAX], *holder;
 	struct stat backing;
 	struct dirent *entry;
 	char *found = NULL;
@@ -338,36 +400,16 @@ static char *find_loop(const struct stat *st)
 			continue;
 		path = xasprintf("/sys/block/%s/loop/backing_file", entry->d_name);
 		if (read_line(path, line, sizeof(line)) && !stat(line, &backing) &&
-		    backing.st_dev == st->st_dev && backing.st_ino == st->st_ino)
-			found = xasprintf("attached to /dev/%s", entry->d_name);
+		    backing.st_dev == st->st_dev && backing.st_ino == st->st_ino) {
+			holder = find_holder(loop_number(entry->d_name));
+			found = xasprintf("attached to /dev/%s%s%s", entry->d_name,
+					  holder ? ", which is part of " : "", holder ? holder : "");
+			free(holder);
+		}
 		free(path);
 	}
 	if (dir)
 		closedir(dir);
-	return found;
-}
-
-/* What sits on a block device: a dm device, for one. */
-static char *find_holder(const struct stat *st)
-{
-	char *path = xasprintf("/sys/dev/block/%u:%u/holders", major(st->st_rdev), minor(st->st_rdev));
-	char *found = NULL, *name_path, name[128];
-	struct dirent *entry;
-	DIR *dir = opendir(path);
-
-	while (dir && !found && (entry = readdir(dir))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		name_path = xasprintf("%s/%s/dm/name", path, entry->d_name);
-		if (read_line(name_path, name, sizeof(name)))
-			found = xasprintf("part of /dev/mapper/%s, which is active", name);
-		else
-			found = xasprintf("part of /dev/%s", entry->d_name);
-		free(name_path);
-	}
-	if (dir)
-		closedir(dir);
-	free(path);
 	return found;
 }
 
@@ -391,10 +433,12 @@ char *device_mount(dev_t dev, bool *writable)
 	char *line = NULL, point[PATH_MAX], options[256], *found = NULL;
 	size_t room = 0;
 
-	while (f && !found && getline(&line, &room, f) > 0) {
+	*writable = false;
+	while (f && !*writable && getline(&line, &room, f) > 0) {
 		if (!is_mount_of(line, dev) ||
 		    sscanf(line, "%*u %*u %*s %*s %4095s %255s", point, options) != 2)
 			continue;
+		free(found);
 		found = xasprintf("%s", point);
 		*writable = !strncmp(options, "rw", 2);
 	}
@@ -416,15 +460,17 @@ static char *find_mount(const struct stat *st)
 
 char *file_used_by(const struct file *f)
 {
+	char *user, *holder;
 	struct stat st;
-	char *user;
 
 	if (fstat(f->fd, &st))
 		return NULL;
 	if (!f->block)
 		return find_loop(&st);
-	user = find_holder(&st);
-	return user ? user : find_mount(&st);
+	holder = find_holder(st.st_rdev);
+	user = holder ? xasprintf("part of %s, which is active", holder) : find_mount(&st);
+	free(holder);
+	return user;
 }
 
 /* ---- New files ---- */

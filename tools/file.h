@@ -71,6 +71,9 @@ bool file_is_at(const struct file *f, const char *path);
 
 bool all_zero(const void *data, size_t length);
 
+/* What libblkid makes of it: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
+char *file_contents(const struct file *f);
+
 /* ---- Who has it ---- */
 
 /*
@@ -79,7 +82,7 @@ bool all_zero(const void *data, size_t length);
  */
 char *file_used_by(const struct file *f);
 
-/* Where a block device is mounted, to be freed, and whether to be written; or NULL. */
+/* Where a block device is mounted, to be written if it is so anywhere, to be freed; or NULL. */
 char *device_mount(dev_t dev, bool *writable);
 
 /* ---- New files ---- */

@@ -26,30 +26,6 @@
 
 /* ---- What is there already ---- */
 
-/* What libblkid makes of a file or device, to be freed; NULL: nothing. */
-static char *probe(const struct file *f)
-{
-	blkid_probe pr = blkid_new_probe();
-	const char *type = NULL;
-	char *found = NULL;
-
-	if (!pr)
-		exit(error(NO_MEMORY, "Out of memory."));
-	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
-		blkid_probe_enable_superblocks(pr, 1);
-		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_TYPE);
-		blkid_probe_enable_partitions(pr, 1);
-		if (blkid_do_safeprobe(pr) == -2)
-			found = xasprintf("several filesystems or partition tables at once");
-		else if (!blkid_probe_lookup_value(pr, "TYPE", &type, NULL))
-			found = xasprintf("a filesystem or the like (%s)", type);
-		else if (!blkid_probe_lookup_value(pr, "PTTYPE", &type, NULL))
-			found = xasprintf("a partition table (%s)", type);
-	}
-	blkid_free_probe(pr);
-	return found;
-}
-
 /* There is one. */
 static size_t first_nonzero(const u8 *p)
 {
@@ -64,7 +40,7 @@ static size_t first_nonzero(const u8 *p)
  * A file that begins with zeroes may hold something all the same. (Of a device
  * that is not asked: what it was used for before is of no interest.)
  */
-static int refuse_data_behind(const struct file *f)
+static int refuse_data_behind(const struct file *f, const char *how)
 {
 	u64 start = COW_BLANK_SIZE, data_end;
 	u8 *buf = xmalloc(FILE_CHUNK);
@@ -79,8 +55,8 @@ static int refuse_data_behind(const struct file *f)
 			r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
 					  file_read(f, start, buf, n);
 			if (!r && !all_zero(buf, n))
-				r = error(BUSY, "%s: begins with zeroes, but holds data from %llu on; --force overwrites it.",
-					  f->path, start + first_nonzero(buf));
+				r = error(BUSY, "%s: begins with zeroes, but holds data from %llu on; %s overwrites it.",
+					  f->path, start + first_nonzero(buf), how);
 			start += n;
 			progress_update(start);
 		}
@@ -90,7 +66,7 @@ static int refuse_data_behind(const struct file *f)
 	return r;
 }
 
-int refuse_overwrite(const struct file *f)
+int refuse_overwrite(const struct file *f, const char *how)
 {
 	struct cow_head head;
 	u8 start[COW_BLANK_SIZE];
@@ -104,16 +80,16 @@ int refuse_overwrite(const struct file *f)
 		return r;
 	memcpy(&head, start, sizeof(head));
 	if (le32(head.magic) == COW_MAGIC)
-		return error(BUSY, "%s: holds a cowfile already, of format %u with %llu units used; --force overwrites it.",
-			     f->path, le16(head.version), le64(head.cowused));
-	found = f->size ? probe(f) : NULL;
+		return error(BUSY, "%s: holds a cowfile already, of format %u with %llu units used; %s overwrites it.",
+			     f->path, le16(head.version), le64(head.cowused), how);
+	found = f->size ? file_contents(f) : NULL;
 	if (found)
-		r = error(BUSY, "%s: holds %s; --force overwrites it.", f->path, found);
+		r = error(BUSY, "%s: holds %s; %s overwrites it.", f->path, found, how);
 	else if (!all_zero(start, sizeof(start)))
-		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); --force overwrites it.",
-			  f->path, COW_BLANK_SIZE);
+		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); %s overwrites it.",
+			  f->path, COW_BLANK_SIZE, how);
 	else if (!f->block)
-		r = refuse_data_behind(f);
+		r = refuse_data_behind(f, how);
 	free(found);
 	return r;
 }
@@ -131,7 +107,7 @@ int replaced_open(struct replaced *old, const char *path)
 
 	if (r)
 		return r;
-	r = refuse_overwrite(&f);
+	r = refuse_overwrite(&f, "--force");
 	if (!r)
 		r = replaced_hold(old, &f);
 	if (r)
@@ -333,7 +309,7 @@ static void restore_zeroes(struct file *f, u64 old_size)
 		warn("%s: could not be put back as it was.", f->path);
 }
 
-int cow_make(const char *rdo_path, const char *path, unsigned int format)
+int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how)
 {
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c = { .file = FILE_CLOSED };
@@ -355,7 +331,7 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 	if (!r)
 		r = open_or_create(&c.file, path, &created);
 	if (!r && !created)
-		r = refuse_overwrite(&c.file);
+		r = refuse_overwrite(&c.file, how);
 	if (!r) {
 		old_size = c.file.size;
 		changed = !created && !c.file.block;
@@ -382,5 +358,5 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format)
 int cmd_format(int argc, char **argv)
 {
 	(void)argc;
-	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2);
+	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2, "--force");
 }

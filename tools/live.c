@@ -460,13 +460,20 @@ static int release_file(const struct dm_device *d, const char *file)
 	return r;
 }
 
-/* A filesystem on it, mounted to be written: write what it has now, for later is too late. */
-static void write_mounted(const struct dm_device *d)
+/*
+ * A filesystem that is mounted on it is no reason to refuse: where it is the
+ * machine's root, and that goes down, nobody could do anything about it. But it
+ * is told what is lost by it, and what there is to write is written now, for
+ * later is too late.
+ */
+static void warn_mounted(const struct dm_device *d, bool unreadable)
 {
 	bool writable;
 	char *point = device_mount(d->dev, &writable);
 	int fd;
 
+	if (point && unreadable)
+		warn("%s: mounted on %s: what has been modified cannot be read there from now on.", d->name, point);
 	if (point && writable) {
 		warn("%s: mounted on %s for writing: what is written there from now on is lost.",
 		     d->name, point);
@@ -513,7 +520,7 @@ static int exchange_loop(const struct dm_device *d, const struct file *f, const 
 		free(params);
 		loop_close(&l);
 		if (err) {
-			said = dm_log_last();
+			said = dm_log_last(d->dev);
 			errno = err;
 			r = error_errno("%s: takes no more writes, but still holds %s for writing: the kernel refuses another table%s%s",
 					d->name, path, said ? ": " : "", said ? said : "");
@@ -547,7 +554,7 @@ int cmd_readonly(int argc, char **argv)
 				  path, d.name);
 	}
 	if (!r) {
-		write_mounted(&d);
+		warn_mounted(&d, false);
 		errno = dm_message(&d, "read_only");
 		if (errno)
 			r = error_errno("%s: cannot be made read-only (cowsetup status %s, and dmesg, say more)",
@@ -576,11 +583,11 @@ int cmd_detach(int argc, char **argv)
 		return error(BUSY, "%s: it has let go of its cowfile already.", d.name);
 
 	path = loop_file(d.cow);
-	write_mounted(&d);
+	warn_mounted(&d, true);
 	dm_log_mark();
 	err = dm_message(&d, "close");
 	if (err) {
-		said = dm_log_last();
+		said = dm_log_last(d.dev);
 		errno = err;
 		if (said && strstr(said, "unrecognised message"))
 			r = error(WRONG, "The module dm-cowloop that is loaded cannot let go of a cowfile; a newer one can.");

@@ -10,8 +10,7 @@
  *	MERGING	rdo is being written. The units in the cowfile have to be written
  *		all over again, which does no harm. In the place of rdo's fingerprint
  *		stands one in which the units of the cowfile count as zeroes: it
- *		is the same at any time of the merge, so that a merge that is taken
- *		up again can't go on with another device.
+ *		is the same at any time of the merge.
  *	MERGED	rdo has it all, durably, and the fingerprint is that of the device as
  *		it is now. What is left to do is to empty the cowfile.
  *
@@ -19,6 +18,15 @@
  * anything else, and can be used again with the device as it is now. Every mark
  * is made by writing the head, a single sector, after everything before it is
  * durable. At any point the command can be run again, and goes on.
+ *
+ * It must not go on with another device, and that fingerprint does not tell one
+ * that differs in units of the cowfile only. So, before the first mark, a record
+ * of what the true fingerprint was made of is written behind the head: see
+ * record.c. MERGING says that it is there, but for a merge that a version without
+ * it has begun. It is made zeroes of before the last mark is cleared. A crash before
+ * the first leaves it in a cowfile that is in order: whoever reads that has no
+ * interest in it, check has a note about it, and the next merge or repair removes
+ * it.
  *
  * The driver and the tools, the original's too, refuse marked cowfiles: in
  * format 2 the marks are incompat bits, in format 1 versions, that none knows.
@@ -30,6 +38,7 @@
 #include <stdlib.h>
 
 #include "progress.h"
+#include "record.h"
 
 /* So much is written before it is made durable. */
 #define SYNC_INTERVAL	(64 * 1024 * 1024)
@@ -81,7 +90,37 @@ static int begin(struct cowfile *c, const struct file *rdo, u64 used)
 	if (r)
 		return r;
 	c->head.rdofingerprint = htole64(fingerprint);
-	return cow_write_head(c, COW_MERGING, used);
+	r = record_write(c, rdo);
+	return r ? r : cow_write_head(c, COW_MERGING, used);
+}
+
+/* Before a merge goes on: is it the device that it was begun with? */
+static int check_record(const struct cowfile *c, const struct file *rdo)
+{
+	struct cow_merge_record record;
+	enum record_state state;
+	u64 sector;
+	bool same;
+	int r = record_read(c, &record, &state);
+
+	if (r)
+		return r;
+	switch (state) {
+	case RECORD_NONE:
+		warn("%s: this merge was begun by an older cowsetup, which left no record of %s: that it is the same device still is checked only where %s has nothing for it.",
+		     c->file.path, rdo->path, c->file.path);
+		return OK;
+	case RECORD_DAMAGED:
+		return error(WRONG, "%s: the record of the merge is damaged, so that %s cannot be told from another device; see cowsetup repair.",
+			     c->file.path, rdo->path);
+	case RECORD_VALID:
+		break;
+	}
+	r = record_compare(c, rdo, &record, &same, &sector);
+	if (!r && !same)
+		r = error(WRONG, "%s: its merge was begun with another device than %s, or %s has been changed since: sector %llu of it is neither what it was then nor what %s has for it. Run merge with the device with which it was begun.",
+			  c->file.path, rdo->path, rdo->path, sector, c->file.path);
+	return r;
 }
 
 /* From MERGING to MERGED. */
@@ -128,6 +167,8 @@ static int empty(struct cowfile *c)
 		r = file_sync(&c->file);
 	if (!r)
 		r = file_zero(&c->file, c->geo.moffset, c->geo.mapsize);
+	if (!r)
+		r = record_remove(c);
 	return r ? r : cow_write_head(c, COW_CLEAN, 0);
 }
 
@@ -189,6 +230,8 @@ int cmd_merge(int argc, char **argv)
 		r = cow_count(&c, &used, &end);
 	if (!r)
 		r = cow_check_end(&c, end);
+	if (!r && c.state == COW_MERGING)
+		r = check_record(&c, &rdo);
 	if (!r && !used && (c.state == COW_CLEAN || c.state == COW_DIRTY)) {
 		printf("%s: nothing to merge: no unit is used.\n", argv[1]);
 	} else if (!r) {

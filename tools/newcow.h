@@ -12,9 +12,9 @@
 /*
  * Make a new, empty cowfile at @path for a read-only device: all that the
  * format command does. A file that is missing is created, and not left behind
- * if it can't be done.
+ * if it can't be done. @how is for refuse_overwrite().
  */
-int cow_make(const char *rdo_path, const char *path, unsigned int format);
+int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how);
 
 /* Do --label, --rdo-spec and --mapunit go with a format? */
 int check_new_options(unsigned int format);
@@ -31,8 +31,11 @@ int choose_geometry(const struct file *rdo, unsigned int format, struct cow_geom
 /* Open what is to become a cowfile, for ourselves alone. */
 int open_or_create(struct file *f, const char *path, bool *created);
 
-/* Without --force: refuse if it holds anything that somebody may miss. */
-int refuse_overwrite(const struct file *f);
+/*
+ * Without --force: refuse if it holds anything that somebody may miss. @how is
+ * what to type to overwrite it, --force if the command has that.
+ */
+int refuse_overwrite(const struct file *f, const char *how);
 
 /*
  * A file that a new one is going to replace: nobody else gets it from before it

@@ -128,9 +128,9 @@ static int choose_name(struct opening *o, const char *name)
 	for (const char *p = name; *p; p++)
 		if (!name_char(*p))
 			return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
-	if (dm_name_exists(name))
-		return error(BUSY, "%s: there is a device of this name already; choose another name, or cowsetup close %s first.",
-			     name, name);
+	r = dm_refuse_name(name);
+	if (r)
+		return r;
 	o->name = xasprintf("%s", name);
 	return OK;
 }
@@ -207,9 +207,13 @@ static int open_cow(struct opening *o)
 {
 	bool blank;
 	int r = look_at_cow(o, &blank);
+	char *how;
 
 	if (!r && blank) {
-		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2);
+		/* Nothing is overwritten on the way to a device. */
+		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
+		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how);
+		free(how);
 		/* What it made itself it has removed itself. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;
@@ -317,14 +321,11 @@ static u64 device_sectors(const struct opening *o)
 }
 
 /* Say why the kernel has refused a table, as far as that can be known. */
-static int explain(const struct opening *o, int err)
+static int explain(const struct opening *o, dev_t dev, int err)
 {
-	char *said = dm_log_last(), *user = NULL, *reason = said;
-	int r, at = 0;
+	char *reason = dm_log_last(dev), *user = NULL;
+	int r;
 
-	/* A device number, since it has no name there. */
-	if (said && sscanf(said, "%*u:%*u: %n", &at) == 0)
-		reason += at;
 	errno = err;
 	if (err == EBUSY && dm_name_exists(o->name))
 		r = error(BUSY, "%s: there is a device of this name already.", o->name);
@@ -339,7 +340,7 @@ static int explain(const struct opening *o, int err)
 	else
 		r = error_errno("%s: the kernel refuses it; dmesg may say why", o->name);
 	free(user);
-	free(said);
+	free(reason);
 	return r;
 }
 
@@ -349,6 +350,7 @@ static int create(struct opening *o)
 	const dev_t cow = device_of(&o->c.file, &o->cow_loop);
 	char *options = table_options(o), *params, *uuid;
 	u64 sectors;
+	dev_t dev;
 	int err;
 
 	if (!options)
@@ -360,7 +362,7 @@ static int create(struct opening *o)
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);
 	dm_log_mark();
-	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &o->kept);
+	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &dev, &o->kept);
 	free(uuid);
 	free(params);
 	free(options);
@@ -368,7 +370,7 @@ static int create(struct opening *o)
 		warn("%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
 		     o->name, o->cow_path, o->name);
 
-	return err ? explain(o, err) : OK;
+	return err ? explain(o, dev, err) : OK;
 }
 
 /* ---- Undoing it ---- */

@@ -121,6 +121,15 @@ static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
 	return r ? r : pack_units(c, out);
 }
 
+/* By any path or link, and --force or not: it would be read while it is written. */
+static int check_both(const char *action, const char *from, const char *to)
+{
+	if (strcmp(from, "-") && strcmp(to, "-") && file_same_path(from, to))
+		return error(USAGE, "%s: %s and %s are the same; name another file for what it makes.",
+			     action, from, to);
+	return OK;
+}
+
 static int check_target(const char *path)
 {
 	struct stat st;
@@ -144,6 +153,9 @@ int cmd_pack(int argc, char **argv)
 	(void)argc;
 	if (!strcmp(argv[1], "-"))
 		progress_to_stderr();
+	r = check_both("pack", argv[0], argv[1]);
+	if (r)
+		return r;
 	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
 	if (!r && c.format != 1 && opt.compress == COMPRESS_COWPACK)
 		r = error(USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
@@ -341,7 +353,7 @@ static int unpack_to_device(struct cowfile *c, struct in_stream *in, bool gaps,
 	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&c->file);
+		r = refuse_overwrite(&c->file, "--force");
 	if (!r)
 		r = blank_cow(&c->file, &c->geo);
 	return r ? r : unpack(c, in, gaps, from);
@@ -391,6 +403,9 @@ int cmd_unpack(int argc, char **argv)
 	(void)argc;
 	if (!strcmp(argv[1], "-"))
 		return error(USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
+	r = check_both("unpack", argv[0], argv[1]);
+	if (r)
+		return r;
 	in = in_open(argv[0], &r);
 	if (!in)
 		return r;

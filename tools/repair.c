@@ -29,7 +29,9 @@
  * A merge that was interrupted. Only the merge itself can complete it, so the mark
  * stays; but what is damaged keeps the merge from going on, and is mended: the
  * bitmap's sectors, the head, the count. The mark says already that nobody else
- * may use the cowfile.
+ * may use the cowfile. A record of the merge that is damaged is removed, with
+ * --force only: then it is up to its user that the merge goes on with the right
+ * device.
  *
  * The order of writing: the head is DIRTY before the bitmap changes and clean
  * when that is done, so that an interrupted repair can simply be run again. (In
@@ -47,6 +49,7 @@
 #include <uuid/uuid.h>
 
 #include "progress.h"
+#include "record.h"
 #include "report.h"
 #include "scan.h"
 
@@ -210,7 +213,10 @@ static int mend_details(struct repair *p)
 {
 	struct cow_head *head = &p->c.head;
 	const unsigned int known = COW_FLAG_DIRTY | COW_FLAG_PACKED;
+	const struct cow_merge_record *record;
 	u8 start[COW_V1_MAPUNIT];
+	size_t length;
+	bool keep;
 	int r;
 
 	if (le16(head->flags) & ~known) {
@@ -235,15 +241,18 @@ static int mend_details(struct repair *p)
 	}
 
 	r = file_read(&p->c.file, 0, start, sizeof(start));
-	if (r || all_zero(start + COW_V1_HEAD_SIZE, sizeof(start) - COW_V1_HEAD_SIZE))
+	if (r)
 		return r;
+	/* That is mend_record()'s. */
+	record = (const struct cow_merge_record *)(start + COW_RECORD_OFFSET);
+	keep = p->c.state == COW_MERGING || record_has_magic(record);
+	length = keep ? COW_RECORD_OFFSET : COW_V1_MAPUNIT;
+	if (all_zero(start + COW_V1_HEAD_SIZE, length - COW_V1_HEAD_SIZE))
+		return OK;
 	mended(p, "the rest of the head, now zeroes");
 	memset((u8 *)head + COW_V1_HEAD_SIZE, 0, sizeof(*head) - COW_V1_HEAD_SIZE);
 	p->head_changed = true;
-	if (opt.dry_run)
-		return OK;
-	memset(start, 0, sizeof(start));
-	return file_write(&p->c.file, sizeof(*head), start, COW_V1_MAPUNIT - sizeof(*head));
+	return keep || opt.dry_run ? OK : record_remove(&p->c);
 }
 
 /* Leave the head in memory as it should be, and the geometry right. */
@@ -285,6 +294,32 @@ static int mend_head(struct repair *p)
 	}
 	r = cow_check_head(c, &p->faults);
 	return r ? error(WRONG, "%s: the head is damaged too much.", p->path) : OK;
+}
+
+/* What a merge needs to go on; or what one has left that did not come to begin. */
+static int mend_record(struct repair *p)
+{
+	const struct cowfile *c = &p->c;
+	struct cow_merge_record record;
+	enum record_state state;
+	int r = record_read(c, &record, &state);
+
+	if (r)
+		return r;
+	if (c->state == COW_MERGING) {
+		if (state != RECORD_DAMAGED)
+			return OK;
+		if (!opt.force) {
+			left(p, "the record of the merge is damaged, and so the merge does not go on; --force removes it, and then it is not checked any more that what the cowfile has goes to the same device");
+			return OK;
+		}
+		mended(p, "the record of the merge, which was damaged, now removed");
+	} else {
+		if ((c->state != COW_CLEAN && c->state != COW_DIRTY) || !record_has_magic(&record))
+			return OK;
+		mended(p, "the record of a merge that did not come to begin, now removed");
+	}
+	return opt.dry_run ? OK : record_remove(c);
 }
 
 /* ---- The bitmap ---- */
@@ -569,6 +604,8 @@ int cmd_repair(int argc, char **argv)
 		p.mark = p.c.state;
 		p.nr_left++;
 	}
+	if (!r)
+		r = mend_record(&p);
 	if (!r && p.c.format == 1 && (p.was_dirty || (opt.force && p.mark == COW_CLEAN)))
 		r = add_written_units(&p);
 	if (!r)

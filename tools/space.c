@@ -52,12 +52,12 @@ void space_look(const struct dm_device *d, struct statvfs *fs)
 
 void space_least(const struct dm_device *d, const struct statvfs *fs, struct space *s)
 {
-	const u64 unit = d->mapunit;
+	const u64 unit = d->mapunit, limit = d->limit > d->reserve ? d->limit - d->reserve : 0;
 	u64 room;
 
 	*s = (struct space){ 0 };
 	if (d->limit)
-		bound_space(s, d->limit > d->used ? (d->limit - d->used) * unit : 0, d->limit * unit, "limit");
+		bound_space(s, limit > d->used ? (limit - d->used) * unit : 0, limit * unit, "limit");
 	if (fs->f_frsize)
 		bound_space(s, (u64)fs->f_bavail * fs->f_frsize, (u64)fs->f_blocks * fs->f_frsize,
 			    "filesystem");

@@ -20,8 +20,8 @@ struct space {
 void space_look(const struct dm_device *d, struct statvfs *fs);
 
 /*
- * The least of what the limit, the cow device and that filesystem have left;
- * of is NULL if nothing is known.
+ * The least of what the limit, the cow device and that filesystem have left for
+ * data; of is NULL if nothing is known.
  */
 void space_least(const struct dm_device *d, const struct statvfs *fs, struct space *s);
 

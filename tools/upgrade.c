@@ -165,7 +165,7 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	int r = file_open(&up->new.file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&up->new.file);
+		r = refuse_overwrite(&up->new.file, "--force");
 	if (!r)
 		r = blank_cow(&up->new.file, &up->new.geo);
 	if (!r && up->new.file.size < cow_full_size(&up->new.geo))

@@ -11,6 +11,7 @@
  *		bit 2: make the file as long as is said below
  *		bit 3, 4, 5: --force, --dry-run, --json
  *		bit 6: make the sizes in the head agree with the device's
+ *		bit 7: make the checksum and fingerprint of a merge's record right
  *	2..9	how long; a hole is added, or some of it is cut off
  *
  * With clang's -fsanitize=fuzzer this is a target for libFuzzer. Otherwise it is
@@ -55,16 +56,42 @@ static int run_pack(int argc, char **argv)
 	return r;
 }
 
+/* A device of the size that the head has, almost all zeroes: see the seeds. */
+static int run_check(int argc, char **argv)
+{
+	struct cow_head head = { 0 };
+	char rdo[32];
+	int r, fd = open(argv[0], O_RDONLY | O_CLOEXEC);
+	u64 size;
+
+	if (fd < 0 || pread(fd, &head, sizeof(head), 0) < 0)
+		abort();
+	close(fd);
+	size = le16(head.version) == 2 ? le64(head.rdosectors) * 512 :
+					 le64(head.rdoblocks) * COW_V1_MAPUNIT;
+	fd = memfd_create("cowfuzz-rdo", MFD_CLOEXEC);
+	if (fd < 0 || pwrite(fd, "x", 1, 5000) != 1)
+		abort();
+	if (size <= COW_MAX_BYTES && !ftruncate(fd, size)) {
+		snprintf(rdo, sizeof(rdo), "/proc/self/fd/%d", fd);
+		opt.rdo = rdo;
+	}
+	r = cmd_check(argc, argv);
+	opt.rdo = NULL;
+	close(fd);
+	return r;
+}
+
 #define UNPACK	5
 
 static int (*const commands[])(int argc, char **argv) = {
-	cmd_dump, cmd_map, cmd_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
+	cmd_dump, cmd_map, run_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
 };
 
 /* A cowfile for a device as large as the head has it. */
 static void fix_sizes(struct cow_head *head)
 {
-	const unsigned int format = le16(head->version);
+	const unsigned int format = le16(head->version) == COW_V1_MERGING ? 1 : le16(head->version);
 	const uint64_t sectors = format == 1 ? le64(head->rdoblocks) * 2 : le64(head->rdosectors);
 	const uint64_t mapunit = format == 1 ? COW_V1_MAPUNIT : le64(head->mapunit);
 	struct cow_geometry geo;
@@ -79,6 +106,20 @@ static void fix_sizes(struct cow_head *head)
 	head->rdoblocks = htole64(geo.nr_units);
 }
 
+static void fix_record(uint8_t *file, size_t size)
+{
+	const struct cow_head *head = (struct cow_head *)file;
+	struct cow_merge_record *record = (struct cow_merge_record *)(file + COW_RECORD_OFFSET);
+	const size_t length = le16(head->version) == 2 ? COW_V2_RECORD_SIZE : COW_V1_RECORD_SIZE;
+	const size_t from = offsetof(struct cow_merge_record, rdofingerprint);
+
+	if (size < COW_RECORD_OFFSET + length)
+		return;
+	record->magic = htole32(COW_RECORD_MAGIC);
+	record->rdofingerprint = head->rdofingerprint;
+	record->csum = htole32(crc32c(0, (uint8_t *)record + from, length - from));
+}
+
 /* Make right what is asked for, as far as the file goes. */
 static void fix(uint8_t *file, size_t size, unsigned int what)
 {
@@ -89,6 +130,8 @@ static void fix(uint8_t *file, size_t size, unsigned int what)
 		return;
 	if (what & 64)
 		fix_sizes(head);
+	if (what & 128)
+		fix_record(file, size);
 	if (le16(head->version) != 2)
 		return;
 	if (what & 1)

@@ -230,6 +230,18 @@ exits 4 "no such rdo" cowsetup check --rdo nothing c
 
 exits 4 "check nothing" cowsetup check nothing
 exits 4 "repair nothing" cowsetup repair nothing
+
+# what is something else; ext4 begins with zeroes
+truncate -s 2M fs
+PATH=$PATH:/usr/sbin:/sbin mkfs.ext4 -q -F fs
+for command in check dump "repair --force" map; do
+	# shellcheck disable=SC2086
+	exits 4 "$command a filesystem" cowsetup $command fs
+	says 'not a cowfile: found a filesystem or the like \(ext4\)' "says which: $command"
+done
+truncate -s 2M zeroes
+exits 4 "check zeroes" cowsetup check zeroes
+says 'not a cowfile: it begins with zeroes' "says so: zeroes"
 exits 4 "check a directory" cowsetup check .
 exits 4 "check what is no cowfile" cowsetup check rdo
 cowsetup check --json rdo >out

@@ -206,6 +206,20 @@ like "$(cat err)" 'u: another program has written it meanwhile' "which is said: 
 is "$(head -c 201 u | tail -c 1)" x "and stays: written"
 rm -f u moved
 
+# what is read is not written meanwhile, by whatever name
+cowsetup pack --force c p
+ln p link
+ln -s c symlink
+cp c keep
+cp p keep.p
+exits 1 "pack into itself" cowsetup pack --force c symlink
+says 'pack: c and symlink are the same' "says so: pack"
+exits 1 "unpack into itself" cowsetup unpack --force p link
+says 'unpack: p and link are the same' "says so: unpack"
+cmp c keep && cmp p keep.p
+ok $? "nothing has happened to either"
+rm link symlink
+
 is "$(compgen -G 'p3*'; compgen -G 'u3*'; compgen -G '.[pu]*')" "" "nothing is left of what failed"
 
 done_testing
