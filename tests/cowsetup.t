@@ -747,10 +747,10 @@ losetup --detach "$cow"
 rm space.cow
 
 # a reserve is not for data
-rdo=$(loopdev space.img -r)
-truncate -s 16M space.cow
-cow=$(loopdev space.cow)
-cowopen space "$rdo" "$cow" limit:1000 reserve:200
+refuses 1 '--reserve: 4 KiB of a limit of 4 KiB: it must be a part' "a reserve that is all" \
+	cowsetup open --limit 4K --reserve 4K space.img new.cow
+exits 0 "open with a reserve" cowsetup open --limit 4000K --reserve 798K space.img space.cow
+like "$(dmsetup table space)" ' 2 limit:1000 reserve:200$' "which is what the device has"
 written space 0 500
 exits 0 "status, with a reserve" cowsetup status --json space
 is "$(json free_bytes) $(json free_total_bytes) $(json free_of)" "$((300 * 4096)) $((800 * 4096)) \"limit\"" \
@@ -758,7 +758,8 @@ is "$(json free_bytes) $(json free_total_bytes) $(json free_of)" "$((300 * 4096)
 cowsetup close space
 
 # writes that wait
-cowopen space "$rdo" "$cow" limit:1 queue_if_no_space
+exits 0 "open with --queue-if-no-space" cowsetup open --limit 4K --queue-if-no-space --no-discard-passdown space.img wait.cow space
+like "$(dmsetup table space)" ' 3 limit:1 queue_if_no_space no_discard_passdown$' "which is what the device has"
 written space 0 2 &
 writer=$!
 exits 0 "watch, when writes wait for space" cowsetup watch --threshold 1 space
@@ -770,7 +771,6 @@ dmsetup message space 0 limit 0
 wait $writer
 is $? 0 "and they go on with a higher limit"
 cowsetup close space
-losetup --detach "$rdo" "$cow"
 
 umount disk
 losetup --detach "$disk"

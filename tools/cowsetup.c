@@ -41,6 +41,9 @@ enum {
 	OPT_REPAIR,
 	OPT_LIMIT,
 	OPT_LOW_WATER,
+	OPT_RESERVE,
+	OPT_QUEUE,
+	OPT_NO_PASSDOWN,
 	OPT_DEFERRED,
 	OPT_THRESHOLD,
 	OPT_EXEC,
@@ -94,12 +97,16 @@ static const struct poptOption option_table[] = {
 	  "Unit of change, a power of two from 4K to 1M", "SIZE" },
 	{ "monitor", '\0', POPT_ARG_NONE, NULL, OPT_MONITOR,
 	  "Have dmeventd warn when it gets full", NULL },
+	{ "no-discard-passdown", '\0', POPT_ARG_NONE, NULL, OPT_NO_PASSDOWN,
+	  "Keep the space of what is discarded in the cowfile", NULL },
 	{ "off", '\0', POPT_ARG_NONE, NULL, OPT_OFF,
 	  "Monitor it no longer", NULL },
 	{ "progress-frequency", '\0', POPT_ARG_STRING, NULL, OPT_PROGRESS_FREQUENCY,
 	  "Print a line of progress every so many seconds", "SECS" },
 	{ "progress-json", '\0', POPT_ARG_NONE, NULL, OPT_PROGRESS_JSON,
 	  "Print progress as JSON, one object a line", NULL },
+	{ "queue-if-no-space", '\0', POPT_ARG_NONE, NULL, OPT_QUEUE,
+	  "Let writes that find no space wait for it, rather than fail", NULL },
 	{ "rdo", '\0', POPT_ARG_STRING, NULL, OPT_RDO,
 	  "The read-only device of the cowfile", "RDO" },
 	{ "rdo-spec", '\0', POPT_ARG_STRING, NULL, OPT_RDO_SPEC,
@@ -108,6 +115,8 @@ static const struct poptOption option_table[] = {
 	  "Open for reading only; nothing is written to the cowfile", NULL },
 	{ "repair", '\0', POPT_ARG_NONE, NULL, OPT_REPAIR,
 	  "Open a cowfile of format 1 that was in use in a crash, and repair it", NULL },
+	{ "reserve", '\0', POPT_ARG_STRING, NULL, OPT_RESERVE,
+	  "So much of the limit is for filesystems' own blocks", "SIZE" },
 	{ "threshold", '\0', POPT_ARG_STRING, NULL, OPT_THRESHOLD,
 	  "How much free space is short", "SIZE" },
 	{ "verbose", 'v', POPT_ARG_NONE, NULL, OPT_VERBOSE,
@@ -217,6 +226,14 @@ static int parse_option(int which, const char *value)
 		return OK;
 	case OPT_LIMIT:
 		return parse_bytes("limit", value, &opt.limit);
+	case OPT_RESERVE:
+		return parse_bytes("reserve", value, &opt.reserve);
+	case OPT_QUEUE:
+		opt.queue = true;
+		return OK;
+	case OPT_NO_PASSDOWN:
+		opt.no_passdown = true;
+		return OK;
 	case OPT_LOW_WATER:
 		return parse_bytes("low-water", value, &opt.low_water);
 	case OPT_THRESHOLD:
@@ -253,6 +270,7 @@ static const struct command commands[] = {
 	  cmd_format },
 	{ "open", "<rdo> <cow> [<name>]", 2, 3, "make a writable device of both; makes the cowfile, too",
 	  BIT(OPT_READ_ONLY) | BIT(OPT_REPAIR) | BIT(OPT_LIMIT) | BIT(OPT_LOW_WATER) | BIT(OPT_MONITOR) |
+	  BIT(OPT_RESERVE) | BIT(OPT_QUEUE) | BIT(OPT_NO_PASSDOWN) |
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC),
 	  cmd_open },
 	{ "close", "<name>", 1, 1, "remove the device",

@@ -66,6 +66,9 @@ struct options {
 	bool repair;
 	bool deferred;
 	u64 limit;			/* bytes; 0: none */
+	u64 reserve;			/* bytes of it */
+	bool queue;			/* writes that find no space */
+	bool no_passdown;		/* of discards */
 	u64 low_water;			/* likewise */
 	u64 threshold;			/* bytes */
 	bool have_threshold;

@@ -492,7 +492,8 @@ static char *read_only_options(const struct dm_device *d)
 	char *words = xasprintf("%s", d->options), *save, *options = xasprintf("read_only"), *more;
 
 	for (char *word = strtok_r(words, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
-		if (strncmp(word, "limit:", 6) && strncmp(word, "low_water:", 10) &&
+		if (strncmp(word, "limit:", 6) && strncmp(word, "reserve:", 8) &&
+		    strncmp(word, "low_water:", 10) &&
 		    strcmp(word, "queue_if_no_space") && strcmp(word, "no_discard_passdown"))
 			continue;
 		more = xasprintf("%s %s", options, word);

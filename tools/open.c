@@ -285,23 +285,43 @@ static int attach(struct opening *o)
 	return r;
 }
 
+/* Add an option to *@options: @fmt, with a number of units. */
+static void add_option(char **options, const char *fmt, u64 units)
+{
+	char *one = xasprintf(fmt, units), *all = xasprintf("%s %s", *options, one);
+
+	free(one);
+	free(*options);
+	*options = all;
+}
+
 /* The table's options, to be freed; NULL if they can't be what was asked for. */
 static char *table_options(const struct opening *o)
 {
 	const u32 unit = o->c.geo.mapunit;
-	char limit[40] = "", low_water[40] = "";
+	char *options;
 
 	if (opt.limit && opt.limit < unit) {
 		error(USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
 		return NULL;
 	}
+	if (opt.reserve && opt.reserve >= opt.limit) {
+		error(USAGE, "--reserve: %s of a limit of %s: it must be a part of the limit.",
+		      size_text(opt.reserve), size_text(opt.limit));
+		return NULL;
+	}
+	options = xasprintf("%s%s%s%s", opt.repair ? "repair" : "",
+			    opt.read_only ? " read_only" : "",
+			    opt.queue ? " queue_if_no_space" : "",
+			    opt.no_passdown ? " no_discard_passdown" : "");
 	if (opt.limit)
-		snprintf(limit, sizeof(limit), " limit:%llu", opt.limit / unit);
+		add_option(&options, "limit:%llu", opt.limit / unit);
+	if (opt.reserve)
+		add_option(&options, "reserve:%llu", opt.reserve / unit + !!(opt.reserve % unit));
 	if (opt.low_water)
-		snprintf(low_water, sizeof(low_water), " low_water:%llu",
-			 opt.low_water / unit + !!(opt.low_water % unit));
-	return xasprintf("%s%s%s%s", opt.repair ? "repair" : "", opt.read_only ? " read_only" : "",
-			 limit, low_water);
+		add_option(&options, "low_water:%llu",
+			   opt.low_water / unit + !!(opt.low_water % unit));
+	return options;
 }
 
 /* All of the device, in whole blocks of either device. */
@@ -332,8 +352,8 @@ static int explain(const struct opening *o, dev_t dev, int err)
 	else if (err == EBUSY && o->rdo.block && (user = file_used_by(&o->rdo)))
 		r = error(BUSY, "%s: in use: %s; it can be the read-only device when nobody can write to it.",
 			  o->rdo_path, user);
-	else if (reason && strstr(reason, "optional parameter 'l") && (opt.limit || opt.low_water))
-		r = error(WRONG, "The module dm-cowloop that is loaded does not know --limit and --low-water (%s); a newer one does.",
+	else if (reason && strstr(reason, "Unrecognised optional parameter"))
+		r = error(WRONG, "The module dm-cowloop that is loaded is older than this cowsetup: %s",
 			  reason);
 	else if (reason)
 		r = error_errno("%s: the kernel refuses it: %s", o->name, reason);
