@@ -755,7 +755,9 @@ static int region_allocate(struct cow_md *md, u64 index)
 	for (block = first_block(md, first); block <= last && !ret; block++) {
 		void *data = dm_bufio_read(md->bufio, block, &buf);
 
-		ret = IS_ERR(data) ? PTR_ERR(data) : write_block(md, buf, 0);
+		/* In format 1 the head is in the first block: as the head is written. */
+		ret = IS_ERR(data) ? PTR_ERR(data) :
+				     write_block(md, buf, block ? 0 : REQ_FUA);
 	}
 	/* An error is not final: what could not be written is what was there. */
 	error = wait_for_writes(md);

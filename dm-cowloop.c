@@ -2385,7 +2385,8 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 	} else if (io->state != COW_IO_RDO) {
 		r = end_write(cow, bio, error);
 	}
-	if (unlikely(*error) && r == DM_ENDIO_DONE)
+	/* Where the cow device can't write zeroes, data is written instead. */
+	if (unlikely(*error) && *error != BLK_STS_NOTSUPP && r == DM_ENDIO_DONE)
 		atomic_long_inc(&cow->errors);
 
 	return r;
