@@ -26,6 +26,12 @@
  * its writes has a stamp of its own, counted up from 1.  The model is a file
  * with one stamp per sector: what the device must hold now.
  *
+ * A discard takes the sectors of the whole units that it covers, and leaves all
+ * others as they are.  A sector that it has taken holds the base contents or
+ * zeroes: its stamp is DISCARDED, until it has been read, and must stay what it
+ * was read as.  The model also says of each sector whether it was written since
+ * it was discarded: a cowfile holds the units in which one was, and no others.
+ *
  * Threads.  A sector has one owner, who alone writes it and knows exactly what
  * it must hold.  The device is divided into areas of 1 MiB.  In areas with an
  * even number, logical blocks belong to the threads in turn, so that they
@@ -58,6 +64,7 @@
 #define MAGIC		0x2174736574776f63ULL	/* "cowtest!" */
 #define GOLDEN		0x9e3779b97f4a7c15ULL
 #define BASE_STAMP	(1ULL << 63)
+#define DISCARDED	(BASE_STAMP - 1)	/* base contents or zeroes */
 
 #define CHUNK		(1U << 20)		/* I/O size of fill and verify */
 #define AREA		(1U << 20)		/* see "Threads" above */
@@ -198,7 +205,7 @@ static bool is_zero(const uint64_t *w)
 }
 
 /* Is this exactly the sector that make_sector() makes? */
-static bool sector_is(const uint64_t *w, uint64_t sector, uint64_t stamp)
+static bool sector_is_made(const uint64_t *w, uint64_t sector, uint64_t stamp)
 {
 	uint64_t key, differ;
 	unsigned int i;
@@ -232,6 +239,14 @@ static uint64_t base_stamp(uint64_t sector)
 	if (group % 1000 < zero_permille || mark % 1000 < zero_permille)
 		return 0;
 	return mark;
+}
+
+/* May the sector be this, when its stamp in the model is @stamp? */
+static bool sector_is(const uint64_t *w, uint64_t sector, uint64_t stamp)
+{
+	if (stamp == DISCARDED)
+		return is_zero(w) || sector_is_made(w, sector, base_stamp(sector));
+	return sector_is_made(w, sector, stamp);
 }
 
 enum kind { ZERO, INTACT, TORN, DAMAGED, GARBAGE };
@@ -322,6 +337,10 @@ static void describe_claim(char *out, size_t size, const struct claim *c,
 		snprintf(out, size, "zeroes");
 		return;
 	}
+	if (c->stamp == DISCARDED) {
+		snprintf(out, size, "base contents or zeroes (discarded)");
+		return;
+	}
 	if (c->sector != sector)
 		snprintf(where, sizeof(where), " of sector %" PRIu64, c->sector);
 	if (c->seed != content_seed)
@@ -350,6 +369,8 @@ static void describe(char *out, size_t size, const uint64_t *w, uint64_t sector,
 			verdict = " (foreign: it belongs elsewhere)";
 		else if (d.a.seed != content_seed)
 			verdict = " (of another image)";
+		else if (d.a.stamp & BASE_STAMP && !expected)
+			verdict = " (what was there before any write, or after a discard)";
 		else if (d.a.stamp & BASE_STAMP)
 			verdict = " (what was there before any write)";
 		else if (!expected)
@@ -506,7 +527,9 @@ static struct {
 	const char *path;
 	struct model_head *head;
 	uint64_t *stamp;
+	uint8_t *written;	/* since it was discarded */
 	size_t size;
+	bool writable;
 } model;
 
 /* What the user asked for on the command line, to compare with a model's head */
@@ -535,13 +558,14 @@ static void model_check_head(void)
 /* Maps the model of the open device.  create: make it if there is none. */
 static void model_open(const char *path, bool create, bool writable)
 {
-	uint64_t i, size = sizeof(struct model_head) + dev.sectors * 8;
+	uint64_t i, size = sizeof(struct model_head) + dev.sectors * (8 + 1);
 	bool fresh = false;
 	struct stat st;
 	int fd;
 
 	model.path = path;
 	model.size = size;
+	model.writable = writable;
 	fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
 	if (fd < 0 && errno == ENOENT && create) {
 		fresh = true;
@@ -567,6 +591,7 @@ static void model_open(const char *path, bool create, bool writable)
 		die_errno(errno, "mmap", path);
 	close(fd);
 	model.stamp = (uint64_t *)(model.head + 1);
+	model.written = (uint8_t *)(model.stamp + dev.sectors);
 	if (!fresh) {
 		model_check_head();
 		return;
@@ -586,6 +611,28 @@ static void model_close(void)
 		die_errno(errno, "msync", model.path);
 	if (munmap(model.head, model.size))
 		die_errno(errno, "munmap", model.path);
+}
+
+/* A sector that was discarded stays what it was found to be. */
+static void narrow(uint64_t sector, const uint64_t *w)
+{
+	if (model.stamp[sector] == DISCARDED)
+		__atomic_store_n(&model.stamp[sector], is_zero(w) ? 0 : base_stamp(sector),
+				 __ATOMIC_RELAXED);
+}
+
+/* The whole units in sectors [*first, *end); the device's last one may be short. */
+static void whole_units(uint64_t unit, uint64_t *first, uint64_t *end)
+{
+	if (!unit) {
+		*end = *first;
+		return;
+	}
+	*first = (*first + unit - 1) / unit * unit;
+	if (*end != dev.sectors)
+		*end = *end / unit * unit;
+	if (*end < *first)
+		*end = *first;
 }
 
 /* ---------- verify ---------- */
@@ -617,6 +664,8 @@ static uint64_t compare(const char *when, uint64_t first, uint64_t end)
 
 			if (!sector_is(w, s, stamp))
 				mismatch(when, w, s, stamp);
+			else if (model.writable)
+				narrow(s, w);
 		}
 	}
 	free(buf);
@@ -680,6 +729,8 @@ static struct {
 	uint64_t seconds;
 	unsigned int threads;
 	unsigned int sync_permille;
+	unsigned int discard_permille;
+	uint64_t unit;			/* what discards take, in sectors; 0: nothing */
 	uint64_t max_blocks;		/* of one read or write */
 	uint64_t first, end;		/* the region, in logical blocks */
 	unsigned int block_sectors;
@@ -694,6 +745,7 @@ static struct {
 	/* per sector: the last write to it that was begun, and completed */
 	uint64_t *begun;
 	uint64_t *done;
+	uint64_t *discarded;	/* the last of them that was a discard, and begun */
 } shared;
 
 struct range {
@@ -702,8 +754,8 @@ struct range {
 };
 
 struct counters {
-	uint64_t ops, reads, writes, fua, zero, segmented, syncs, rereads;
-	uint64_t read_bytes, written_bytes;
+	uint64_t ops, reads, writes, fua, zero, zeroouts, discards, segmented, syncs, rereads;
+	uint64_t read_bytes, written_bytes, discarded_bytes;
 };
 
 struct worker {
@@ -827,6 +879,17 @@ static struct range pick_anywhere(struct worker *w, bool *write)
 	return r;
 }
 
+/* To the same place in an area of our own: 2 * (k * threads + id) + 1 */
+static bool move_to_own_area(struct worker *w, struct range *r)
+{
+	uint64_t last_area = (run.end - 1) / run.area_blocks;
+	uint64_t k = below(&w->random, last_area / (2 * run.threads) + 1);
+	uint64_t own = 2 * (k * run.threads + w->id) + 1;
+
+	r->block = own * run.area_blocks + r->block % run.area_blocks;
+	return r->block >= run.first && r->block < run.end;
+}
+
 /*
  * Moves a range for writing to where this thread may write.  Returns false if
  * that was too hard, and another range should be tried.
@@ -834,19 +897,14 @@ static struct range pick_anywhere(struct worker *w, bool *write)
 static bool keep_to_own(struct worker *w, struct range *r)
 {
 	uint64_t area = r->block / run.area_blocks;
-	uint64_t T = run.threads, last_area = (run.end - 1) / run.area_blocks;
+	uint64_t T = run.threads;
 
 	if (T == 1)
 		return true;
 	if (area % 2 && owner_of(r->block) != w->id) {
-		/* to the same place in an area of our own: 2 * (k * T + id) + 1 */
-		uint64_t k = below(&w->random, last_area / (2 * T) + 1);
-		uint64_t own = 2 * (k * T + w->id) + 1;
-
-		r->block = own * run.area_blocks + r->block % run.area_blocks;
-		if (r->block < run.first || r->block >= run.end)
+		if (!move_to_own_area(w, r))
 			return false;
-		area = own;
+		area = r->block / run.area_blocks;
 	}
 	if (area % 2) {
 		r->count = min_u64(r->count, (area + 1) * run.area_blocks - r->block);
@@ -910,43 +968,150 @@ static void make_segments(struct worker *w, uint64_t blocks)
 	}
 }
 
+/* Before sectors [first, end) are written or discarded: tell the other threads */
+static void begin_change(uint64_t op, uint64_t first, uint64_t end, bool discard)
+{
+	uint64_t s;
+
+	if (run.threads == 1)
+		return;
+	for (s = first; s < end; s++) {
+		if (discard)
+			__atomic_store_n(&shared.discarded[s], op, __ATOMIC_RELAXED);
+		__atomic_store_n(&shared.begun[s], op, __ATOMIC_RELEASE);
+	}
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+static void end_change(uint64_t op, uint64_t first, uint64_t end, uint64_t stamp)
+{
+	uint64_t s;
+
+	for (s = first; s < end; s++) {
+		__atomic_store_n(&model.stamp[s], stamp, __ATOMIC_RELAXED);
+		model.written[s] = stamp != DISCARDED;
+		if (run.threads > 1)
+			__atomic_store_n(&shared.done[s], op, __ATOMIC_RELEASE);
+	}
+}
+
+static int zero_out(uint64_t first, uint64_t end, bool by_fallocate)
+{
+	uint64_t bytes[2] = { first * SECTOR, (end - first) * SECTOR };
+
+	if (by_fallocate)
+		return fallocate(dev.fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, bytes[0],
+				 bytes[1]) ? errno : 0;
+	return ioctl(dev.fd, BLKZEROOUT, bytes) ? errno : 0;
+}
+
+static int discard(uint64_t first, uint64_t end)
+{
+	uint64_t bytes[2] = { first * SECTOR, (end - first) * SECTOR };
+
+	return ioctl(dev.fd, BLKDISCARD, bytes) ? errno : 0;
+}
+
 static void do_write(struct worker *w, const struct range *r)
 {
 	uint64_t first = r->block * run.block_sectors;
 	uint64_t end = first + r->count * run.block_sectors;
 	uint64_t op = __atomic_fetch_add(&model.head->next_stamp, 1, __ATOMIC_RELAXED);
 	bool fua = !below(&w->random, 16), zero = !below(&w->random, 16);
+	/* zeroes without data: a third each by ioctl and by fallocate */
+	unsigned int how = zero && !fua && dev.is_block ? below(&w->random, 3) : 0;
 	uint64_t stamp = zero ? 0 : op, s;
 	unsigned int i;
 	int err;
 
-	make_segments(w, r->count);
-	for (s = first, i = 0; i < w->segments; i++) {
-		uint64_t *p = w->iov[i].iov_base;
-		uint64_t n = w->iov[i].iov_len / SECTOR;
+	begin_change(op, first, end, false);
+	if (how) {
+		err = zero_out(first, end, how == 1);
+	} else {
+		make_segments(w, r->count);
+		for (s = first, i = 0; i < w->segments; i++) {
+			uint64_t *p = w->iov[i].iov_base;
+			uint64_t n = w->iov[i].iov_len / SECTOR;
 
-		for (; n; n--, s++, p += WORDS)
-			make_sector(p, s, stamp, content_seed);
+			for (; n; n--, s++, p += WORDS)
+				make_sector(p, s, stamp, content_seed);
+		}
+		err = transfer(true, w->iov, w->segments, first * SECTOR, fua ? RWF_DSYNC : 0);
 	}
-	if (run.threads > 1) {
-		for (s = first; s < end; s++)
-			__atomic_store_n(&shared.begun[s], op, __ATOMIC_RELAXED);
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	}
-	err = transfer(true, w->iov, w->segments, first * SECTOR, fua ? RWF_DSYNC : 0);
 	if (err)
-		die_io(err, fua ? "FUA write" : "write", first * SECTOR,
+		die_io(err, how ? "zero-out" : fua ? "FUA write" : "write", first * SECTOR,
 		       (end - first) * SECTOR);
-	for (s = first; s < end; s++) {
-		__atomic_store_n(&model.stamp[s], stamp, __ATOMIC_RELAXED);
-		if (run.threads > 1)
-			__atomic_store_n(&shared.done[s], op, __ATOMIC_RELEASE);
-	}
+	end_change(op, first, end, stamp);
+	w->count.zeroouts += !!how;
 	w->recent[w->nr_recent++ % RECENT] = *r;
 	w->count.writes++;
 	w->count.fua += fua;
 	w->count.zero += zero;
 	w->count.written_bytes += (end - first) * SECTOR;
+}
+
+/*
+ * A range to discard: as a write's, or one that begins or ends with a unit, or
+ * more than any write, up to the whole device when nobody else is there.
+ */
+static struct range pick_discard(struct worker *w)
+{
+	uint64_t unit = (run.unit + run.block_sectors - 1) / run.block_sectors, align;
+	bool write = true;
+	struct range r = pick(w, &write), moved = r;
+
+	/* where blocks belong to the threads in turn, hardly a discard has a whole unit */
+	if (run.threads > 1 && write && r.block / run.area_blocks % 2 == 0 && below(&w->random, 4) &&
+	    move_to_own_area(w, &moved)) {
+		r.block = moved.block;
+		r.count = min_u64(pick_size(w, &align), run.area_blocks - r.block % run.area_blocks);
+	}
+	if (run.threads == 1 && !below(&w->random, 20))
+		return (struct range){ run.first, run.end - run.first };
+	if (run.threads == 1 && !below(&w->random, 10))
+		r.count = 1 + below(&w->random, run.end - r.block);
+	if (run.threads == 1 && unit && below(&w->random, 2)) {
+		r.count += r.block % unit;
+		r.block -= r.block % unit;
+		if (below(&w->random, 2))
+			r.count = (r.count + unit - 1) / unit * unit;
+	} else if (r.block / run.area_blocks % 2 && below(&w->random, 2)) {
+		/* an area is a thread's own, or its units are */
+		r.count += r.block % run.area_blocks;
+		r.block -= r.block % run.area_blocks;
+		if (unit && below(&w->random, 2))
+			r.count = min_u64(r.count + unit - 1, run.area_blocks) / unit * unit;
+	}
+	if (r.block < run.first) {
+		r.count -= min_u64(r.count - 1, run.first - r.block);
+		r.block = run.first;
+	}
+	r.count = min_u64(r.count, run.end - r.block);
+	return write ? r : (struct range){ r.block, 0 };
+}
+
+static void do_discard(struct worker *w)
+{
+	struct range r = pick_discard(w);
+	uint64_t first = r.block * run.block_sectors;
+	uint64_t end = first + r.count * run.block_sectors;
+	uint64_t op = __atomic_fetch_add(&model.head->next_stamp, 1, __ATOMIC_RELAXED);
+	uint64_t units_first = first, units_end = end;
+	int err;
+
+	if (first == end)
+		return;
+	whole_units(run.unit, &units_first, &units_end);
+	begin_change(op, units_first, units_end, true);
+	err = discard(first, end);
+	if (err)
+		die_io(err, "discard", first * SECTOR, (end - first) * SECTOR);
+	end_change(op, units_first, units_end, DISCARDED);
+	/* it may have been larger than a write is */
+	r.count = min_u64(r.count, run.max_blocks);
+	w->recent[w->nr_recent++ % RECENT] = r;
+	w->count.discards++;
+	w->count.discarded_bytes += (units_end - units_first) * SECTOR;
 }
 
 /* Before a read of a sector of another thread: note what is known about it */
@@ -982,10 +1147,13 @@ static bool check_foreign(struct worker *w, const uint64_t *p, uint64_t sector,
 	if (is_zero(p))
 		return true;
 	next = __atomic_load_n(&model.head->next_stamp, __ATOMIC_ACQUIRE);
-	if (!sector_is(p, sector, p[2])) {
+	if (!sector_is_made(p, sector, p[2])) {
 		*again = true;
 		return false;
 	}
+	if (p[2] == base_stamp(sector))
+		return __atomic_load_n(&shared.discarded[sector], __ATOMIC_ACQUIRE) >
+		       (done & ~BASE_STAMP);
 	return p[2] > (done & ~BASE_STAMP) && p[2] < next;
 }
 
@@ -1044,8 +1212,10 @@ static void do_read(struct worker *w, const struct range *r)
 			if (run.threads == 1 ||
 			    owner_of(s / run.block_sectors) == w->id) {
 				expected = model.stamp[s];
-				if (sector_is(p, s, expected))
+				if (sector_is(p, s, expected)) {
+					narrow(s, p);
 					continue;
+				}
 			} else if (check_foreign(w, p, s, s - first, &again)) {
 				continue;
 			}
@@ -1093,6 +1263,9 @@ static void *work(void *arg)
 			if (fdatasync(dev.fd))
 				die_errno(errno, "fdatasync", dev.path);
 			w->count.syncs++;
+		} else if (run.discard_permille &&
+			   below(&w->random, 1000) < run.discard_permille) {
+			do_discard(w);
 		} else {
 			bool write = below(&w->random, 100) < 55;
 			struct range r = pick(w, &write);
@@ -1176,6 +1349,7 @@ static int cmd_run(uint64_t max_bytes, uint64_t offset, uint64_t length)
 	if (run.threads > 1) {
 		shared.begun = allocate(dev.sectors * 8);
 		shared.done = allocate(dev.sectors * 8);
+		shared.discarded = allocate(dev.sectors * 8);
 	}
 	shared.hot = run.first;
 	clock_gettime(CLOCK_MONOTONIC, &run.deadline);
@@ -1187,13 +1361,15 @@ static int cmd_run(uint64_t max_bytes, uint64_t offset, uint64_t length)
 		bad = compare("run: at the end", 0, dev.sectors);
 	printf("cowtest: run: %s: %" PRIu64 " ops: %" PRIu64 " reads (%" PRIu64
 	       " KiB), %" PRIu64 " writes (%" PRIu64 " KiB; %" PRIu64 " FUA, %" PRIu64
-	       " zero), %" PRIu64 " syncs, %" PRIu64 " segmented, %" PRIu64
+	       " zero, %" PRIu64 " of them without data), %" PRIu64 " discards (%" PRIu64
+	       " KiB in whole units), %" PRIu64 " syncs, %" PRIu64 " segmented, %" PRIu64
 	       " re-reads: %" PRIu64 " bad sectors\n",
 	       dev.path, sum.ops, sum.reads, sum.read_bytes >> 10, sum.writes,
-	       sum.written_bytes >> 10, sum.fua, sum.zero, sum.syncs, sum.segmented,
-	       sum.rereads, bad);
+	       sum.written_bytes >> 10, sum.fua, sum.zero, sum.zeroouts, sum.discards,
+	       sum.discarded_bytes >> 10, sum.syncs, sum.segmented, sum.rereads, bad);
 	free(shared.begun);
 	free(shared.done);
+	free(shared.discarded);
 	return bad ? EXIT_MISMATCH : EXIT_OK;
 }
 
@@ -1252,27 +1428,49 @@ static void print_runs(const uint64_t *buf, uint64_t first, uint64_t count)
 }
 
 struct io_request {
-	bool read, write, flush, fua, zero, has_stamp;
+	bool read, write, discard, zeroout, flush, fua, zero, has_stamp;
 	uint64_t stamp;
 };
+
+/* The model after a write or a discard of sectors [first, end) */
+static void update_model(uint64_t first, uint64_t end, uint64_t stamp)
+{
+	if (!model.stamp)
+		return;
+	end_change(0, first, end, stamp);
+	if (stamp < DISCARDED && model.head->next_stamp <= stamp)
+		model.head->next_stamp = stamp + 1;
+}
 
 static int cmd_io(const struct io_request *io, uint64_t offset, uint64_t length)
 {
 	uint64_t first = offset / SECTOR, count = length / SECTOR, i;
-	uint64_t *buf = allocate(length);
+	uint64_t *buf = io->read || io->write ? allocate(length) : NULL;
 	struct iovec iov = { buf, length };
 	int err;
 
+	if (io->discard) {
+		uint64_t units_first = first, units_end = first + count;
+
+		err = discard(first, first + count);
+		if (err)
+			die_io(err, "discard", offset, length);
+		whole_units(run.unit, &units_first, &units_end);
+		update_model(units_first, units_end, DISCARDED);
+	}
+	if (io->zeroout) {
+		err = zero_out(first, first + count, false);
+		if (err)
+			die_io(err, "zero-out", offset, length);
+		update_model(first, first + count, 0);
+	}
 	if (io->write) {
 		for (i = 0; i < count; i++)
 			make_sector(buf + i * WORDS, first + i, io->stamp, content_seed);
 		err = transfer(true, &iov, 1, offset, io->fua ? RWF_DSYNC : 0);
 		if (err)
 			die_io(err, io->fua ? "FUA write" : "write", offset, length);
-		for (i = 0; model.stamp && i < count; i++)
-			model.stamp[first + i] = io->stamp;
-		if (model.stamp && model.head->next_stamp <= io->stamp)
-			model.head->next_stamp = io->stamp + 1;
+		update_model(first, first + count, io->stamp);
 	}
 	if (io->flush && fdatasync(dev.fd))
 		die_errno(errno, "flush", dev.path);
@@ -1286,6 +1484,23 @@ static int cmd_io(const struct io_request *io, uint64_t offset, uint64_t length)
 	return EXIT_OK;
 }
 
+/* ---------- units ---------- */
+
+/* How many units the cowfile must hold */
+static int cmd_units(void)
+{
+	uint64_t units = 0, s, last = UINT64_MAX;
+
+	for (s = 0; s < dev.sectors; s++) {
+		if (!model.written[s] || s / run.unit == last)
+			continue;
+		last = s / run.unit;
+		units++;
+	}
+	printf("%" PRIu64 "\n", units);
+	return EXIT_OK;
+}
+
 /* ---------- The command line ---------- */
 
 static const char help[] =
@@ -1293,14 +1508,17 @@ static const char help[] =
 "       cowtest run DEV --model FILE [--seed N] [--ops N | --seconds N] [options]\n"
 "       cowtest verify DEV [--model FILE] [--region OFFSET:LENGTH]\n"
 "       cowtest io DEV OFFSET LENGTH --read | --write [--stamp N | --zero] [options]\n"
+"       cowtest io DEV OFFSET LENGTH --discard | --zero-out [--model FILE]\n"
 "       cowtest io DEV --flush\n"
+"       cowtest units DEV --model FILE --unit N\n"
 "\n"
 "fill    writes the base contents, as a read-only image for later use\n"
 "run     does random I/O, compares every read with the model, then everything;\n"
 "        the model is made from the base contents if there is none, and goes on\n"
 "        from where it was if there is\n"
 "verify  compares every sector with the model, or with the base contents\n"
-"io      does one read, write or flush; a read prints its sectors as lines of\n"
+"units   prints in how many units something was written and not discarded since\n"
+"io      does one read, write, discard or flush; a read prints its sectors as lines of\n"
 "        \"sector count stamp\", the stamp being 0 for zeroes, \"base\" for base\n"
 "        contents, or a word (foreign:..., torn:..., damaged:..., garbage)\n"
 "\n"
@@ -1317,12 +1535,17 @@ static const char help[] =
 "  --lbs N            logical block size (default: that of the device)\n"
 "  --max-bytes N      largest read or write (default 1M)\n"
 "  --sync-permille N  so many of 1000 operations are flushes (default 10)\n"
+"  --discard-permille N  so many of 1000 are discards (default 0)\n"
+"  --unit N           whole units of so many bytes are what a discard takes, or 0:\n"
+"                     nothing (default 4K; io, units: too)\n"
 "  --region O:L       stay within L bytes at offset O\n"
 "io:\n"
 "  --read, --write    which\n"
 "  --stamp N          write sectors of this stamp (default 1), or\n"
 "  --zero             zeroes\n"
 "  --fua              write with FUA\n"
+"  --discard          discard: of whole units\n"
+"  --zero-out         write zeroes, without data\n"
 "  --flush            flush; with --write, after it\n"
 "\n"
 "Numbers may end in K, M, G or T. Exit status: 0 all right, 1 wrong contents,\n"
@@ -1341,7 +1564,7 @@ enum {
 	OPT_HELP = 256, OPT_SEED, OPT_BASE_SEED, OPT_ZERO_PERMILLE, OPT_SIZE,
 	OPT_MODEL, OPT_OPS, OPT_SECONDS, OPT_THREADS, OPT_LBS, OPT_MAX_BYTES,
 	OPT_SYNC_PERMILLE, OPT_REGION, OPT_READ, OPT_WRITE, OPT_STAMP, OPT_ZERO,
-	OPT_FUA, OPT_FLUSH,
+	OPT_FUA, OPT_FLUSH, OPT_DISCARD, OPT_ZERO_OUT, OPT_DISCARD_PERMILLE, OPT_UNIT,
 };
 
 static const struct option options[] = {
@@ -1364,6 +1587,10 @@ static const struct option options[] = {
 	{ "zero", no_argument, NULL, OPT_ZERO },
 	{ "fua", no_argument, NULL, OPT_FUA },
 	{ "flush", no_argument, NULL, OPT_FLUSH },
+	{ "discard", no_argument, NULL, OPT_DISCARD },
+	{ "zero-out", no_argument, NULL, OPT_ZERO_OUT },
+	{ "discard-permille", required_argument, NULL, OPT_DISCARD_PERMILLE },
+	{ "unit", required_argument, NULL, OPT_UNIT },
 	{ NULL, 0, NULL, 0 }
 };
 
@@ -1461,6 +1688,18 @@ static void parse_options(int argc, char **argv, struct arguments *a)
 		case OPT_FLUSH:
 			a->io.flush = true;
 			break;
+		case OPT_DISCARD:
+			a->io.discard = true;
+			break;
+		case OPT_ZERO_OUT:
+			a->io.zeroout = true;
+			break;
+		case OPT_DISCARD_PERMILLE:
+			run.discard_permille = ranged(name, optarg, 0, 1000);
+			break;
+		case OPT_UNIT:
+			run.unit = ranged(name, optarg, 0, AREA) / SECTOR;
+			break;
 		default:
 			die(EXIT_USAGE, "try --help");
 		}
@@ -1517,21 +1756,31 @@ static int main_verify(struct arguments *a, int argc)
 	return bad ? EXIT_MISMATCH : EXIT_OK;
 }
 
+static int main_units(struct arguments *a, int argc)
+{
+	if (argc != 1 || !a->model || !run.unit)
+		die(EXIT_USAGE, "needs a device, --model and --unit; try --help");
+	device_open(dev.path, O_RDONLY, 0, 0);
+	model_open(a->model, false, false);
+	return cmd_units();
+}
+
 static int main_io(struct arguments *a, int argc, char **argv)
 {
 	uint64_t offset = 0, length = 0;
 	struct io_request *io = &a->io;
+	const bool change = io->write || io->discard || io->zeroout;
 	int status;
 
-	if (io->read + io->write > 1 || !(io->read || io->write || io->flush))
-		die(EXIT_USAGE, "needs one of --read, --write or --flush");
+	if (io->read + io->write + io->discard + io->zeroout > 1 || !(io->read || change || io->flush))
+		die(EXIT_USAGE, "needs one of --read, --write, --discard, --zero-out or --flush");
 	if (!io->write && (io->fua || io->zero || io->has_stamp))
 		die(EXIT_USAGE, "--fua, --stamp and --zero go with --write");
 	if (a->has_seed && a->model)
 		die(EXIT_USAGE, "--seed or --model, which has a seed, not both");
 	if (io->zero && io->has_stamp)
 		die(EXIT_USAGE, "--stamp or --zero, not both");
-	if (argc != 3 && (argc != 1 || io->read || io->write))
+	if (argc != 3 && (argc != 1 || io->read || change))
 		die(EXIT_USAGE, "needs a device, an offset and a length; try --help");
 	if (a->has_seed)
 		content_seed = a->seed;
@@ -1541,15 +1790,15 @@ static int main_io(struct arguments *a, int argc, char **argv)
 		offset = parse_number("offset", argv[1], NULL);
 		length = parse_number("length", argv[2], NULL);
 	}
-	if (offset % SECTOR || length % SECTOR || length > 1 << 30)
+	if (offset % SECTOR || length % SECTOR || ((io->read || io->write) && length > 1 << 30))
 		die(EXIT_USAGE, "offset and length must be whole sectors, up to 1 GiB");
-	if ((io->read || io->write) && !length)
+	if ((io->read || change) && !length)
 		die(EXIT_USAGE, "the length must not be 0");
-	device_open(dev.path, io->write ? O_RDWR : O_RDONLY, 0, 0);
+	device_open(dev.path, change ? O_RDWR : O_RDONLY, 0, 0);
 	if (offset > dev.bytes || length > dev.bytes - offset)
 		die(EXIT_USAGE, "%s: has only %" PRIu64 " bytes", dev.path, dev.bytes);
 	if (a->model)
-		model_open(a->model, io->write, io->write);
+		model_open(a->model, change, change);
 	status = cmd_io(io, offset, length);
 	if (a->model)
 		model_close();
@@ -1564,6 +1813,7 @@ int main(int argc, char **argv)
 	run.ops = 1000;
 	run.threads = 1;
 	run.sync_permille = 10;
+	run.unit = 4096 / SECTOR;
 	parse_options(argc, argv, &a);
 	argv += optind;
 	argc -= optind;
@@ -1579,6 +1829,8 @@ int main(int argc, char **argv)
 		status = main_run(&a, argc);
 	else if (!strcmp(command, "verify"))
 		status = main_verify(&a, argc);
+	else if (!strcmp(command, "units"))
+		status = main_units(&a, argc);
 	else if (!strcmp(command, "io"))
 		status = main_io(&a, argc, argv);
 	else

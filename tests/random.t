@@ -1,9 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# Random reads, writes and flushes of all sizes and offsets, by one thread and by eight, held against a model. In
-# all combinations of formats, units, block sizes and kinds of cow device that differ in what the code does. The
-# device is opened again and again, and what its cowfile says on disk is worked out a second time, independently.
+# Random reads, writes, discards and flushes of all sizes and offsets, by one thread and by eight, held against a
+# model. In all combinations of formats, units, block sizes and kinds of cow device that differ in what the code does.
+# The device is opened again and again, synced, suspended and its table reloaded, and what its cowfile says on disk is
+# worked out a second time, independently.
 #
 # vm: --smp 2 --mem 1G
 
@@ -50,10 +51,32 @@ same() {
 	ok $? "$name: what the cowfile says"
 }
 
+# turn: until the file stop is there
+turn() {
+	while [ ! -e stop ]; do
+		dmsetup message t 0 sync && dmsetup suspend t && dmsetup resume t &&
+			dmsetup load t --table "$(cowline "$rdo" "$cow" "format:$format")" && dmsetup resume t || return
+	done >turn-out 2>&1
+}
+
 # random SEED OPTION...
 random() {
-	runs "$name: run $*" cowtest run $dev --model model --base-seed "$base_seed" --seed "$@"
+	rm -f stop
+	turn &
+	runs "$name: run $*" cowtest run $dev --model model --base-seed "$base_seed" --discard-permille 60 \
+		--unit "$discarded" --seed "$@"
+	# shellcheck disable=SC2154 # runs sets it
+	diag "$tap_out"
+	: >stop
+	wait $!
+	ok $? "$name: synced, suspended and reloaded meanwhile" || diag "$(cat turn-out)"
+	closed
+}
+
+# closed: removes the device, which must be in order
+closed() {
 	used=$(cowstat t used)
+	is "$used" "$(cowtest units $dev --model model --unit "$mapunit")" "$name: so many units in use as the model says"
 	like "$(cowstat t state mode errors)" '^(clean|dirty) rw 0$' "$name: no error, no change of mode"
 	dmsetup remove t
 	is "$(cowhead "$cow" format mapunit dirty cowused popcount)" "$format $mapunit 0 $used $used" \
@@ -74,6 +97,10 @@ trial() {
 	sum=$(sha256sum rdo)
 	rdo=$(loopdev rdo -r --sector-size "$3" 2>/dev/null)
 	attach_cow "$backing" "$4"
+	# what is discarded: units, but in format 1 only where they can be made zeroes
+	discarded=$mapunit
+	queue=/sys/block/$(basename "${cow_loop:-$cow}")/queue
+	[ "$format" = 2 ] || [ "$(cat "$queue/write_zeroes_max_bytes")" != 0 ] || discarded=0
 	shift 6
 
 	if ! runs "$name: open a blank one" cowopen t "$rdo" "$cow" "format:$format" "mapunit:$mapunit" "$@"; then
@@ -90,7 +117,13 @@ trial() {
 	same
 	random $((base_seed * 10 + 1)) --ops 900 --threads 8 --sync-permille 20
 
-	runs "$name: and again" cowopen t "$rdo" "$cow" "format:$format" read_only
+	runs "$name: and again" cowopen t "$rdo" "$cow" "format:$format"
+	same
+	runs "$name: discard all of it" cowtest io $dev 0 $length --discard --model model --unit "$discarded"
+	[ "$discarded" = 0 ] || is "$(cowstat t used)" 0 "$name: nothing is left"
+	closed
+
+	runs "$name: for the last time" cowopen t "$rdo" "$cow" "format:$format" read_only
 	same
 	dmsetup remove t
 	is "$(sha256sum rdo)" "$sum" "$name: rdo is as it was"
