@@ -12,7 +12,11 @@
  * Every sector that is written carries its number and a stamp, which is the
  * number of the write, so that whatever is found can be told apart. A sector
  * must be as it was when the last flush completed that is in the replayed part,
- * or as any later write in the journal, up to the next flush, has left it.
+ * or as any later write in the journal, up to the next flush, has left it. A
+ * discard is a write of whole units, after which a sector is rdo's or zeroes.
+ *
+ * What the cow device holds where it was told to discard is up to it: zeroes, or
+ * what was there before, for each sector.
  *
  * Flushes are tied to the recording by marks: after each flush (or sync, or
  * suspend), a mark with its number goes into the log. What the log has between
@@ -26,6 +30,7 @@
 
 #define MAX_SECTORS	65536
 #define MAX_BATCH	8
+#define DISCARDED	(BASE | 1)	/* the stamp of what was discarded */
 
 /* ---- The journal ---- */
 
@@ -40,7 +45,7 @@ struct record {
 
 struct options {
 	const char *log, *journal, *cowloop, *target_options, *rdo;
-	uint64_t seed, ops;
+	uint64_t seed, ops, unit;
 	unsigned int samples, every, workers;
 	bool repair, quiet;
 };
@@ -51,7 +56,7 @@ struct work {
 	const struct options *opt;
 	FILE *journal;
 	int fd;
-	uint64_t sectors, stamp, mark;
+	uint64_t sectors, stamp, mark, zeroouts, discards;
 	unsigned int lbs;
 	void *buf[MAX_BATCH];
 	aio_context_t aio;
@@ -90,18 +95,71 @@ static void choose_range(struct work *work, uint64_t *sector, uint32_t *count)
 	*count = size;
 }
 
-/* Some writes at once, which do not overlap but may well share units. */
+static bool clash(const struct record *r, const struct record *others, unsigned int nr)
+{
+	for (unsigned int i = 0; i < nr; i++)
+		if (r->sector < others[i].sector + others[i].count &&
+		    others[i].sector < r->sector + r->count)
+			return true;
+	return false;
+}
+
+/*
+ * A discard or a zero-out, which goes with writes that it does not overlap, as a
+ * request; and as a record, which of a discard has the whole units. False if
+ * there is none.
+ */
+static bool choose_other(struct work *work, const struct record *writes, unsigned int nr,
+			 struct record *r, uint64_t bytes[2])
+{
+	const bool discard = rnd(3);
+
+	choose_range(work, &r->sector, &r->count);
+	if (discard && rnd(2))
+		r->count *= 1 + rnd(8);
+	if (discard && !rnd(30)) {
+		r->sector = 0;
+		r->count = work->sectors;
+	}
+	if (r->count > work->sectors - r->sector)
+		r->count = work->sectors - r->sector;
+	r->type = JOURNAL_WRITE;
+	r->stamp = discard ? DISCARDED : 0;
+	if (clash(r, writes, nr))
+		return false;
+
+	bytes[0] = r->sector * SECTOR;
+	bytes[1] = (uint64_t)r->count * SECTOR;
+	if (discard) {
+		const uint64_t unit = work->opt->unit / SECTOR;
+		uint64_t end = r->sector + r->count;
+
+		/* The last unit may be short. */
+		if (unit && end < work->sectors)
+			end -= end % unit;
+		if (unit)
+			r->sector = (r->sector + unit - 1) / unit * unit;
+		r->count = unit && end > r->sector ? end - r->sector : 0;
+	}
+	return true;
+}
+
+/*
+ * Some writes at once, which do not overlap but may well share units, and perhaps
+ * a discard or a zero-out while they are under way.
+ */
 static void write_batch(struct work *work)
 {
 	struct iocb iocbs[MAX_BATCH] = { }, *list[MAX_BATCH];
 	struct record records[MAX_BATCH] = { };
 	struct io_event events[MAX_BATCH];
 	unsigned int n = 0, want = rnd(2) ? 1 : 1 + rnd(MAX_BATCH);
+	struct record other;
+	uint64_t bytes[2];
+	bool has_other;
 
 	while (n < want) {
 		struct record *r = &records[n];
-		bool clash = false;
-
 		if (n && rnd(2)) {
 			/* right behind the last one */
 			r->sector = records[n - 1].sector + records[n - 1].count;
@@ -111,10 +169,7 @@ static void write_batch(struct work *work)
 		} else {
 			choose_range(work, &r->sector, &r->count);
 		}
-		for (unsigned int i = 0; i < n; i++)
-			clash |= r->sector < records[i].sector + records[i].count &&
-				 records[i].sector < r->sector + r->count;
-		if (clash)
+		if (clash(r, records, n))
 			break;
 		r->type = JOURNAL_WRITE;
 		r->stamp = rnd(12) ? ++work->stamp : 0;
@@ -130,11 +185,20 @@ static void write_batch(struct work *work)
 		n++;
 	}
 
+	has_other = !rnd(3) && choose_other(work, records, n, &other, bytes);
+
 	/* In the journal before they can be in the log. */
 	for (unsigned int i = 0; i < n; i++)
 		put_record(work, &records[i]);
+	if (has_other)
+		put_record(work, &other);
 	if (syscall(SYS_io_submit, work->aio, n, list) != n)
 		die("io_submit");
+	if (has_other) {
+		if (ioctl(work->fd, other.stamp ? BLKDISCARD : BLKZEROOUT, bytes))
+			die("a %s of the work failed", other.stamp ? "discard" : "zero-out");
+		*(other.stamp ? &work->discards : &work->zeroouts) += 1;
+	}
 	for (unsigned int done = 0; done < n;) {
 		long got = syscall(SYS_io_getevents, work->aio, 1, n - done, events, NULL);
 
@@ -204,9 +268,9 @@ static int work(const char *device, const struct options *opt)
 	if (fclose(work.journal))
 		die("%s", opt->journal);
 
-	printf("cowcrash: work: %" PRIu64 " batches, %" PRIu64 " writes, %" PRIu64 " flushes, %" PRIu64
-	       " syncs, %" PRIu64 " suspends, and the removal\n", opt->ops, work.stamp, flushes, syncs,
-	       suspends);
+	printf("cowcrash: work: %" PRIu64 " batches, %" PRIu64 " writes, %" PRIu64 " zero-outs, %" PRIu64
+	       " discards, %" PRIu64 " flushes, %" PRIu64 " syncs, %" PRIu64 " suspends, and the removal\n",
+	       opt->ops, work.stamp, work.zeroouts, work.discards, flushes, syncs, suspends);
 	return 0;
 }
 
@@ -279,6 +343,8 @@ static bool sector_is(const char *found, uint64_t sector, uint64_t stamp)
 {
 	uint64_t want[WORDS];
 
+	if (stamp == DISCARDED)
+		return sector_is(found, sector, BASE) || sector_is(found, sector, 0);
 	make_sector(want, sector, stamp);
 	return !memcmp(found, want, SECTOR);
 }
@@ -352,6 +418,7 @@ static void check_state(struct check *check, const char *image, const char *what
 	dm_simple(DM_DEV_REMOVE, check->name, 0);
 }
 
+/* Do sectors @from to @to, exclusive, of an entry. */
 static void apply(char *image, const struct log_entry *entry, const char *data, uint64_t from,
 		  uint64_t to)
 {
@@ -361,6 +428,14 @@ static void apply(char *image, const struct log_entry *entry, const char *data, 
 		memset(at + from * SECTOR, 0, (to - from) * SECTOR);
 	else
 		memcpy(at + from * SECTOR, data + from * SECTOR, (to - from) * SECTOR);
+}
+
+/* Some sectors of an entry only. */
+static void apply_some(char *image, const struct log_entry *entry, const char *data)
+{
+	for (uint64_t s = 0; s < entry->nr_sectors; s++)
+		if (rnd(2))
+			apply(image, entry, data, s, s + 1);
 }
 
 struct pending {
@@ -387,9 +462,7 @@ static void check_lost(struct check *check, const char *before, const struct pen
 			} else if (rnd(2) || entry->nr_sectors < 2) {
 				lost++;
 			} else {
-				for (uint64_t s = 0; s < entry->nr_sectors; s++)
-					if (rnd(2))
-						apply(check->state, entry, pending[i].data, s, s + 1);
+				apply_some(check->state, entry, pending[i].data);
 				torn++;
 			}
 		}
@@ -432,7 +505,10 @@ static void replay(struct check *check)
 			nr = 0;
 		}
 		if (entry->nr_sectors) {
-			apply(check->image, entry, data, 0, entry->nr_sectors);
+			if (entry->flags & LOG_DISCARD && rnd(2))
+				apply_some(check->image, entry, data);
+			else
+				apply(check->image, entry, data, 0, entry->nr_sectors);
 			if (entry->flags & LOG_FUA)
 				apply(flushed, entry, data, 0, entry->nr_sectors);
 			else
@@ -533,10 +609,12 @@ static void usage(void)
 {
 	fputs("Usage: cowcrash fill RDO\n"
 	      "       cowcrash work DEVICE --cowloop NAME --log NAME --journal FILE [--seed N] [--ops N]\n"
+	      "                [--unit BYTES]\n"
 	      "       cowcrash check LOGDEV REPLAYDEV... --rdo RDO --journal FILE [--options 'N OPTION...']\n"
 	      "                [--samples N] [--every N] [--seed N] [--repair]\n"
 	      "\n"
 	      "  --cowloop NAME   the cowloop device, --log NAME: the log-writes device below it\n"
+	      "  --unit BYTES     what discards take (default 4096), or 0: nothing\n"
 	      "  --samples N      states with lost writes for each flush (default 8)\n"
 	      "  --every N        look at every Nth state only\n"
 	      "  --repair         only what was flushed is promised: format 1\n"
@@ -555,12 +633,13 @@ int main(int argc, char **argv)
 		{ "rdo", required_argument, NULL, 'r' },
 		{ "seed", required_argument, NULL, 's' },
 		{ "ops", required_argument, NULL, 'n' },
+		{ "unit", required_argument, NULL, 'u' },
 		{ "samples", required_argument, NULL, 'm' },
 		{ "every", required_argument, NULL, 'e' },
 		{ "repair", no_argument, NULL, 'R' },
 		{ }
 	};
-	struct options opt = { .seed = 1, .ops = 100, .samples = 8, .every = 1, .target_options = "" };
+	struct options opt = { .seed = 1, .ops = 100, .unit = 4096, .samples = 8, .every = 1, .target_options = "" };
 	int c;
 
 	setvbuf(stderr, NULL, _IOLBF, 0);
@@ -573,6 +652,7 @@ int main(int argc, char **argv)
 		case 'r': opt.rdo = optarg; break;
 		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
 		case 'n': opt.ops = strtoull(optarg, NULL, 0); break;
+		case 'u': opt.unit = strtoull(optarg, NULL, 0); break;
 		case 'm': opt.samples = strtoul(optarg, NULL, 0); break;
 		case 'e': opt.every = strtoul(optarg, NULL, 0); break;
 		case 'R': opt.repair = true; break;

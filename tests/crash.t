@@ -16,15 +16,16 @@ done
 LOG_MIB=64
 
 modprobe brd rd_nr=3 rd_size=$((LOG_MIB * 1024))
-modprobe dm-log-writes
+modprobe -a dm-log-writes dm-zeroes
 
 # slice NAME DEVICE OFFSET LENGTH: a part of a ramdisk, in sectors
 slice() { dmsetup create "$1" --table "0 $4 linear $2 $3"; }
 
-# recorded NAME SECTORS OPTIONS [CHECK-OPTION...]: works on a new cowfile, and checks the recording
+# recorded NAME SECTORS UNIT OPTIONS [CHECK-OPTION...]: works on a new cowfile, and checks the recording. The devices
+# are given write-zeroes, which format 1 needs to discard.
 recorded() {
-	name=$1 sectors=$2 options=$3
-	shift 3
+	name=$1 sectors=$2 unit=$3 options=$4
+	shift 4
 	[ "${ONLY:-$name}" = "$name" ] || return 0
 	cow_sectors=$((sectors + 384))
 	blkdiscard -z /dev/ram1 2>/dev/null || dd if=/dev/zero of=/dev/ram1 bs=1M count=8 oflag=direct status=none
@@ -35,10 +36,13 @@ recorded() {
 	done
 	cowcrash fill /dev/mapper/rdo
 	dmsetup create log --table "0 $cow_sectors log-writes /dev/mapper/cow /dev/ram2"
-	dmsetup create work --table "0 $sectors cowloop /dev/mapper/rdo /dev/mapper/log $options"
+	dmsetup create zeroes-rdo --table "0 $sectors zeroes /dev/mapper/rdo"
+	dmsetup create zeroes-log --table "0 $cow_sectors zeroes /dev/mapper/log"
+	dmsetup create work --table "0 $sectors cowloop /dev/mapper/zeroes-rdo /dev/mapper/zeroes-log $options"
 	runs "$name: the work" cowcrash work /dev/mapper/work --cowloop work --log log --journal /tmp/journal \
-		--seed "$sectors" --ops "$OPS"
+		--seed "$sectors" --ops "$OPS" --unit "$unit"
 	diag "$tap_out"
+	dmsetup remove zeroes-log zeroes-rdo
 	dmsetup remove log
 	runs "$name: nothing flushed is lost, nothing is wrong, in any state" \
 		cowcrash check /dev/ram2 /dev/mapper/replay1 /dev/mapper/replay2 /dev/mapper/replay3 \
@@ -53,9 +57,9 @@ slice keep-rdo /dev/ram0 100000 1024
 slice keep-cow /dev/ram0 104000 2048
 dmsetup create keep --table "0 1024 cowloop /dev/mapper/keep-rdo /dev/mapper/keep-cow"
 
-recorded 'format 2' 2045 ''
-recorded 'format 2, units of 64 KiB' 2045 '1 mapunit:65536'
-recorded 'format 1' 2046 '1 format:1' --repair --options '1 repair'
+recorded 'format 2' 2045 4096 ''
+recorded 'format 2, units of 64 KiB' 2045 65536 '1 mapunit:65536'
+recorded 'format 1' 2046 1024 '1 format:1' --repair --options '1 repair'
 
 dmsetup remove keep
 done_testing

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * dm-zeroes: a device-mapper target for tests. Gives write-zeroes to a device
+ * that has none, by writing zeroes to it, and passes everything else on.
+ *
+ *	<start> <length> zeroes <dev>
+ */
+
+#include <linux/bio.h>
+#include <linux/device-mapper.h>
+#include <linux/dm-kcopyd.h>
+#include <linux/module.h>
+
+#define DM_MSG_PREFIX "zeroes"
+
+struct zeroes {
+	struct dm_dev *dev;
+	struct dm_kcopyd_client *kcopyd;
+};
+
+static int zeroes_ctr(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	struct zeroes *zeroes;
+	int r;
+
+	if (argc != 1) {
+		ti->error = "Requires <dev>";
+		return -EINVAL;
+	}
+	zeroes = kzalloc(sizeof(*zeroes), GFP_KERNEL);
+	if (!zeroes) {
+		ti->error = "Cannot allocate memory";
+		return -ENOMEM;
+	}
+	zeroes->kcopyd = dm_kcopyd_client_create(NULL);
+	if (IS_ERR(zeroes->kcopyd)) {
+		ti->error = "Cannot allocate memory";
+		r = PTR_ERR(zeroes->kcopyd);
+		goto bad;
+	}
+	r = dm_get_device(ti, argv[0], dm_table_get_mode(ti->table), &zeroes->dev);
+	if (r) {
+		ti->error = "Cannot open the device";
+		dm_kcopyd_client_destroy(zeroes->kcopyd);
+		goto bad;
+	}
+	ti->private = zeroes;
+	ti->num_flush_bios = 1;
+	ti->num_discard_bios = 1;
+	ti->num_write_zeroes_bios = 1;
+	ti->flush_supported = true;
+
+	return 0;
+bad:
+	kfree(zeroes);
+	return r;
+}
+
+static void zeroes_dtr(struct dm_target *ti)
+{
+	struct zeroes *zeroes = ti->private;
+
+	dm_kcopyd_client_destroy(zeroes->kcopyd);
+	dm_put_device(ti, zeroes->dev);
+	kfree(zeroes);
+}
+
+static void zeroes_written(int read_error, unsigned long write_error, void *context)
+{
+	struct bio *bio = context;
+
+	bio->bi_status = write_error ? BLK_STS_IOERR : BLK_STS_OK;
+	bio_endio(bio);
+}
+
+static int zeroes_map(struct dm_target *ti, struct bio *bio)
+{
+	struct zeroes *zeroes = ti->private;
+	struct dm_io_region to = {
+		.bdev = zeroes->dev->bdev,
+		.sector = dm_target_offset(ti, bio->bi_iter.bi_sector),
+		.count = bio_sectors(bio),
+	};
+
+	if (bio_op(bio) == REQ_OP_WRITE_ZEROES) {
+		dm_kcopyd_zero(zeroes->kcopyd, 1, &to, 0, zeroes_written, bio);
+		return DM_MAPIO_SUBMITTED;
+	}
+	bio_set_dev(bio, to.bdev);
+	bio->bi_iter.bi_sector = to.sector;
+
+	return DM_MAPIO_REMAPPED;
+}
+
+/* The device has no write-zeroes, but this is not to be held against it. */
+static int zeroes_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data)
+{
+	return 0;
+}
+
+static void zeroes_io_hints(struct dm_target *ti, struct queue_limits *limits)
+{
+	struct zeroes *zeroes = ti->private;
+
+	limits->logical_block_size = bdev_logical_block_size(zeroes->dev->bdev);
+	limits->max_write_zeroes_sectors = UINT_MAX >> SECTOR_SHIFT;
+}
+
+static struct target_type zeroes_target = {
+	.name = "zeroes",
+	.version = {1, 0, 0},
+	.module = THIS_MODULE,
+	.ctr = zeroes_ctr,
+	.dtr = zeroes_dtr,
+	.map = zeroes_map,
+	.iterate_devices = zeroes_iterate_devices,
+	.io_hints = zeroes_io_hints,
+};
+
+static int __init zeroes_init(void)
+{
+	return dm_register_target(&zeroes_target);
+}
+
+static void __exit zeroes_exit(void)
+{
+	dm_unregister_target(&zeroes_target);
+}
+
+module_init(zeroes_init);
+module_exit(zeroes_exit);
+
+MODULE_DESCRIPTION("device-mapper target that writes zeroes where a device can't");
+MODULE_LICENSE("GPL");
