@@ -4,7 +4,7 @@
  *
  * The threads write the same sectors at the same time, on purpose: parts of a
  * unit, whole units and several, with and without FUA, zeroes, while others
- * read and flush.  Most of what they do is in one unit, the hot one, and which
+ * read, discard and flush.  Most of what they do is in one unit, the hot one, and which
  * one that is changes all the time, so that on a new cowfile they meet in one
  * first write after the other.
  *
@@ -19,7 +19,8 @@
  *
  * The base contents, which "cowstress fill" makes, are a write that ended at
  * time 0.  A write that has failed never ends: it may show at any time, or not.
- * After a discard a sector holds the base contents, zeroes, or what it held.
+ * A discard is a write of "the base contents or zeroes" to the whole units that
+ * it covers, and nothing to any other sector.
  *
  * For the second rule it is enough to know, for each sector, the latest start
  * of all the writes to it that have ended, or have been seen: the sector's
@@ -333,8 +334,7 @@ static void end_write(uint64_t id, int err)
 		if (err)
 			continue;
 		/* The time before the count: who finds none in flight must find when the last one ended. */
-		if (w->kind != DISCARD)
-			raise_to(&sector->since, w->start);
+		raise_to(&sector->since, w->start);
 		if (w->kind != DATA) {
 			raise_to(&sector->zero_end, end);
 			add(&sector->zeroing, -1);
@@ -490,7 +490,7 @@ static void describe_found(FILE *out, const uint64_t *w, uint64_t sector, uint64
 
 static void describe_allowed(FILE *out, uint64_t sector, uint64_t since)
 {
-	uint64_t id = min_u64(journal->next_write, MAX_WRITES);
+	uint64_t id = min_u64(journal->next_write, MAX_WRITES), last = 0;
 	unsigned int n = 0;
 
 	while (--id) {
@@ -498,6 +498,8 @@ static void describe_allowed(FILE *out, uint64_t sector, uint64_t since)
 
 		if (!covers(w, sector) || w->end < since)
 			continue;
+		if (w->start == since)
+			last = id;
 		if (++n > MAX_ALLOWED)
 			continue;
 		fprintf(out, "%s", n > 1 ? "; " : "");
@@ -505,10 +507,12 @@ static void describe_allowed(FILE *out, uint64_t sector, uint64_t since)
 	}
 	if (n > MAX_ALLOWED)
 		fprintf(out, "; %u older ones", n - MAX_ALLOWED);
-	if (!since)
+	if (!since) {
 		fprintf(out, "%sthe base contents", n ? "; " : "");
-	else
-		fprintf(out, "; what it held before was overwritten by a write that began at %" PRIu64, since);
+		return;
+	}
+	fprintf(out, "; what it held before was overwritten by ");
+	describe_write(out, last);
 }
 
 static void mismatch(const struct reading *r, const uint64_t *w, uint64_t sector, uint64_t since)
@@ -675,13 +679,24 @@ static struct range pick(struct worker *w, unsigned int roll)
 	return r;
 }
 
+/* The whole units in a range; the device's last one may be short. */
+static struct range whole_units(struct range r)
+{
+	const uint64_t size = run.unit_sectors, end = r.first + r.count;
+	const uint64_t units_end = end == dev.sectors ? end : end / size * size;
+	const uint64_t first = (r.first + size - 1) / size * size;
+
+	return (struct range){ first, units_end > first ? units_end - first : 0 };
+}
+
 static int do_write(struct worker *w, enum kind kind, struct range r, bool fua)
 {
+	const struct range changed = kind == DISCARD ? whole_units(r) : r;
 	uint64_t bytes[2] = { r.first * SECTOR, r.count * SECTOR }, id, i;
 	bool met = false;
 	int err;
 
-	id = begin_write(kind, fua, w->id, r.first, r.count, &met);
+	id = begin_write(kind, fua, w->id, changed.first, changed.count, &met);
 	if (!id) {
 		stop_all();
 		return 0;
@@ -739,6 +754,9 @@ static void do_one(struct worker *w)
 			kind = ZEROES;
 		else if (run.discard && roll >= 86)
 			kind = DISCARD;
+		/* mostly of whole units: nothing else changes anything */
+		if (kind == DISCARD && below(&w->random, 4))
+			r = pick(w, 75 + below(&w->random, 25));
 		what = kinds[kind];
 		if (kind == ZEROES)
 			w->count.zeroes++;
@@ -849,7 +867,7 @@ static void keep_flushed(void)
 	for (id = 1; id < n; id++) {
 		const struct write *w = &journal->writes[id];
 
-		if (w->kind == DISCARD || w->end == FOREVER || !(w->fua || w->end < journal->flushed))
+		if (w->end == FOREVER || !(w->fua || w->end < journal->flushed))
 			continue;
 		for (s = w->first; s < w->first + w->count; s++)
 			raise_to(&journal->sector[s].since, w->start);
@@ -889,7 +907,7 @@ static const char help[] =
 "  --threads N        default 16\n"
 "  --unit-size BYTES  default 4096\n"
 "  --units N          only the first N (default: all)\n"
-"  --discard          discards too\n"
+"  --discard          discards too, which take whole units of that size\n"
 "  --allow-errors     I/O errors are counted and go on\n"
 "  --flushed          only what flushes and FUA cover must be there\n"
 "\n"

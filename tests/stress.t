@@ -3,8 +3,8 @@
 # shellcheck shell=dash
 # vm: --smp 2 --mem 1G --timeout 1800
 #
-# Races. Many threads at the same few units, again and again on a new cowfile, so that they meet in first writes: by
-# themselves, while the device is suspended, its table reloaded, synced and asked for its status all the time, and
+# Races. Many threads at the same few units, again and again on a new cowfile, so that they meet in first writes and
+# discards: by themselves, while the device is suspended, its table reloaded, synced and asked for its status all the time, and
 # with slow devices below, which leave more time to meet. Then removal while all of this goes on, while I/O is stuck,
 # and after a commit has failed; and the module is unloaded while devices come and go.
 #
@@ -23,9 +23,9 @@ for setting; do
 	esac
 done
 
-# Ramdisks that write sectors in one piece; brd does not.
-modprobe null_blk nr_devices=2 gb=1 memory_backed=1
-modprobe -a dm-delay dm-nth
+# Ramdisks that write sectors in one piece; brd does not. Write-zeroes are given to them.
+modprobe null_blk nr_devices=2 gb=1 memory_backed=1 discard=1
+modprobe -a dm-delay dm-nth dm-zeroes
 size=0 format=2 unit=4096
 seed=0
 
@@ -36,15 +36,17 @@ below() {
 	fast) rdo_line="linear /dev/nullb0 0" cow_line="linear /dev/nullb1 0" ;;
 	slow) rdo_line="delay /dev/nullb0 0 4" cow_line="delay /dev/nullb1 0 0 /dev/nullb1 0 3" ;;
 	esac
-	dmsetup create rdo --table "0 $2 $rdo_line"
-	dmsetup create cow --table "0 $(($2 + 512)) $cow_line"
+	dmsetup create rdo-below --table "0 $2 $rdo_line"
+	dmsetup create cow-below --table "0 $(($2 + 512)) $cow_line"
+	dmsetup create rdo --table "0 $2 zeroes /dev/mapper/rdo-below"
+	dmsetup create cow --table "0 $(($2 + 512)) zeroes /dev/mapper/cow-below"
 	cowstress fill /dev/mapper/rdo
 	sum=$(sha256sum /dev/mapper/rdo)
 }
 gone_below() {
 	is "$(sha256sum /dev/mapper/rdo)" "$sum" "$name: rdo is as it was"
-	dmsetup remove cow
-	dmsetup remove rdo
+	dmsetup remove cow rdo
+	dmsetup remove cow-below rdo-below
 }
 
 line() { echo "0 $size cowloop /dev/mapper/rdo /dev/mapper/cow"; }
@@ -59,7 +61,7 @@ stress() {
 	seed=$((seed + 1))
 	for_seconds=$1
 	shift
-	cowstress run /dev/mapper/t --journal journal --unit-size "$unit" --seed $seed --seconds "$for_seconds" "$@"
+	cowstress run /dev/mapper/t --journal journal --unit-size "$unit" --discard --seed $seed --seconds "$for_seconds" "$@"
 }
 verify() { cowstress verify /dev/mapper/t --journal journal; }
 
@@ -101,7 +103,8 @@ round() {
 	[ ! "$loops" ] || wait $loops
 	[ ! -e problems ] || { sort problems | uniq -c; tail loop-out; bad=1; }
 	[ ! -e counts ] || echo "meanwhile: $(tr '\n' ' ' <counts)"
-	echo "used $(cowstat t used) of $(cowstat t total) units, copyups $(cowstat t copyups), commits $(cowstat t commits)"
+	echo "used $(cowstat t used) of $(cowstat t total) units, copyups $(cowstat t copyups), commits $(cowstat t commits)," \
+		"discarded units $(cowstat t discarded_units)"
 	is_rw=$(cowstat t mode errors)
 	verify || bad=1
 	dmsetup remove t || return
@@ -123,13 +126,14 @@ rounds() {
 			ok $? "$name: a $how round"
 			diag "$(cat out)"
 			copyups=$((copyups + $(sed -n 's/.*copyups \([0-9]*\),.*/\1/p' out)))
+			discarded=$((discarded + $(sed -n 's/.*discarded units \([0-9]*\)$/\1/p' out)))
 		done
 		dmsetup remove t 2>/dev/null
 		gone_below
 	done
 }
 
-copyups=0
+copyups=0 discarded=0
 end=$(($(date +%s) + seconds))
 while :; do
 	rounds "format 2" 2 4096 1539
@@ -138,6 +142,7 @@ while :; do
 	[ "$(date +%s)" -lt $end ] || break
 done
 ok $((copyups < 100)) "$copyups copy-ups in all"
+ok $((discarded < 100)) "$discarded units discarded in all"
 
 [ "$only" != rounds ] || done_testing
 
@@ -185,7 +190,7 @@ format=2 unit=4096
 name=removal
 below slow 1539
 fresh
-start
+start --discard
 fails "$name: remove a device in use" dmsetup remove t
 # shellcheck disable=SC2154 # fails sets it
 like "$tap_out" '[Bb]usy' "$name: it is busy"
@@ -197,7 +202,7 @@ reopened
 
 name='removal, deferred'
 fresh
-start
+start --discard
 runs "$name: remove" dmsetup remove --deferred t
 is_open
 ok $? "$name: not yet"
@@ -209,6 +214,7 @@ done
 fails "$name: then it goes" dmsetup info t
 reopened
 
+# Without discards: a table that fails them does so with EOPNOTSUPP, which the block layer reports as success.
 name='removal, forced'
 fresh
 start --allow-errors
@@ -225,7 +231,7 @@ reopened
 name=stuck
 fresh
 dmsetup suspend --noflush rdo
-start
+start --discard
 dmsetup message t 0 sync &
 sync=$!
 sleep 0.3
@@ -270,7 +276,7 @@ for fault in 'flush 2 eio 0' 'write 50 eio 0' 'any 70 timeout 0'; do
 	dd if=/dev/zero of=/dev/mapper/cow bs=4096 count=1 oflag=direct status=none
 	dmsetup create ncow --table "0 $(sectors /dev/mapper/cow) nth /dev/mapper/cow"
 	dmsetup create t --table "0 $size cowloop /dev/mapper/rdo /dev/mapper/ncow"
-	start --allow-errors
+	start --allow-errors --discard
 	dmsetup message ncow 0 "arm $fault"
 	sleep 1
 	finished "errors, but nothing wrong"
