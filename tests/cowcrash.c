@@ -15,8 +15,8 @@
  * or as any later write in the journal, up to the next flush, has left it. A
  * discard is a write of whole units, after which a sector is rdo's or zeroes.
  *
- * What the cow device holds where it was told to discard is up to it: zeroes, or
- * what was there before, for each sector.
+ * What the cow device holds where it was told to discard is up to it, for each
+ * sector: zeroes, what was there before, or what was never there.
  *
  * Flushes are tied to the recording by marks: after each flush (or sync, or
  * suspend), a mark with its number goes into the log. What the log has between
@@ -115,9 +115,10 @@ static bool choose_other(struct work *work, const struct record *writes, unsigne
 	const bool discard = rnd(3);
 
 	choose_range(work, &r->sector, &r->count);
-	if (discard && rnd(2))
-		r->count *= 1 + rnd(8);
-	if (discard && !rnd(30)) {
+	/* Larger than writes, so that they meet something that was written. */
+	if (discard && rnd(4))
+		r->count *= 1 + rnd(32);
+	if (discard && !rnd(20)) {
 		r->sector = 0;
 		r->count = work->sectors;
 	}
@@ -185,7 +186,7 @@ static void write_batch(struct work *work)
 		n++;
 	}
 
-	has_other = !rnd(3) && choose_other(work, records, n, &other, bytes);
+	has_other = rnd(2) && choose_other(work, records, n, &other, bytes);
 
 	/* In the journal before they can be in the log. */
 	for (unsigned int i = 0; i < n; i++)
@@ -298,7 +299,7 @@ struct check {
 	uint8_t *nr_recent;
 	uint64_t *reached;		/* latest contents, journal-wise */
 
-	uint64_t states, prefixes, lost, torn, bad;
+	uint64_t states, prefixes, discards, lost, torn, bad;
 };
 
 /* Pass mark number @mark: what is in the journal before it is durable. */
@@ -424,18 +425,19 @@ static void apply(char *image, const struct log_entry *entry, const char *data, 
 {
 	char *at = image + entry->sector * SECTOR;
 
-	if (entry->flags & LOG_DISCARD)
-		memset(at + from * SECTOR, 0, (to - from) * SECTOR);
-	else
+	if (!(entry->flags & LOG_DISCARD)) {
 		memcpy(at + from * SECTOR, data + from * SECTOR, (to - from) * SECTOR);
-}
-
-/* Some sectors of an entry only. */
-static void apply_some(char *image, const struct log_entry *entry, const char *data)
-{
-	for (uint64_t s = 0; s < entry->nr_sectors; s++)
-		if (rnd(2))
-			apply(image, entry, data, s, s + 1);
+		return;
+	}
+	for (; from < to; from++)
+		switch (rnd(3)) {
+		case 0:
+			memset(at + from * SECTOR, 0, SECTOR);
+			break;
+		case 1:
+			memset(at + from * SECTOR, 0xdc, SECTOR);
+			break;
+		}
 }
 
 struct pending {
@@ -462,7 +464,9 @@ static void check_lost(struct check *check, const char *before, const struct pen
 			} else if (rnd(2) || entry->nr_sectors < 2) {
 				lost++;
 			} else {
-				apply_some(check->state, entry, pending[i].data);
+				for (uint64_t s = 0; s < entry->nr_sectors; s++)
+					if (rnd(2))
+						apply(check->state, entry, pending[i].data, s, s + 1);
 				torn++;
 			}
 		}
@@ -505,15 +509,13 @@ static void replay(struct check *check)
 			nr = 0;
 		}
 		if (entry->nr_sectors) {
-			if (entry->flags & LOG_DISCARD && rnd(2))
-				apply_some(check->image, entry, data);
-			else
-				apply(check->image, entry, data, 0, entry->nr_sectors);
+			apply(check->image, entry, data, 0, entry->nr_sectors);
 			if (entry->flags & LOG_FUA)
 				apply(flushed, entry, data, 0, entry->nr_sectors);
 			else
 				pending[nr++] = (struct pending) { *entry, data };
 			check->prefixes++;
+			check->discards += !!(entry->flags & LOG_DISCARD);
 			snprintf(what, sizeof(what), "worker %d, after entry %" PRIu64 " of the log",
 				 check->worker, i);
 			check_state(check, check->image, what);
@@ -558,8 +560,8 @@ static int check_share(int worker, const char *log, const char *replay_dev, cons
 
 	if (!worker)
 		printf("cowcrash: check: %" PRIu64 " states: %" PRIu64 " prefixes, %" PRIu64
-		       " with writes lost, %" PRIu64 " with writes torn; one in %u looked at\n",
-		       check.states, check.prefixes, check.lost, check.torn, opt->every);
+		       " of them end with a discard, %" PRIu64 " with writes lost, %" PRIu64 " with writes torn; one in %u looked at\n",
+		       check.states, check.prefixes, check.discards, check.lost, check.torn, opt->every);
 	if (check.bad)
 		fprintf(stderr, "cowcrash: worker %d: %" PRIu64 " bad states\n", worker, check.bad);
 	return check.bad ? 1 : 0;

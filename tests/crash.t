@@ -49,6 +49,7 @@ recorded() {
 		/dev/mapper/replay4 --rdo /dev/mapper/rdo --journal /tmp/journal --samples "$SAMPLES" \
 		--every "$EVERY" "$@"
 	diag "$tap_out"
+	[ "$unit" = 1024 ] || like "$tap_out" ' [1-9][0-9]* of them end with a discard' "$name: discards were passed down"
 	dmsetup remove cow rdo replay1 replay2 replay3 replay4
 }
 
