@@ -25,12 +25,12 @@ space() { cowstat t used limit mode queued; }
 events() { dmsetup info -c --noheadings -o events t; }
 # settles WANT NAME COMMAND...: for what goes on by itself
 settles() {
-	want=$1 name=$2 tries=50
+	want=$1 what=$2 tries=50
 	shift 2
 	while got=$("$@") && [ "$got" != "$want" ] && [ $((tries -= 1)) -gt 0 ]; do
 		sleep 0.1
 	done
-	is "$got" "$want" "$name"
+	is "$got" "$want" "$what"
 }
 # turn NAME TABLE: give a device another table, whatever is open on it
 turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }

@@ -1,0 +1,186 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+# vm: --smp 2 --mem 2G
+#
+# Filesystems on devices that have less space than the filesystem thinks. Files are written until there is none, are
+# checked, deleted, and the space goes back to the filesystem that the cowfile is on; five times over. What a
+# filesystem makes of a write that fails is its own affair: it may go read-only or shut down, where there is no
+# space for its journal; but what fsync has said to be safe is there when there is room again.
+
+# shellcheck source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+modprobe brd rd_nr=2 rd_size=$((320 * 1024))
+mkdir mnt under
+dev=/dev/mapper/t
+
+# fill DIR SEED: adds files of 1 MiB, 64 KiB and 4 KiB until fsync fails; "list" has those that are safe
+# check DIR: they are all there, and right
+cat >files.pl <<'END'
+use strict;
+use warnings;
+use IO::Handle;
+my ($command, $dir, $seed) = @ARGV;
+sub contents { my ($name, $size) = @_; substr("$name $size\n" x ($size / length("$name $size\n") + 1), 0, $size) }
+sub add {
+	my ($name, $size) = @_;
+	open(my $file, '>', "$dir/$name") or return;
+	return print($file contents($name, $size)) && $file->flush && $file->sync;
+}
+if ($command eq 'fill') {
+	open(my $list, '>>', 'list') or die "list: $!\n";
+	my ($n, @why) = 0;
+	for my $size (1 << 20, 1 << 16, 1 << 12) {
+		while ($n < 2000) {
+			my $name = sprintf '%s-%04d', $seed, $n++;
+			unless (add($name, $size)) {
+				push @why, "$!";
+				last;
+			}
+			print $list "$name $size\n";
+		}
+	}
+	print "$n files, ", join('; ', @why), "\n";
+	exit(@why == 3 ? 0 : 1);
+}
+open(my $list, '<', 'list') or die "list: $!\n";
+my $checked = 0;
+while (<$list>) {
+	my ($name, $size) = split;
+	open(my $file, '<:raw', "$dir/$name") or die "$name: $!\n";
+	my $got = do { local $/; <$file> } // die "$name: $!\n";
+	$got eq contents($name, $size) or die "$name: wrong, ", length $got, " bytes of $size\n";
+	$checked++;
+}
+$checked or die "no files\n";
+END
+files() { timeout 200 perl files.pl "$@"; }
+uncached() { echo 3 >/proc/sys/vm/drop_caches; }
+make() {
+	case $1 in
+	# all that is not made now would want space when there is none
+	ext4) mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$2" ;;
+	xfs) mkfs.xfs -q -f -K "$2" ;;
+	esac
+}
+no_fault() {
+	case $1 in
+	ext4) runs "$2: e2fsck finds nothing" e2fsck -fn $dev ;;
+	xfs) runs "$2: xfs_repair finds nothing" xfs_repair -n $dev ;;
+	esac
+}
+# settles COMMAND: waits until it succeeds, for what filesystems do in the background
+settles() {
+	tries=50
+	until "$@" || [ $((tries -= 1)) -eq 0 ]; do
+		sleep 0.2
+		sync -f under
+	done
+}
+given_back() { [ "$(cowstat t used)" -le $((used + 300)) ] && [ "$(stat -c %b under/cow)" -le $((blocks + 4096)) ]; }
+
+# rounds NAME FS COUNT MOUNT-OPTION: in a cow file on a filesystem that has some 16 MiB left for files
+rounds() {
+	name=$1 fs=$2 count=$3 option=$4
+	size=64
+	[ "$fs" = ext4 ] || size=310
+	dmsetup create rdo --table "0 $((size * 2048)) linear /dev/ram0 0"
+	mount /dev/ram1 under
+	truncate -s $((size + 2))M under/cow
+	cow=$(loopdev under/cow "--direct-io=$dio")
+	cowopen t /dev/mapper/rdo "$cow"
+	make "$fs" $dev
+	mount -o "$option" $dev mnt
+	mkdir mnt/old
+	cp -a /cowloop/tests mnt/old
+	(cd mnt/old && find . -type f -exec sha256sum {} +) >sums
+	sync
+	ballast=$(($(df --output=avail -k under | tail -n 1) - 16384))
+	fallocate -l ${ballast}K under/ballast
+	sync
+	used=$(cowstat t used) blocks=$(stat -c %b under/cow)
+	for round in $(seq "$count"); do
+		what="$name, round $round"
+		rm -f list
+		said=$(files fill mnt "$round")
+		ok $? "$what: $said" || df -k under mnt
+		is "$(cowstat t mode)" out_of_space "$what: mode out_of_space"
+		ok $(($(df --output=avail -k under | tail -n 1) > 2048)) "$what: the filesystem under the cow file is full"
+		full=$(stat -c %b under/cow)
+		uncached
+		runs "$what: all that was synced is there" files check mnt
+		runs "$what: so is what was there before" sh -c 'cd mnt/old && sha256sum --quiet -c ../../sums'
+		runs "$what: files can be deleted" timeout 60 find mnt -maxdepth 1 -type f -delete
+		timeout 60 sync -f mnt 2>/dev/null
+		[ "$option" = discard ] || runs "$what: fstrim" timeout 100 fstrim mnt
+		settles given_back
+		given_back
+		ok $? "$what: $full blocks in the cow file go back to $(stat -c %b under/cow), $(cowstat t used) units" ||
+			diag "at first $blocks blocks, $used units"
+		is "$(cowstat t mode)" rw "$what: mode rw"
+	done
+	runs "$name: a file can be written" cp -a /cowloop/scripts mnt
+	runs "$name: and synced" sync -f mnt
+	runs "$name: umount" timeout 100 umount mnt
+	no_fault "$fs" "$name"
+	dmsetup remove t
+	runs "$name: the cowfile is good" cowhead "$cow" dirty
+	cowopen t /dev/mapper/rdo "$cow"
+	mount $dev mnt
+	runs "$name: what was there before still is" sh -c 'cd mnt/old && sha256sum --quiet -c ../../sums'
+	runs "$name: what was written last is" diff -r mnt/scripts /cowloop/scripts
+	umount mnt
+	dmsetup remove t
+	losetup -d "$cow"
+	umount under
+	dmsetup remove rdo
+}
+
+mkfs.ext4 -q -F /dev/ram1
+dio=off
+rounds 'ext4 on ext4' ext4 5 defaults
+rounds 'ext4 on ext4, -o discard' ext4 1 discard
+mkfs.xfs -q -f /dev/ram1
+dio=on
+rounds 'xfs on xfs' xfs 5 defaults
+rounds 'xfs on xfs, -o discard' xfs 1 discard
+
+# --- An image, and a limit ----------------------------------------------------------------------------------
+
+# Here the journal has no place in the cowfile yet, and there may be none for it.
+for fs in ext4 xfs; do
+	name="image of $fs"
+	size=64
+	[ $fs = ext4 ] || size=310
+	dmsetup create rdo --table "0 $((size * 2048)) linear /dev/ram0 0"
+	dmsetup create cow --table "0 $(((size + 2) * 2048)) linear /dev/ram1 0"
+	make $fs /dev/mapper/rdo
+	dd if=/dev/zero of=/dev/mapper/cow bs=64K count=1 oflag=direct status=none
+	cowopen t /dev/mapper/rdo /dev/mapper/cow limit:3000
+	mount $dev mnt
+	rm -f list
+	said=$(files fill mnt 1)
+	ok $? "$name: $said"
+	# until it can't be hidden any longer
+	for n in 1 2 3 4 5 6 7 8 9 10; do
+		timeout 60 mkdir mnt/dir$n 2>/dev/null && timeout 60 cp /cowloop/tests/lib.sh mnt/dir$n/file 2>/dev/null
+		timeout 60 sync -f mnt 2>/dev/null
+	done
+	said=$(touch mnt/dir 2>&1) && said='still writable'
+	diag "$name, full: $said"
+	is "$(cowstat t used mode)" "3000 out_of_space" "$name: all is used, mode out_of_space"
+	uncached
+	[ $fs = xfs ] || runs "$name: what was synced can be read" files check mnt
+	runs "$name: umount" timeout 100 umount mnt
+	dmsetup message t 0 limit 0
+	runs "$name: with room it is mounted again" mount $dev mnt
+	runs "$name: all that was synced is there" files check mnt
+	runs "$name: a file can be written" cp -a /cowloop/scripts mnt
+	runs "$name: and synced" sync -f mnt
+	umount mnt
+	no_fault $fs "$name"
+	dmsetup remove t cow rdo
+done
+
+done_testing

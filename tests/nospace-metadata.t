@@ -1,0 +1,293 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=dash
+# vm: --smp 2 --mem 1G
+#
+# What the metadata needs has no space: a bitmap block that is a hole in a file on a full filesystem; and, where even
+# what was written before needs space to be written again, a commit, the head, the end of a discard. dm-nth says so.
+# What needs it fails with ENOSPC and can be done again; the mode is never `fail', and nothing is lost.
+
+# shellcheck source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+modprobe brd rd_nr=3 rd_size=$((160 * 1024))
+rdo=/dev/mapper/rdo dev=/dev/mapper/t
+stamp=0
+mkdir mnt
+
+# put UNIT [COUNT [OPTION...]]: writes units
+put() {
+	at=$(($1 * 4096)) length=$((${2:-1} * 4096))
+	shift $(($# < 2 ? $# : 2))
+	stamp=$((stamp + 1))
+	cowtest io $dev $at $length --write --stamp $stamp --model model "$@"
+}
+# no_space NAME COMMAND...: passes when it fails with ENOSPC
+no_space() {
+	what=$1
+	shift
+	out=$("$@" 2>&1)
+	like "$?: $out" '^3: .*ENOSPC' "$what"
+}
+flush() { timeout 60 cowtest io $dev --flush; }
+message() { timeout 60 dmsetup message t 0 "$@"; }
+all_right() { cowtest verify $dev --model model; }
+# settles WANT NAME COMMAND...: for what goes on by itself
+settles() {
+	want=$1 what=$2 tries=50
+	shift 2
+	while got=$("$@") && [ "$got" != "$want" ] && [ $((tries -= 1)) -gt 0 ]; do
+		sleep 0.1
+	done
+	is "$got" "$want" "$what"
+}
+
+# --- A bitmap block that is a hole --------------------------------------------------------------------------
+
+# The second block of the bitmap is for what is behind 127 MiB, in format 1 for what is behind 30. That a unit there
+# has room for its data does not help it.
+dmsetup create rdo --table "0 $((140 * 2048)) linear /dev/ram0 0"
+while read -r dio format block data unit; do
+	name="bitmap block, format $format, direct I/O $dio"
+	mkfs.ext4 -q -F /dev/ram1 16M
+	mount /dev/ram1 mnt
+	truncate -s 141M mnt/cow
+	cow=$(loopdev mnt/cow "--direct-io=$dio")
+	rm -f model
+	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	cowopen t $rdo "$cow" "format:$format"
+	put 0 64
+	runs "$name: sync" message sync
+	fallocate -o $((data + unit * 4096)) -l 8192 mnt/cow
+	like "$(filefrag -b4096 -v mnt/cow | awk -v block="$block" '$1 ~ /:$/ && $2 + 0 <= block && $3 + 0 >= block')" '^$' \
+		"$name: it is a hole"
+	dd if=/dev/zero of=mnt/ballast bs=4096 status=none 2>/dev/null
+	sync
+	dd if=/dev/zero of=mnt/ballast2 bs=4096 status=none 2>/dev/null
+	before=$(cowstat t used)
+	no_space "$name: no first write" put "$unit"
+	no_space "$name: not a part of a unit either" cowtest io $dev $((unit * 4096)) 512 --write --model model
+	is "$(cowstat t used mode)" "$before out_of_space" "$name: out of space, and nothing else"
+	runs "$name: rewrites go on" put 0 20
+	runs "$name: flushes" flush
+	runs "$name: sync" message sync
+	runs "$name: reads" all_right
+	no_space "$name: and still no first write" put "$unit"
+	rm mnt/ballast
+	runs "$name: with room it is written" put "$unit"
+	runs "$name: and committed" flush
+	settles rw "$name: mode rw" cowstat t mode
+	dmsetup remove t
+	runs "$name: the cowfile is good" cowhead "$cow" dirty
+	cowopen t $rdo "$cow"
+	runs "$name: all is there" all_right
+	dmsetup remove t
+	losetup -d "$cow"
+	umount mnt
+done <<'END'
+off 2 2 12288 32600
+on 2 2 12288 32600
+on 1 2 20480 15000
+END
+dmsetup remove rdo
+
+# --- Commits, and the head ----------------------------------------------------------------------------------
+
+dmsetup create rdo --table '0 4096 linear /dev/ram0 0'
+cowtest fill $rdo >/dev/null
+rm -f base.model
+cowtest run $rdo --model base.model --ops 0 >/dev/null
+cow=/dev/ram1
+dmsetup create ncow --table "0 8192 nth $cow"
+line() { echo "0 4096 cowloop $rdo /dev/mapper/ncow${*:+ $# $*}"; }
+arm() { dmsetup message ncow 0 arm "$@"; }
+disarm() { dmsetup message ncow 0 disarm; }
+hits() { dmsetup status ncow | cut -d ' ' -f 5; }
+# fresh OPTION...: 16 units have been synced
+fresh() {
+	disarm
+	dd if=/dev/zero of=$cow bs=1M count=4 oflag=direct status=none
+	cp base.model model
+	dmsetup create t --table "$(line "$@")"
+	put 0 16
+	message sync
+	cp model synced.model
+}
+# finish NAME: in the end all is there
+finish() {
+	disarm
+	runs "$1: sync, now that there is room" message sync
+	runs "$1: all is right" all_right
+	runs "$1: so is a new write" put 400
+	runs "$1: sync again" message sync
+	is "$(cowstat t state)" clean "$1: clean"
+	dmsetup remove t
+	runs "$1: the cowfile is good" on_disk dirty
+	dmsetup create t --table "$(line)"
+	runs "$1: all is there when it is opened again" all_right
+	dmsetup remove t
+}
+# on_disk FIELD...: of the cowfile; not from the page cache, which does not know what ncow is given
+on_disk() {
+	dd if=$cow of=image bs=1M count=4 iflag=direct status=none
+	cowhead image "$@"
+}
+# crashed REGION: what is on disk now has what was synced
+crashed() {
+	dd if=$cow of=/dev/ram2 bs=1M count=4 iflag=direct oflag=direct status=none
+	dmsetup create crashed --table "0 4096 cowloop $rdo /dev/ram2${repair:+ 1 repair}" &&
+		cowtest verify /dev/mapper/crashed --model synced.model --region "$1"
+	status=$?
+	dmsetup remove crashed
+	return $status
+}
+
+for format in 2 1; do
+	units=$([ $format = 2 ]; echo $((1 + $? * 3))) # in 4 KiB
+	repair=''
+	[ $format = 2 ] || repair=repair
+
+	name="commit, format $format"
+	fresh format:$format
+	put 32 3
+	events=$(dmsetup info -c --noheadings -o events t)
+	arm write 1 enospc 0
+	no_space "$name: a flush" flush
+	is "$(cowstat t used state mode)" "$((19 * units)) dirty out_of_space" "$name: mode out_of_space"
+	settles $((events + 1)) "$name: an event" dmsetup info -c --noheadings -o events t
+	fails "$name: sync" message sync
+	no_space "$name: a write with FUA" put 33 1 --fua
+	no_space "$name: a first write" put 100
+	runs "$name: all is right" all_right
+	runs "$name: and on disk what was synced" crashed 0:64K
+	if [ $format = 2 ]; then
+		sleep 5.5
+		is "$(cowstat t mode)" out_of_space "$name: the timer can't commit either"
+		is "$(dmsetup info -c --noheadings -o events t)" $((events + 1)) "$name: no event more"
+	fi
+	finish "$name"
+
+	# each write of an operation by itself
+	for op in first_write flush sync suspend; do
+		problems='' n=0
+		while [ $((n += 1)) -lt 30 ]; do
+			fresh format:$format
+			[ $op = first_write ] || put 32 3
+			arm write $n enospc
+			case $op in
+			first_write) put 200 2 ;;
+			flush) flush ;;
+			sync) message sync ;;
+			suspend) dmsetup suspend t ;;
+			esac >out 2>&1
+			result=$?
+			met=$(hits)
+			[ $op != suspend ] || dmsetup resume t
+			[ "$met" = 0 ] || [ $op = suspend ] || [ $result != 0 ] || problems="$problems; $n: nobody was told"
+			[ "$met" != 0 ] || [ $result = 0 ] || problems="$problems; $n: failed: $(cat out)"
+			case $(cowstat t mode) in
+			rw) [ "$met" = 0 ] || problems="$problems; $n: mode rw" ;;
+			out_of_space) [ "$met" != 0 ] || problems="$problems; $n: mode out_of_space" ;;
+			*) problems="$problems; $n: mode $(cowstat t mode)" ;;
+			esac
+			disarm
+			all_right >out 2>&1 || problems="$problems; $n: wrong: $(cat out)"
+			put 300 >out 2>&1 && message sync >>out 2>&1 || problems="$problems; $n: no write, or no sync: $(cat out)"
+			is_clean=$(cowstat t state)
+			[ "$is_clean" = clean ] || problems="$problems; $n: $is_clean"
+			dmsetup remove t
+			on_disk dirty >out 2>&1 || problems="$problems; $n: a bad cowfile: $(cat out)"
+			dmsetup create t --table "$(line)"
+			all_right >out 2>&1 || problems="$problems; $n: wrong when opened again: $(cat out)"
+			dmsetup remove t
+			[ "$met" != 0 ] || break
+		done
+		[ ! "$problems" ] && [ $n -gt 1 ] && [ $n -lt 30 ]
+		ok $? "format $format: $op: each of $((n - 1)) writes finds no space" || diag "$problems"
+	done
+
+	name="removal, format $format"
+	fresh format:$format
+	put 32 3
+	arm write 1 enospc 0
+	runs "$name: goes" timeout 60 dmsetup remove t
+	disarm
+	# shellcheck disable=SC2086 # none, or one word
+	dmsetup create t --table "$(line $repair)"
+	runs "$name: what was synced is there" cowtest verify $dev --model synced.model --region 0:64K
+	dmsetup remove t
+
+	name="discard, format $format"
+	fresh format:$format
+	put 32 3
+	flush
+	arm write 1 enospc 0
+	fails "$name: finds no space for its commit" timeout 60 blkdiscard -o $((4 * 4096)) -l $((2 * 4096)) $dev
+	is "$(cowstat t mode)" out_of_space "$name: mode out_of_space"
+	runs "$name: all else is right" cowtest verify $dev --model model --region 24K:2072576
+	runs "$name: so it is on disk" crashed 24K:40K
+	disarm
+	put 4 2
+	finish "$name"
+done
+
+fresh
+put 32 3
+arm write 1 enospc 0
+no_space 'timer: a flush' flush
+disarm
+settles 19 'timer: commits when there is room' on_disk popcount
+finish timer
+
+# --- Flushes that wait --------------------------------------------------------------------------------------
+
+# waiting: a flush that waits for a commit that waits for space
+waiting() {
+	fresh queue_if_no_space
+	put 32 3
+	arm write 1 enospc 0
+	rm -f status
+	(flush >out 2>&1; echo $? >status) &
+	flusher=$!
+	sleep 2
+	fails "$1: a flush waits" test -e status
+}
+waiting 'room below'
+disarm
+wait $flusher
+is "$(cat status)" 0 "room below: the flush ends well" || diag "$(cat out)"
+is "$(on_disk popcount)" 19 "room below: its bits are on disk"
+finish 'room below'
+
+waiting 'suspend --noflush'
+runs 'suspend --noflush' timeout 60 dmsetup suspend --noflush t
+sleep 0.5
+dmsetup resume t
+sleep 0.5
+fails 'suspend --noflush: the flush still waits' test -e status
+disarm
+wait $flusher
+is "$(cat status)" 0 "suspend --noflush: the flush ends well" || diag "$(cat out)"
+finish 'suspend --noflush'
+
+waiting suspend
+runs 'suspend' timeout 60 dmsetup suspend t
+wait $flusher
+is "$(cat status)" 3 "suspend: the flush fails" || diag "$(cat out)"
+like "$(cat out)" ENOSPC "suspend: with ENOSPC"
+dmsetup resume t
+finish suspend
+
+waiting read_only
+fails 'read_only: finds no space' message read_only
+wait $flusher
+is "$(cat status)" 3 "read_only: the flush fails" || diag "$(cat out)"
+disarm
+runs 'read_only: works when there is' message read_only
+is "$(cowstat t state mode)" "clean ro" "read_only: mode ro"
+runs 'read_only: all is right' all_right
+dmsetup remove t
+
+dmsetup remove ncow rdo
+done_testing
