@@ -43,4 +43,14 @@ static inline bool cow_hides_no_space(struct block_device *bdev)
 #endif
 }
 
+/*
+ * What writes to a cow device need besides. In the same loop devices the error of
+ * one bio is lost if another one in the same request is written after it: so each
+ * gets a request of its own.
+ */
+static inline blk_opf_t cow_write_flags(struct block_device *bdev)
+{
+	return cow_hides_no_space(bdev) ? REQ_NOMERGE : 0;
+}
+
 #endif /* DM_COWLOOP_COMPAT_H */

@@ -545,7 +545,8 @@ static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
 
 	w = &md->writes[md->nr_writes++];
 	w->buf = buf;
-	bio_init(w->bio, md->cow, &w->bvec, 1, REQ_OP_WRITE | REQ_META | REQ_SYNC | opf);
+	opf |= REQ_OP_WRITE | REQ_META | REQ_SYNC | cow_write_flags(md->cow);
+	bio_init(w->bio, md->cow, &w->bvec, 1, opf);
 	w->bio->bi_iter.bi_sector =
 		dm_bufio_get_block_number(buf) << (md->block_shift - SECTOR_SHIFT);
 	w->bio->bi_private = md;

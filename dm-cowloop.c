@@ -173,6 +173,7 @@ struct cowloop {
 	struct cow_stats __percpu *stats;
 	unsigned int unit_shift;	/* of a unit, in sectors */
 	enum cow_mode mode;
+	blk_opf_t write_flags;		/* cow_write_flags() */
 	struct dm_dev *rdo;
 	struct dm_dev *cow;		/* NULL once it has been let go */
 	sector_t data_sector;		/* of unit 0 in the cow device */
@@ -339,6 +340,8 @@ static int remap_to_rdo(struct cowloop *cow, struct bio *bio)
 
 static int remap_to_cow(struct cowloop *cow, struct bio *bio)
 {
+	if (op_is_write(bio_op(bio)))
+		bio->bi_opf |= cow->write_flags;
 	bio_set_dev(bio, cow->cow->bdev);
 	bio->bi_iter.bi_sector += cow->data_sector;
 
@@ -1250,7 +1253,7 @@ static void copyup_store(struct work_struct *work)
 	/* The last unit may end within a block of the cow device. */
 	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow->bdev)),
 				  1U << (cow->unit_shift + SECTOR_SHIFT));
-	blk_opf_t opf = REQ_OP_WRITE;
+	blk_opf_t opf = REQ_OP_WRITE | cow->write_flags;
 	struct bio *bio, *store;
 
 	spin_lock_irq(&bucket->lock);
@@ -1743,6 +1746,9 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 
 	if (unlikely(bio_op(bio) == REQ_OP_DISCARD))
 		return map_discard(cow, bio);
+	/* Units that are in the cowfile have space there: rewriting them takes none. */
+	if (unlikely(bio_op(bio) == REQ_OP_WRITE_ZEROES))
+		bio->bi_opf |= REQ_NOUNMAP;
 	r = map_write(cow, bio, &data);
 	if (unlikely(data))
 		mempool_free(data, &cow->units);
@@ -2189,6 +2195,7 @@ static int set_up(struct cowloop *cow)
 	cow->data_sector = cow_md_data_sector(cow->md);
 	cow->units_end = geo->rdo_sectors;
 	cow->zero_needs_commit = geo->format == 1;
+	cow->write_flags = cow_write_flags(cow->cow->bdev);
 
 	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
 		DMWARN("%s: cow device %pg: unknown compat_ro features: writes will fail",
@@ -2451,6 +2458,12 @@ static int change_units(struct cowloop *cow, char **argv, u64 *option)
 		return -EINVAL;
 	}
 	WRITE_ONCE(*option, units);
+	/* Low water is told again where it is set. */
+	if (option == &cow->opt.low_water) {
+		spin_lock_irq(&cow->lock);
+		WRITE_ONCE(cow->low, false);
+		spin_unlock_irq(&cow->lock);
+	}
 
 	cow_md_set_limit(cow->md, cow->opt.limit, cow->opt.reserve);
 	if (cow->mode <= COW_MODE_OUT_OF_SPACE) {
