@@ -128,6 +128,62 @@ made ext4 96M "mkfs.ext4 -q" format:1
 made ext4 96M "mkfs.ext4 -q" mapunit:65536
 made xfs 320M "mkfs.xfs -q -f" format:2
 
+# --- Discards -----------------------------------------------------------------------------------------------
+
+# trimmed FORMAT: what a filesystem discards is no longer in the cowfile, and takes no room there
+trimmed() {
+	name="discards, $1"
+	image 96M
+	truncate -s 100M cow
+	cow=$(loopdev cow)
+	cowopen t "$rdo" "$cow" "$1"
+	cowtest io /dev/mapper/t 32M 48M --write --stamp 1
+	runs "$name: make a filesystem" mkfs.ext4 -q -E discard,lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/t
+	used=$(cowstat t used)
+	ok $((used * $(cowstat t mapunit) > 24 << 20)) "$name: what was there is discarded: $used units left"
+	mount -t ext4 /dev/mapper/t mnt
+	source_tree mnt
+	cowtest fill mnt/large --size 20M >/dev/null
+	sync -f mnt
+	used=$(cowstat t used) blocks_used=$(stat -c %b cow)
+	rm mnt/large
+	checksums mnt >sums
+	sync -f mnt
+	runs "$name: fstrim" fstrim -v mnt
+	# shellcheck disable=SC2154 # runs sets it
+	diag "$tap_out"
+	freed=$(((used - $(cowstat t used)) * $(cowstat t mapunit) >> 20))
+	ok $((freed < 20)) "$name: $freed MiB less in the cowfile"
+	freed=$(((blocks_used - $(stat -c %b cow)) / 2048))
+	ok $((freed < 19)) "$name: $freed MiB less on disk"
+	runs "$name: unmount" umount mnt
+	runs "$name: nothing to repair" check_fs ext4 /dev/mapper/t
+	used=$(cowstat t used)
+	is "$(cowstat t mode errors)" "rw 0" "$name: no error"
+	dmsetup remove t
+	is "$(cowhead cow dirty cowused popcount)" "0 $used $used" "$name: the cowfile is good, and clean"
+
+	cowopen t "$rdo" "$cow"
+	mount -t ext4 /dev/mapper/t mnt
+	checksums mnt | diff sums - >out
+	ok $? "$name: opened again, all is there" || diag "$(head -n 20 out)"
+	umount mnt
+	fails "$name: no secure discard" blkdiscard -f -s /dev/mapper/t
+	runs "$name: blkdiscard -z" blkdiscard -f -z /dev/mapper/t
+	is "$(cowstat t used mode)" "$(cowstat t total) rw" "$name: which is a write"
+	cmp -n $((96 << 20)) /dev/mapper/t /dev/zero
+	ok $? "$name: of zeroes"
+	runs "$name: blkdiscard" blkdiscard -f /dev/mapper/t
+	is "$(cowstat t used mode)" "0 rw" "$name: nothing is left"
+	dmsetup remove t
+	losetup -d "$rdo"
+	losetup -d "$cow"
+	unchanged "$name"
+	rm cow
+}
+trimmed format:1
+trimmed format:2
+
 # --- An image as rdo, changed through two devices -----------------------------------------------------------
 
 mkdir tree
