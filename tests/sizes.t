@@ -107,6 +107,45 @@ large "6 TiB, large units" $((6 * tib)) $((1 << 30)) mapunit:1048576 -- $around 
 large "4 TiB and more, format 1" $((4 * tib + (64 << 20))) $((1 << 30)) format:1 -- $around $((2 * tib)) $((4 * tib)) \
 	$((4 * tib + (32 << 20))) $((4 * tib + (64 << 20) - around))
 
+# --- A large device, discarded ------------------------------------------------------------------------------
+
+name="1 TiB, discarded"
+truncate -s 1T rdo
+truncate -s $((tib + (1 << 30))) cow
+rdo=$(loopdev rdo -r)
+cow=$(loopdev cow)
+cowopen t "$rdo" "$cow"
+start=$(now)
+perl -we 'srand 1;
+	open(my $fh, "+<:raw", $ARGV[0]) or die "$ARGV[0]: $!\n";
+	my %units;
+	$units{int rand $ARGV[1]} = 1 while keys %units < $ARGV[2];
+	for (keys %units) {
+		sysseek $fh, $_ * 4096, 0;
+		syswrite($fh, "unit $_\n" x 512, 4096) or die "unit $_: $!\n";
+	}
+	close $fh or die "close: $!\n"' $dev $((tib / 4096)) 3000
+ok $? "$name: random units are written"
+runs "$name: sync" dmsetup message t 0 sync
+is "$(cowstat t used)" 3000 "$name: so many are in use"
+diag "$name: $(since "$start") to write them"
+blocks=$(stat -c %b cow)
+start=$(now)
+runs "$name: blkdiscard" blkdiscard $dev
+diag "$name: $(since "$start") to discard it"
+is "$(cowstat t used discarded_units mode errors)" "0 3000 rw 0" "$name: nothing is left"
+freed=$(((blocks - $(stat -c %b cow)) / 8))
+is $freed 3000 "$name: their space was given back"
+dmsetup remove t
+cowopen t "$rdo" "$cow"
+is "$(cowstat t used state)" "0 clean" "$name: opened again, nothing is there"
+cmp -n $((64 << 20)) $dev /dev/zero
+ok $? "$name: it is rdo"
+dmsetup remove t
+losetup -d "$rdo"
+losetup -d "$cow"
+rm rdo cow
+
 # --- Small devices, and sizes that are no multiple of anything ----------------------------------------------
 
 # write OFFSET LENGTH STAMP: to the device, and to the file "want"
