@@ -112,12 +112,17 @@ static bool clash(const struct record *r, const struct record *others, unsigned 
 static bool choose_other(struct work *work, const struct record *writes, unsigned int nr,
 			 struct record *r, uint64_t bytes[2])
 {
+	const uint64_t unit = work->opt->unit / SECTOR;
 	const bool discard = rnd(3);
 
 	choose_range(work, &r->sector, &r->count);
 	/* Larger than writes, so that they meet something that was written. */
 	if (discard && rnd(4))
 		r->count *= 1 + rnd(32);
+	if (discard && unit && rnd(2)) {
+		r->sector -= r->sector % unit;
+		r->count = (r->count + unit - 1) / unit * unit;
+	}
 	if (discard && !rnd(20)) {
 		r->sector = 0;
 		r->count = work->sectors;
@@ -132,7 +137,6 @@ static bool choose_other(struct work *work, const struct record *writes, unsigne
 	bytes[0] = r->sector * SECTOR;
 	bytes[1] = (uint64_t)r->count * SECTOR;
 	if (discard) {
-		const uint64_t unit = work->opt->unit / SECTOR;
 		uint64_t end = r->sector + r->count;
 
 		/* The last unit may be short. */

@@ -41,6 +41,7 @@ recorded() {
 	dmsetup create work --table "0 $sectors cowloop /dev/mapper/zeroes-rdo /dev/mapper/zeroes-log $options"
 	runs "$name: the work" cowcrash work /dev/mapper/work --cowloop work --log log --journal /tmp/journal \
 		--seed "$sectors" --ops "$OPS" --unit "$unit"
+	# shellcheck disable=SC2154 # runs sets it
 	diag "$tap_out"
 	dmsetup remove zeroes-log zeroes-rdo
 	dmsetup remove log
