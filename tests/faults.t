@@ -16,10 +16,12 @@ SECTORS=2048 COW_SECTORS=2560
 DEV=/dev/mapper/w
 POWER_CUT='drop 0'
 
-modprobe brd rd_nr=2 rd_size=4096
+# The cow device has discards, and is given write-zeroes, which discards take in format 1.
+modprobe null_blk nr_devices=2 gb=1 memory_backed=1 discard=1
+modprobe -a dm-nth dm-zeroes
 cd /tmp || exit 1
-dmsetup create rdo --table "0 $SECTORS linear /dev/ram0 0"
-dmsetup create cow --table "0 $COW_SECTORS linear /dev/ram1 0"
+dmsetup create rdo --table "0 $SECTORS linear /dev/nullb0 0"
+dmsetup create cow --table "0 $COW_SECTORS zeroes /dev/nullb1"
 cowtest fill /dev/mapper/rdo --seed 7 >/dev/null
 dmsetup create nrdo --table "0 $SECTORS nth /dev/mapper/rdo"
 dmsetup create ncow --table "0 $COW_SECTORS nth /dev/mapper/cow"
@@ -63,6 +65,9 @@ pre_sync() { create "$options" && write_some; }
 op_sync() { dmsetup message w 0 sync; }
 pre_removal() { create "$options" && write_some; }
 op_removal() { dmsetup remove w; }
+# parts of two units that were written before, and what is between
+pre_discard() { create "$options" && write_some && dmsetup message w 0 sync; }
+op_discard() { cowtest io $DEV 132608 31744 --discard; }
 # a dirty cowfile of format 1, as a crash leaves it
 pre_repair() {
 	create "$options" && write_some && cowtest io $DEV --flush && dd if=/dev/mapper/cow of=dirty bs=1M iflag=direct \
@@ -79,6 +84,21 @@ $op, $device $kind $n $how: $*"; }
 old_or_new() {
 	cowtest io $DEV 131072 131072 --read --model saved-model >found 2>&1 || return 1
 	! awk '$3 != "base" && $3 != 0 && !($3 >= 1000 && $3 <= 1002)' found | grep -q .
+}
+
+# kept: what was synced of units that a discard covers only in part is there, and if it was told to be done the others
+# are rdo's or zeroes
+kept() {
+	awk -v format="${options:-2}" -v done="$result" '
+		{ for (i = 0; i < $2; i++) stamp[$1 + i] = $3 }
+		END {
+			# a unit of 4 KiB, or two of 1 KiB; then what is discarded
+			end = format == 2 ? 264 : 260
+			for (s = 256; s < 288; s++)
+				if (s < end ? stamp[s] != 1000 : done == 0 && stamp[s] == 1000)
+					exit 1
+			exit !(stamp[320] == 1001 && stamp[322] == 1002 && stamp[323] == 1002)
+		}' found
 }
 
 # trial: one fault; sets hit when the fault was met
@@ -99,6 +119,8 @@ trial() {
 		! field events >/dev/null 2>&1 || dmsetup remove w || problem "can't be removed"
 		disarm
 		reopen
+		result=1
+		[ "$op" != discard ] || kept || problem "a discard has taken what it does not cover: $(cat found)"
 		return
 	fi
 	disarm
@@ -115,7 +137,7 @@ trial() {
 
 	if field events >/dev/null 2>&1; then
 		case $(mode) in
-		rw)
+		rw | out_of_space)
 			[ "$op" != commit ] && [ "$op" != sync ] || [ $result = 0 ] || problem "mode rw after a failed commit"
 			put 262144 4096 1000 >out 2>&1 && dmsetup message w 0 sync >>out 2>&1 ||
 				problem "mode rw, but writes fail after the fault: $(cat out)"
@@ -130,10 +152,12 @@ trial() {
 		esac
 		cowtest verify $DEV --model model --region 0:128K >out 2>&1 || problem "synced data is gone: $(cat out)"
 		old_or_new || problem "neither old nor new: $(cat found)"
+		[ "$op" != discard ] || kept || problem "discarded too much or too little: $(cat found)"
 		dmsetup remove w || problem "can't be removed"
 	fi
 
 	reopen
+	[ "$op" != discard ] || kept || problem "discarded too much or too little, opened again: $(cat found)"
 	if [ $result = 0 ]; then
 		case $op in
 		commit | sync)
@@ -177,7 +201,7 @@ for options in '' '1 format:1'; do
 	# of a cowfile that is new, nothing has been written
 	rm -f fresh-model
 	cowtest run /dev/mapper/rdo --model fresh-model --base-seed 7 --ops 0 >/dev/null
-	for op in open format read first_write copyup commit sync removal repair; do
+	for op in open format read first_write copyup commit sync discard removal repair; do
 		[ "$op" != repair ] || [ "$options" ] || continue
 		for fault in 'rdo read' 'cow read' 'cow write' 'cow flush'; do
 			# shellcheck disable=SC2086
@@ -185,10 +209,12 @@ for options in '' '1 format:1'; do
 		done
 	done
 	faults first_write cow write enospc
-	for op in first_write copyup commit sync removal; do
+	faults discard cow write enospc
+	faults discard cow write 'enospc 0'
+	for op in first_write copyup commit sync discard removal; do
 		faults $op cow write timeout
 	done
-	for op in format first_write copyup commit sync removal repair; do
+	for op in format first_write copyup commit sync discard removal repair; do
 		[ "$op" != repair ] || [ "$options" ] || continue
 		faults $op cow write "$POWER_CUT"
 	done
