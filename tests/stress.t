@@ -23,7 +23,8 @@ for setting; do
 	esac
 done
 
-# Ramdisks that write sectors in one piece; brd does not. Write-zeroes are given to them.
+# Ramdisks that write sectors in one piece; brd does not. Write-zeroes are given to them, and these and discards take
+# their time.
 modprobe null_blk nr_devices=2 gb=1 memory_backed=1 discard=1
 modprobe -a dm-delay dm-nth dm-zeroes
 size=0 format=2 unit=4096
@@ -39,7 +40,7 @@ below() {
 	dmsetup create rdo-below --table "0 $2 $rdo_line"
 	dmsetup create cow-below --table "0 $(($2 + 512)) $cow_line"
 	dmsetup create rdo --table "0 $2 zeroes /dev/mapper/rdo-below"
-	dmsetup create cow --table "0 $(($2 + 512)) zeroes /dev/mapper/cow-below"
+	dmsetup create cow --table "0 $(($2 + 512)) zeroes /dev/mapper/cow-below 4"
 	cowstress fill /dev/mapper/rdo
 	sum=$(sha256sum /dev/mapper/rdo)
 }

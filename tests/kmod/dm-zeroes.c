@@ -3,19 +3,31 @@
  * dm-zeroes: a device-mapper target for tests. Gives write-zeroes to a device
  * that has none, by writing zeroes to it, and passes everything else on.
  *
- *	<start> <length> zeroes <dev>
+ *	<start> <length> zeroes <dev> [<delay>]
+ *
+ * Discards and write-zeroes begin <delay> milliseconds later, so that other
+ * writes, which do not, can overtake them.
  */
 
 #include <linux/bio.h>
 #include <linux/device-mapper.h>
 #include <linux/dm-kcopyd.h>
 #include <linux/module.h>
+#include <linux/workqueue.h>
 
 #define DM_MSG_PREFIX "zeroes"
 
 struct zeroes {
 	struct dm_dev *dev;
 	struct dm_kcopyd_client *kcopyd;
+	unsigned int delay;	/* in milliseconds */
+};
+
+/* A discard or write-zeroes that is to begin later */
+struct zeroes_io {
+	struct delayed_work work;
+	struct dm_target *ti;
+	struct bio *bio;
 };
 
 static int zeroes_ctr(struct dm_target *ti, unsigned int argc, char **argv)
@@ -23,8 +35,8 @@ static int zeroes_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	struct zeroes *zeroes;
 	int r;
 
-	if (argc != 1) {
-		ti->error = "Requires <dev>";
+	if (argc != 1 && argc != 2) {
+		ti->error = "Requires <dev> [<delay>]";
 		return -EINVAL;
 	}
 	zeroes = kzalloc(sizeof(*zeroes), GFP_KERNEL);
@@ -44,7 +56,15 @@ static int zeroes_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		dm_kcopyd_client_destroy(zeroes->kcopyd);
 		goto bad;
 	}
+	if (argc == 2 && kstrtouint(argv[1], 10, &zeroes->delay)) {
+		ti->error = "Invalid delay";
+		r = -EINVAL;
+		dm_put_device(ti, zeroes->dev);
+		dm_kcopyd_client_destroy(zeroes->kcopyd);
+		goto bad;
+	}
 	ti->private = zeroes;
+	ti->per_io_data_size = sizeof(struct zeroes_io);
 	ti->num_flush_bios = 1;
 	ti->num_discard_bios = 1;
 	ti->num_write_zeroes_bios = 1;
@@ -73,7 +93,7 @@ static void zeroes_written(int read_error, unsigned long write_error, void *cont
 	bio_endio(bio);
 }
 
-static int zeroes_map(struct dm_target *ti, struct bio *bio)
+static int zeroes_begin(struct dm_target *ti, struct bio *bio)
 {
 	struct zeroes *zeroes = ti->private;
 	struct dm_io_region to = {
@@ -90,6 +110,30 @@ static int zeroes_map(struct dm_target *ti, struct bio *bio)
 	bio->bi_iter.bi_sector = to.sector;
 
 	return DM_MAPIO_REMAPPED;
+}
+
+static void zeroes_later(struct work_struct *work)
+{
+	struct zeroes_io *io = container_of(to_delayed_work(work), struct zeroes_io, work);
+
+	if (zeroes_begin(io->ti, io->bio) == DM_MAPIO_REMAPPED)
+		submit_bio_noacct(io->bio);
+}
+
+static int zeroes_map(struct dm_target *ti, struct bio *bio)
+{
+	struct zeroes *zeroes = ti->private;
+	struct zeroes_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	if (!zeroes->delay ||
+	    (bio_op(bio) != REQ_OP_WRITE_ZEROES && bio_op(bio) != REQ_OP_DISCARD))
+		return zeroes_begin(ti, bio);
+	io->ti = ti;
+	io->bio = bio;
+	INIT_DELAYED_WORK(&io->work, zeroes_later);
+	schedule_delayed_work(&io->work, msecs_to_jiffies(zeroes->delay));
+
+	return DM_MAPIO_SUBMITTED;
 }
 
 /* The device has no write-zeroes, but this is not to be held against it. */
