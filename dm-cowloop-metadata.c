@@ -1133,25 +1133,24 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 {
 	const u64 first = staged->region->index * md->region_sectors;
 	const u64 end = first + region_nr_sectors(md, staged->region->index);
+	/* The usual case: one block, which takes the second flush with it. */
+	const bool single = !staged->next && first_block(md, first) == last_block(md, end) &&
+			    !cow_hides_no_space(md->cow);
 	struct cow_stage *stage;
 	int r, error;
 
-	/* The usual case: one block, which takes both flushes with it. */
-	if (!staged->next && first_block(md, first) == last_block(md, end) &&
-	    !cow_hides_no_space(md->cow)) {
-		r = write_staged(md, staged, REQ_PREFLUSH | REQ_FUA);
-		error = wait_for_writes(md);
-		return r ? r : error;
-	}
-
+	/*
+	 * On its own: device-mapper forgets that a flush failed when there is a
+	 * write with it.
+	 */
 	r = dm_bufio_issue_flush(md->bufio);
 	for (stage = staged; stage && !r; stage = stage->next)
-		r = write_staged(md, stage, 0);
+		r = write_staged(md, stage, single ? REQ_FUA : 0);
 	error = wait_for_writes(md);
 	if (!r)
 		r = error;
 
-	return r ? r : dm_bufio_issue_flush(md->bufio);
+	return r || single ? r : dm_bufio_issue_flush(md->bufio);
 }
 
 /*

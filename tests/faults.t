@@ -129,6 +129,8 @@ trial() {
 		removal-*) ;; # can't fail
 		# the bitmap is read ahead, and read again where that has failed
 		open-cow-read*format:1 | repair-cow-read*) ;;
+		# where write-zeroes fail, zeroes are written
+		discard-cow-write*format:1) ;;
 		*) problem "a fault was met, and nobody was told" ;;
 		esac
 	elif [ "$hit" = 0 ] && [ $result != 0 ]; then
