@@ -501,15 +501,18 @@ static void block_written(struct bio *bio)
 		complete(&md->written);
 }
 
-/* Wait for all the blocks that are being written. -ENOSPC, if there is no other error. */
-static int wait_for_writes(struct cow_md *md)
+/*
+ * Wait for all the blocks that are being written. Returns @before, if something has
+ * failed before, or their error: -ENOSPC, if there is no other.
+ */
+static int wait_for_writes(struct cow_md *md, int before)
 {
 	unsigned int i;
 	int r = 0;
 
 	lockdep_assert_held(&md->commit_lock);
 	if (!md->nr_writes)
-		return 0;
+		return before;
 	if (!atomic_dec_and_test(&md->nr_writing))
 		wait_for_completion_io(&md->written);
 
@@ -530,7 +533,7 @@ static int wait_for_writes(struct cow_md *md)
 	atomic_set(&md->nr_writing, 1);
 	reinit_completion(&md->written);
 
-	return r;
+	return before ? before : r;
 }
 
 /* Begin to write a block. Its buffer is released by wait_for_writes(). */
@@ -541,7 +544,7 @@ static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
 	int r = 0;
 
 	if (md->nr_writes == COW_MAX_WRITES)
-		r = wait_for_writes(md);
+		r = wait_for_writes(md, 0);
 
 	w = &md->writes[md->nr_writes++];
 	w->buf = buf;
@@ -568,7 +571,7 @@ static int wait_if_written(struct cow_md *md, struct dm_buffer *buf)
 
 	for (i = 0; i < md->nr_writes; i++)
 		if (md->writes[i].buf == buf)
-			return wait_for_writes(md);
+			return wait_for_writes(md, 0);
 	return 0;
 }
 
@@ -743,7 +746,7 @@ static int region_allocate(struct cow_md *md, u64 index)
 	struct cow_region *r;
 	struct dm_buffer *buf;
 	sector_t block;
-	int ret = 0, error;
+	int ret = 0;
 
 	mutex_lock(&md->commit_lock);
 	/* It may have been evicted, or a commit may have put a marker in its place. */
@@ -761,9 +764,7 @@ static int region_allocate(struct cow_md *md, u64 index)
 				     write_block(md, buf, block ? 0 : REQ_FUA);
 	}
 	/* An error is not final: what could not be written is what was there. */
-	error = wait_for_writes(md);
-	if (!ret)
-		ret = error;
+	ret = wait_for_writes(md, ret);
 	if (!ret)
 		WRITE_ONCE(r->allocated, true);
 out:
@@ -960,7 +961,6 @@ static int head_write(struct cow_md *md)
 	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
 	struct dm_buffer *buf;
 	void *data;
-	int r;
 
 	if (md->geo.format == 2)
 		md->head.csum = cpu_to_le32(~crc32c(~0U, &md->head,
@@ -970,9 +970,8 @@ static int head_write(struct cow_md *md)
 	if (IS_ERR(data))
 		return PTR_ERR(data);
 	memcpy(data, &md->head, size);
-	r = write_block(md, buf, REQ_FUA);
 
-	return r ? r : wait_for_writes(md);
+	return wait_for_writes(md, write_block(md, buf, REQ_FUA));
 }
 
 static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
@@ -1137,7 +1136,7 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	const bool single = !staged->next && first_block(md, first) == last_block(md, end) &&
 			    !cow_hides_no_space(md->cow);
 	struct cow_stage *stage;
-	int r, error;
+	int r;
 
 	/*
 	 * On its own: device-mapper forgets that a flush failed when there is a
@@ -1146,9 +1145,7 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	r = dm_bufio_issue_flush(md->bufio);
 	for (stage = staged; stage && !r; stage = stage->next)
 		r = write_staged(md, stage, single ? REQ_FUA : 0);
-	error = wait_for_writes(md);
-	if (!r)
-		r = error;
+	r = wait_for_writes(md, r);
 
 	return r || single ? r : dm_bufio_issue_flush(md->bufio);
 }

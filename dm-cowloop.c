@@ -377,6 +377,19 @@ static bool begin_other(struct cowloop *cow, struct cow_io *io)
 	return open;
 }
 
+/* Take all the bios off a list of @cow's. Process context. */
+static struct bio_list take_bios(struct cowloop *cow, struct bio_list *list)
+{
+	struct bio_list bios;
+
+	spin_lock_irq(&cow->lock);
+	bios = *list;
+	bio_list_init(list);
+	spin_unlock_irq(&cow->lock);
+
+	return bios;
+}
+
 static int defer_bio(struct cowloop *cow, struct bio *bio)
 {
 	struct bio_list bios = BIO_EMPTY_LIST;
@@ -675,14 +688,9 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios)
 static void do_commit(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, commit_work);
-	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio_list bios = take_bios(cow, &cow->commit_bios);
 	struct bio *bio;
 	int r = 0;
-
-	spin_lock_irq(&cow->lock);
-	bio_list_merge(&bios, &cow->commit_bios);
-	bio_list_init(&cow->commit_bios);
-	spin_unlock_irq(&cow->lock);
 
 	if (!bio_list_empty(&bios) || cow_md_changed(cow->md))
 		r = commit(cow);
@@ -776,6 +784,12 @@ static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
 static bool is_urgent(struct bio *bio)
 {
 	return bio->bi_opf & REQ_META;
+}
+
+/* What finds space where others would not proves nothing. */
+static bool proves_space(struct cowloop *cow, struct bio *bio)
+{
+	return !(cow->opt.reserve && is_urgent(bio));
 }
 
 /*
@@ -1571,10 +1585,7 @@ static int publish_ranges(struct cowloop *cow)
 
 	mutex_lock(&cow->gate_lock);
 	shut_gate(cow);
-	spin_lock_irq(&cow->lock);
-	cow->discarding = cow->discards;
-	bio_list_init(&cow->discards);
-	spin_unlock_irq(&cow->lock);
+	cow->discarding = take_bios(cow, &cow->discards);
 	WRITE_ONCE(cow->ranges_published, !bio_list_empty(&cow->discarding));
 	r = open_gate_locked(cow);
 	mutex_unlock(&cow->gate_lock);
@@ -1597,10 +1608,7 @@ static void withdraw_ranges(struct cowloop *cow, struct bio_list *bios)
 	*bios = cow->discarding;
 	bio_list_init(&cow->discarding);
 
-	spin_lock_irq(&cow->lock);
-	waiters = cow->discard_waiters;
-	bio_list_init(&cow->discard_waiters);
-	spin_unlock_irq(&cow->lock);
+	waiters = take_bios(cow, &cow->discard_waiters);
 	if (!bio_list_empty(&waiters))
 		defer_bios(cow, &waiters);
 	wake_up(&cow->drained);
@@ -1737,9 +1745,7 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].begun);
 	rcu_read_unlock();
 	io->state = COW_IO_WRITE;
-	/* What finds space where others would not proves nothing. */
-	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE &&
-			  !(cow->opt.reserve && is_urgent(bio));
+	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE && proves_space(cow, bio);
 	io->retried = false;
 	io->kept = false;
 	io->committed = false;
@@ -1797,13 +1803,8 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 static void do_deferred(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, deferred_work);
-	struct bio_list bios = BIO_EMPTY_LIST;
+	struct bio_list bios = take_bios(cow, &cow->deferred);
 	struct bio *bio;
-
-	spin_lock_irq(&cow->lock);
-	bio_list_merge(&bios, &cow->deferred);
-	bio_list_init(&cow->deferred);
-	spin_unlock_irq(&cow->lock);
 
 	while ((bio = bio_list_pop(&bios))) {
 		/* It has waited; and an EAGAIN from here would not be tried again. */
@@ -1829,7 +1830,7 @@ static void do_retry(struct work_struct *work)
 		io = dm_per_bio_data(bio, sizeof(*io));
 		io->kept = false;
 		io->retried = true;
-		io->seeks_space = !(cow->opt.reserve && is_urgent(bio));
+		io->seeks_space = proves_space(cow, bio);
 		cow->retrying = true;
 		cow->nr_kept--;
 	}
@@ -2006,6 +2007,15 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 {
 	const struct {
 		const char *name;
+		u64 *units;
+		char *error;
+	} units[] = {
+		{"limit:", &opt->limit, "Invalid limit, must be a number of units"},
+		{"low_water:", &opt->low_water, "Invalid low_water, must be a number of units"},
+		{"reserve:", &opt->reserve, "Invalid reserve, must be a number of units"},
+	};
+	const struct {
+		const char *name;
 		bool *flag;
 	} flags[] = {
 		{"repair", &opt->repair},
@@ -2025,18 +2035,12 @@ static int parse_option(const char *arg, struct cow_options *opt, char **error)
 		return opt->mapunit == COW_V1_MAPUNIT || cow_v2_mapunit_valid(opt->mapunit) ?
 			0 : -EINVAL;
 	}
-	*error = "Invalid limit, must be a number of units";
-	r = option_units(arg, "limit:", &opt->limit);
-	if (r)
-		return min(r, 0);
-	*error = "Invalid low_water, must be a number of units";
-	r = option_units(arg, "low_water:", &opt->low_water);
-	if (r)
-		return min(r, 0);
-	*error = "Invalid reserve, must be a number of units";
-	r = option_units(arg, "reserve:", &opt->reserve);
-	if (r)
-		return min(r, 0);
+	for (i = 0; i < ARRAY_SIZE(units); i++) {
+		*error = units[i].error;
+		r = option_units(arg, units[i].name, units[i].units);
+		if (r)
+			return min(r, 0);
+	}
 	for (i = 0; i < ARRAY_SIZE(flags); i++)
 		if (!strcmp(arg, flags[i].name)) {
 			*flags[i].flag = true;

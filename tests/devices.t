@@ -52,9 +52,6 @@ dmsetup create cow --table "0 $((SIZE + 512)) linear /dev/nullb1 0"
 rdo=/dev/mapper/rdo cow=/dev/mapper/cow
 cowstress fill $rdo
 
-# turn NAME TABLE: give a device another table, whatever is open on it
-turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }
-
 # While there are units to be read from rdo, at first, it fails; and then now and then.
 dmsetup create frdo --table "0 $SIZE linear $rdo 0"
 blank $cow

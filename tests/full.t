@@ -70,8 +70,8 @@ no_fault() {
 	xfs) runs "$2: xfs_repair finds nothing" xfs_repair -n $dev ;;
 	esac
 }
-# settles COMMAND: waits until it succeeds, for what filesystems do in the background
-settles() {
+# in_the_end COMMAND: waits until it succeeds, for what filesystems do in the background
+in_the_end() {
 	tries=50
 	until "$@" || [ $((tries -= 1)) -eq 0 ]; do
 		sleep 0.2
@@ -130,7 +130,7 @@ rounds() {
 		runs "$what: files can be deleted" timeout 60 find mnt -maxdepth 1 -type f -delete
 		timeout 60 sync -f mnt 2>/dev/null
 		[ "$option" = discard ] || runs "$what: fstrim" timeout 100 fstrim mnt
-		settles given_back
+		in_the_end given_back
 		given_back
 		ok $? "$what: $full blocks in the cow file go back to $(stat -c %b under/cow), $(cowstat t used) units" ||
 			diag "at first $blocks blocks, $used units"

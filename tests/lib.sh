@@ -77,6 +77,24 @@ exits() {
 # says REGEX NAME: passes when what the last command printed is like that
 says() { like "$out" "$1" "$2"; }
 
+# settles WANT NAME COMMAND...: passes when what COMMAND prints becomes WANT, for what goes on by itself
+settles() {
+	tap_want=$1 tap_name=$2 tap_tries=50
+	shift 2
+	while tap_got=$("$@") && [ "$tap_got" != "$tap_want" ] && [ $((tap_tries -= 1)) -gt 0 ]; do
+		sleep 0.1
+	done
+	is "$tap_got" "$tap_want" "$tap_name"
+}
+
+# no_space NAME COMMAND...: passes when cowtest, which that is, fails with ENOSPC
+no_space() {
+	tap_name=$1
+	shift
+	out=$("$@" 2>&1)
+	like "$?: $out" '^3: .*ENOSPC' "$tap_name"
+}
+
 skip() { tap_count=$((tap_count + 1)); echo "ok $tap_count # SKIP $*"; }
 
 # --- Devices ------------------------------------------------------------------------------------------------
@@ -90,6 +108,9 @@ loopdev() {
 
 # sectors DEVICE: prints its size in 512-byte sectors
 sectors() { blockdev --getsz "$1"; }
+
+# turn NAME TABLE: gives a device another table, whatever is open on it
+turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }
 
 # --- Cowloop ------------------------------------------------------------------------------------------------
 
@@ -157,4 +178,12 @@ cowhead() {
 			for (i = 1; i <= n; i++)
 				printf "%s%s", f[name[i]], i < n ? " " : "\n"
 		}'
+}
+
+# put UNIT [COUNT [OPTION...]]: writes units, of $unit_size bytes or 4 KiB, to $dev, and with the next $stamp
+put() {
+	tap_at=$(($1 * ${unit_size:-4096})) tap_length=$((${2:-1} * ${unit_size:-4096}))
+	shift $(($# < 2 ? $# : 2))
+	stamp=$((stamp + 1))
+	cowtest io "$dev" $tap_at $tap_length --write --stamp $stamp --model model "$@"
 }

@@ -16,32 +16,9 @@ rdo=/dev/mapper/rdo dev=/dev/mapper/t
 stamp=0
 mkdir mnt
 
-# put UNIT [COUNT [OPTION...]]: writes units
-put() {
-	at=$(($1 * 4096)) length=$((${2:-1} * 4096))
-	shift $(($# < 2 ? $# : 2))
-	stamp=$((stamp + 1))
-	cowtest io $dev $at $length --write --stamp $stamp --model model "$@"
-}
-# no_space NAME COMMAND...: passes when it fails with ENOSPC
-no_space() {
-	what=$1
-	shift
-	out=$("$@" 2>&1)
-	like "$?: $out" '^3: .*ENOSPC' "$what"
-}
 flush() { timeout 60 cowtest io $dev --flush; }
 message() { timeout 60 dmsetup message t 0 "$@"; }
 all_right() { cowtest verify $dev --model model; }
-# settles WANT NAME COMMAND...: for what goes on by itself
-settles() {
-	want=$1 what=$2 tries=50
-	shift 2
-	while got=$("$@") && [ "$got" != "$want" ] && [ $((tries -= 1)) -gt 0 ]; do
-		sleep 0.1
-	done
-	is "$got" "$want" "$what"
-}
 
 # --- A bitmap block that is a hole --------------------------------------------------------------------------
 

@@ -21,25 +21,11 @@ cowtest run $rdo --model base.model --ops 0 >/dev/null
 stamp=0
 mkdir mnt
 
-# put UNIT [COUNT [OPTION...]]: writes units; part UNIT: a part of one
-put() {
-	at=$(($1 * unit)) length=$((${2:-1} * unit))
-	shift $(($# < 2 ? $# : 2))
-	stamp=$((stamp + 1))
-	cowtest io $dev $at $length --write --stamp $stamp --model model "$@"
-}
+# part UNIT: writes a part of a unit
 part() {
 	stamp=$((stamp + 1))
-	cowtest io $dev $(($1 * unit + 512)) 512 --write --stamp $stamp --model model
+	cowtest io $dev $(($1 * unit_size + 512)) 512 --write --stamp $stamp --model model
 }
-no_space() {
-	what=$1
-	shift
-	out=$("$@" 2>&1)
-	like "$?: $out" '^3: .*ENOSPC' "$what"
-}
-# turn NAME TABLE: give a device another table, whatever is open on it
-turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }
 open() { cowopen t $rdo "$cow" "$@" || { diag "$(dmesg | tail -n 3)"; echo 'Bail out! no device'; exit 1; }; }
 
 # fill: writes from unit 0 on until there is no space, not even for one unit more; $end is the first that has none
@@ -56,8 +42,8 @@ fill() {
 full() {
 	name=$1
 	shift
-	unit=4096 total=$UNITS
-	case " $* " in *' format:1 '*) unit=1024 total=$((UNITS * 4)) ;; esac
+	unit_size=4096 total=$UNITS
+	case " $* " in *' format:1 '*) unit_size=1024 total=$((UNITS * 4)) ;; esac
 	cp base.model model
 	open "$@"
 	fill

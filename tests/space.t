@@ -38,40 +38,18 @@ finish() {
 	runs "$1: and is there when it is opened again" cowtest verify $dev --model model
 	dmsetup remove t
 }
-# put UNIT [COUNT [OPTION...]]: writes units
-put() {
-	at=$(($1 * 4096)) length=$((${2:-1} * 4096))
-	shift $(($# < 2 ? $# : 2))
-	stamp=$((stamp + 1))
-	cowtest io $dev $at $length --write --stamp $stamp --model model "$@"
-}
 # part UNIT: writes a part of a unit
 part() {
 	stamp=$((stamp + 1))
 	cowtest io $dev $(($1 * 4096 + 512)) 1024 --write --stamp $stamp --model model
 }
-# no_space NAME COMMAND...: passes when it fails with ENOSPC
-no_space() {
-	what=$1
-	shift
-	out=$("$@" 2>&1)
-	like "$?: $out" '^3: .*ENOSPC' "$what"
-}
 message() { dmsetup message t 0 "$@"; }
 events() { dmsetup info -c --noheadings -o events t; }
 space() { cowstat t used limit mode; }
 logged() { dmesg | grep -c "device-mapper: cowloop: .*$1"; }
-# settles COMMAND WANT NAME: events are raised by a worker
-settles() {
-	tries=50
-	while got=$($1) && [ "$got" != "$2" ] && [ $((tries -= 1)) -gt 0 ]; do
-		sleep 0.1
-	done
-	is "$got" "$2" "$3"
-}
 # raised COUNT NAME: so many events since $events; and not one more
 raised() {
-	settles events $((events + $1)) "$2"
+	settles $((events + $1)) "$2" events
 	sleep 0.3
 	is "$(events)" $((events + $1)) "$2, and no more"
 }
