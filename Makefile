@@ -18,7 +18,7 @@ make install-module     the module only; make install-tools the tool only: PREFI
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
-KERNEL=6.1              the kernel for modules, check and demo
+KERNEL=6.12             the kernel for modules, check, bench and demo: see scripts/kernel --list
 V=1                     shows every command
 endef
 export HELP
@@ -37,8 +37,7 @@ install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/bu
 endif
 
 Q := $(if $(V),,@)
-# the headers come without the vmlinux that BTF would be made from, and without the key for signing
-KBUILD = $(MAKE) --no-print-directory -C "$$kdir" M="$$dir" CONFIG_DEBUG_INFO_BTF_MODULES= CONFIG_MODULE_SIG_ALL= $(if $(V),V=1)
+KBUILD = scripts/kbuild "$$kdir" "$$dir" $(if $(V),V=1)
 KBUILD_DIR = kdir="$(strip $(1))" && [ -n "$$kdir" ] && \
 	release=$$(sed -n 's/.*UTS_RELEASE "\(.*\)"/\1/p' "$$kdir/include/generated/utsrelease.h") && dir="$(CURDIR)/build/$$release"
 
