@@ -1310,6 +1310,8 @@ static void copyup_read(unsigned long error, void *context)
 	queue_work(io->cowloop->io_wq, &io->work);
 }
 
+COW_DM_IO_NOTIFY(copyup_read)
+
 static void copyup_start(struct work_struct *work)
 {
 	struct cow_io *io = container_of(work, struct cow_io, work);
@@ -1318,7 +1320,7 @@ static void copyup_start(struct work_struct *work)
 		.bi_opf = REQ_OP_READ,
 		.mem.type = DM_IO_KMEM,
 		.mem.ptr.addr = io->data,
-		.notify.fn = copyup_read,
+		.notify.fn = copyup_read_notify,
 		.notify.context = io,
 		.client = cow->io,
 	};
@@ -2651,8 +2653,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	limits->discard_granularity = max(mapunit, limits->logical_block_size);
 	limits->max_discard_sectors = round_down(UINT_MAX >> SECTOR_SHIFT, 1U << cow->unit_shift);
 	limits->max_hw_discard_sectors = limits->max_discard_sectors;
-	limits->discard_alignment = 0;
-	limits->discard_misaligned = 0;
+	cow_discards_are_aligned(limits);
 }
 
 static struct target_type cowloop_target = {
