@@ -20,6 +20,14 @@
 #endif
 
 /*
+ * Workqueues are for each CPU unless told otherwise; newer kernels know a flag
+ * for that, and later ones warn where there is none.
+ */
+#ifndef COWLOOP_HAVE_WQ_PERCPU
+#define WQ_PERCPU	0
+#endif
+
+/*
  * dm_io() takes an I/O priority since 6.8, and in the stable kernels that got it
  * too; and one more set of bits, see COW_DM_IO_NOTIFY(), in newer ones.
  */

@@ -2153,8 +2153,8 @@ static int alloc_resources(struct cowloop *cow)
 
 	cow->buckets = kvcalloc(1U << COW_BUCKET_BITS, sizeof(*cow->buckets), GFP_KERNEL);
 	cow->stats = alloc_percpu(struct cow_stats);
-	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM, 0);
-	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM, 0);
+	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
 	if (!cow->buckets || !cow->stats || !cow->deferred_wq || !cow->io_wq)
 		return -ENOMEM;
 
