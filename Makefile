@@ -5,6 +5,8 @@
 define HELP
 make                    the module, for the distribution's own kernel, and the tools
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
+make check-smoke        a little of everything, on each kernel that dm-cowloop is for; part of check
+make check-kernels      the whole suite on each of them
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
@@ -18,7 +20,7 @@ make install-module     the module only; make install-tools the tool only: PREFI
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
-KERNEL=6.1              the kernel for modules, check and demo
+KERNEL=6.12             the kernel for modules, check, bench and demo: see scripts/kernel --list
 V=1                     shows every command
 endef
 export HELP
@@ -37,8 +39,7 @@ install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/bu
 endif
 
 Q := $(if $(V),,@)
-# the headers come without the vmlinux that BTF would be made from, and without the key for signing
-KBUILD = $(MAKE) --no-print-directory -C "$$kdir" M="$$dir" CONFIG_DEBUG_INFO_BTF_MODULES= CONFIG_MODULE_SIG_ALL= $(if $(V),V=1)
+KBUILD = scripts/kbuild "$$kdir" "$$dir" $(if $(V),V=1)
 KBUILD_DIR = kdir="$(strip $(1))" && [ -n "$$kdir" ] && \
 	release=$$(sed -n 's/.*UTS_RELEASE "\(.*\)"/\1/p' "$$kdir/include/generated/utsrelease.h") && dir="$(CURDIR)/build/$$release"
 
@@ -166,6 +167,20 @@ check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
+check-smoke:
+	$(Q)$(MAKE) --no-print-directory check T="tests/smoke.t tests/host/kernels.t"
+
+# one after the other, and on with the next when one has failed; what needs no kernel only once
+check-kernels: setup
+	$(Q)failed=; tests="$(wildcard tests/*.t) $(filter-out tests/host/kernels.t,$(wildcard tests/host/*.t))"; \
+	for kernel in $$(scripts/kernel --all); do \
+		scripts/kernel $$kernel >/dev/null; [ $$? != 2 ] || continue; \
+		echo "== Linux $$kernel"; \
+		$(MAKE) --no-print-directory check KERNEL=$$kernel T="$$tests" || failed="$$failed $$kernel"; \
+		tests=$$(grep -lE '^# vm:|scripts/(vm|demo)\>' $$tests); \
+	done; \
+	[ -z "$$failed" ] || { echo "make: tests failed on:$$failed" >&2; exit 1; }
+
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
@@ -211,4 +226,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz

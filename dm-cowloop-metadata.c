@@ -1329,6 +1329,8 @@ static void sample_read(unsigned long error, void *context)
 		complete(&samples->done);
 }
 
+COW_DM_IO_NOTIFY(sample_read)
+
 /*
  * The fingerprint of format 2: a CRC-32C over 64 samples spread over the
  * device, all read at once, since the device may be far away.
@@ -1343,7 +1345,7 @@ static int fingerprint_v2(const struct cow_md_args *args, void *buf, u64 *finger
 	};
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ,
-		.notify.fn = sample_read,
+		.notify.fn = sample_read_notify,
 		.notify.context = &samples,
 		.client = args->io,
 	};

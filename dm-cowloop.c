@@ -2299,8 +2299,8 @@ static int alloc_resources(struct cowloop *cow)
 
 	cow->buckets = kvcalloc(1U << COW_BUCKET_BITS, sizeof(*cow->buckets), GFP_KERNEL);
 	cow->stats = alloc_percpu(struct cow_stats);
-	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM, 0);
-	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM, 0);
+	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
 	if (!cow->buckets || !cow->stats || !cow->deferred_wq || !cow->io_wq)
 		return -ENOMEM;
 
@@ -2889,8 +2889,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	limits->discard_granularity = max(mapunit, limits->logical_block_size);
 	limits->max_discard_sectors = round_down(UINT_MAX >> SECTOR_SHIFT, 1U << cow->unit_shift);
 	limits->max_hw_discard_sectors = limits->max_discard_sectors;
-	limits->discard_alignment = 0;
-	limits->discard_misaligned = 0;
+	cow_discards_are_aligned(limits);
 }
 
 static struct target_type cowloop_target = {
