@@ -5,6 +5,7 @@
 define HELP
 make                    the module, for the distribution's own kernel, and the tools
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
+make lint               what checkpatch, sparse, coccinelle, the compiler's analyzer, shellcheck... say of the source
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
@@ -166,6 +167,9 @@ check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
+lint:
+	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
+
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
@@ -211,4 +215,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz
+.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint
