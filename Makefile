@@ -7,6 +7,7 @@ make                    the module, for the distribution's own kernel, and the t
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
 make check-smoke        a little of everything, on each kernel that dm-cowloop is for; part of check
 make check-kernels      the whole suite on each of them
+make lint               what checkpatch, sparse, coccinelle, the compiler's analyzer, shellcheck... say of the source
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
@@ -181,6 +182,9 @@ check-kernels: setup
 	done; \
 	[ -z "$$failed" ] || { echo "make: tests failed on:$$failed" >&2; exit 1; }
 
+lint:
+	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
+
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
@@ -226,4 +230,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint

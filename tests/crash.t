@@ -7,6 +7,7 @@
 # it with writes lost or torn, would leave behind. Arguments make it longer, OPS=500 SAMPLES=20, or do less: EVERY=5
 # looks at every fifth state, ONLY='format 2' at one of the cowfiles.
 
+# shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
 OPS=60 SAMPLES=6 EVERY=1 ONLY=''

@@ -10,6 +10,7 @@
 # 1 MiB of rdo; the first 128 KiB have been written and synced before, and must stay; an operation writes to sectors
 # in the second 128 KiB, which must be old or new afterwards.
 
+# shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
 SECTORS=2048 COW_SECTORS=2560

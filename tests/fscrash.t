@@ -7,6 +7,7 @@
 # and with writes lost before it, fscrash opens the cowfile, mounts the filesystem that is in it, looks at all files
 # and runs fsck. Arguments make it longer, OPS=500 SAMPLES=4 SEED=7, or do less: ONLY='xfs' is one of the devices.
 
+# shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
 OPS=24 SAMPLES=1 SEED=1 ONLY=''
@@ -43,6 +44,7 @@ recorded() {
 	mount -t "$type" /dev/mapper/work /tmp/mnt || exit 1
 	runs "$name: the work" fscrash work /tmp/mnt --journal /tmp/journal --log log --cowloop work \
 		--seed "$SEED" --ops "$OPS"
+	# shellcheck disable=SC2154 # of runs
 	diag "$tap_out"
 	umount /tmp/mnt
 	dmsetup remove work

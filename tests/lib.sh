@@ -122,6 +122,7 @@ cowfile_server() {
 	mkfifo cowfile.ask cowfile.answer
 	perl /cowloop/tests/cowfile.pl serve cowfile.out <cowfile.ask >cowfile.answer &
 	exec 8>cowfile.ask 9<cowfile.answer
+	# shellcheck disable=SC2317 # by those who started the server
 	cowfile() {
 		echo "$*" >&8
 		read -r tap_status <&9
@@ -185,5 +186,6 @@ put() {
 	tap_at=$(($1 * ${unit_size:-4096})) tap_length=$((${2:-1} * ${unit_size:-4096}))
 	shift $(($# < 2 ? $# : 2))
 	stamp=$((stamp + 1))
+	# shellcheck disable=SC2154 # the test says what dev is
 	cowtest io "$dev" $tap_at $tap_length --write --stamp $stamp --model model "$@"
 }

@@ -8,6 +8,7 @@
 # region of the bitmap that is kept in reserve. Needs a kernel with fault injection: make check KERNEL=debug. STEP=1 has every
 # allocation fail.
 
+# shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
 STEP=47

@@ -13,6 +13,7 @@ cd /tmp || exit 1
 
 modprobe brd rd_nr=3 rd_size=$((160 * 1024))
 rdo=/dev/mapper/rdo dev=/dev/mapper/t
+# shellcheck disable=SC2034 # for put
 stamp=0
 mkdir mnt
 

@@ -346,10 +346,12 @@ static int explain(const struct opening *o, dev_t dev, int err)
 	char *reason = dm_log_last(dev), *user = NULL;
 	int r;
 
+	if (err == EBUSY && o->rdo.block)
+		user = file_used_by(&o->rdo);
 	errno = err;
 	if (err == EBUSY && dm_name_exists(o->name))
 		r = error(BUSY, "%s: there is a device of this name already.", o->name);
-	else if (err == EBUSY && o->rdo.block && (user = file_used_by(&o->rdo)))
+	else if (user)
 		r = error(BUSY, "%s: in use: %s; it can be the read-only device when nobody can write to it.",
 			  o->rdo_path, user);
 	else if (reason && strstr(reason, "Unrecognised optional parameter"))

@@ -1,0 +1,146 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# What checkers say of the source: nothing.
+#
+#   tests/host/lint.t [CHECK...]     (default: all of them, as named below)
+
+# shellcheck disable=SC2317 # the checks are called by name
+
+set -u
+
+top=$(realpath "$(dirname "$0")/../..")
+cd "$top" || exit 1
+PATH=$PATH:/usr/sbin:/sbin
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+export LC_ALL=C.UTF-8
+
+if ! said=$(scripts/setup build lint 2>&1 && scripts/kernel-source scripts 2>&1 && scripts/kernel "${KERNEL:-}" 2>&1); then
+	printf '%s\n' "$said" | sed 's/^/# /'
+	echo "1..0 # SKIP what it takes is not to be had here"
+	exit
+fi
+source='' kdir='' # for these to say
+eval "$(grep -E '^(source|kdir)=' <<<"$said")"
+
+# files PATTERN...: those of the tree, whether it is a clone or not
+files() {
+	local pattern find=()
+	if [ -e .git ]; then
+		git ls-files --cached --others --exclude-standard -- "$@"
+		return
+	fi
+	for pattern; do find+=(-o -path "./$pattern"); done
+	find . -path ./build -prune -o -type f \( -false "${find[@]}" \) -print | sed 's,^\./,,'
+}
+# scripts REGEX: those whose first line is like that
+# shellcheck disable=SC2016 # awk's variables
+scripts() { files '*' | xargs -d '\n' awk -v regex="$1" 'FNR == 1 && $0 ~ regex { print FILENAME } FNR == 2 { nextfile }'; }
+
+mapfile -t kernel < <(files 'dm-cowloop*.[ch]' 'tests/kmod/*.[ch]')
+mapfile -t user < <(files 'tools/*.[ch]' 'dmeventd/*.[ch]')
+mapfile -t programs < <(files 'tools/*.c' 'dmeventd/*.c' 'tests/*.c' | grep -v '^tests/kmod/')
+mapfile -t man < <(files 'man/*')
+
+# --- The checks: each says what it finds, and when there is nothing, nothing ----------------------------------
+
+# checkpatch OPTION... -- FILE...; it leaves a file where it runs
+checkpatch() {
+	local options=()
+	while [ "$1" != -- ]; do options+=("$1"); shift; done
+	shift
+	(cd "$tmp" && perl "$source/scripts/checkpatch.pl" --root="$source" --no-tree --strict --terse --show-types \
+		"${options[@]}" --file "${@/#/$top/}" 2>&1) | sed "s,^$top/,,; /^total: /d; /^find: .*No such file/d"
+}
+# but for where dm-cowloop.h makes up for what userspace has not
+checkpatch_kernel() { checkpatch -- "${kernel[@]}" | grep -v '^dm-cowloop\.h:.*: Prefer __packed over __attribute__'; }
+
+# but for what only the kernel has, what other libraries call things, and what it takes for mistakes
+USER_IGNORES=PREFER_KERNEL_TYPES,PREFER_DEFINED_ATTRIBUTE_MACRO,BIT_MACRO,ARRAY_SIZE,VOLATILE,CAMELCASE,USE_NEGATIVE_ERRNO
+USER_IGNORES+=,ENOSYS,EMBEDDED_FUNCTION_NAME,SYMBOLIC_PERMS,LONG_LINE_STRING,LONG_LINE,MULTIPLE_ASSIGNMENTS,STATIC_CONST_CHAR_ARRAY
+USER_IGNORES+=,UNSPECIFIED_INT,REPEATED_WORD
+checkpatch_user() { checkpatch --max-line-length=120 --ignore "$USER_IGNORES" -- "${user[@]}"; }
+
+# module NAME FILE...: builds that with all that the compiler warns of, and has sparse read what is compiled
+module() {
+	local dir=$tmp/$1
+	shift
+	mkdir "$dir" && ln -s "${@/#/$top/}" "$dir"
+	if ! make -C "$kdir" M="$dir" CONFIG_DEBUG_INFO_BTF_MODULES= CONFIG_MODULE_SIG_ALL= W=1 C=1 modules >"$dir.log" 2>&1 ||
+		! grep -q '^  CHECK ' "$dir.log" || grep -qE 'warning:|error:|WARNING|ERROR' "$dir.log"; then
+		cat "$dir.log"
+	fi
+}
+sparse_module() { module module Kbuild dm-cowloop*.[ch]; }
+sparse_kmod() { module kmod tests/kmod/*; }
+
+# the kernel's own rules, but for the few that need an OCaml compiler
+coccinelle() {
+	local dir=$tmp/cocci include rule
+	mkdir "$dir" && ln -s "${kernel[@]/#/$top/}" "$dir"
+	# shellcheck disable=SC2016 # make's variable
+	printf 'include Makefile\nlinuxinclude:\n\t@echo $(LINUXINCLUDE)\n' >"$tmp/include.mk"
+	# with M, or kbuild would make the headers' configuration anew, and spoil the headers
+	include=$(make -s -C "$kdir" M="$dir" -f "$tmp/include.mk" linuxinclude 2>/dev/null)
+	find "$source/scripts/coccinelle" -name '*.cocci' -exec grep -L ':ocaml' {} + | sort >"$tmp/rules"
+	[ -s "$tmp/rules" ] || echo "no rules in $source"
+	while read -r rule; do
+		MODE=report V=0 J=1 COCCI=$rule KBUILD_EXTMOD=$dir srctree=$source LINUXINCLUDE=$include \
+			bash "$source/scripts/coccicheck" >"$tmp/cocci.log" 2>&1 </dev/null || cat "$tmp/cocci.log"
+		grep "^$dir/" "$tmp/cocci.log"
+	done <"$tmp/rules"
+}
+
+# the compiler, with its analyzer, which follows each function to its ends
+WARNINGS='-Wshadow -Wundef -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition -Wpointer-arith -Wvla -Wformat=2
+	-Wno-format-nonliteral -Wduplicated-cond -Wlogical-op -Wnull-dereference -Wcast-align -Wunused-macros
+	-Wdeclaration-after-statement'
+analyzer() {
+	cat >"$tmp/analyzer.mk" <<-END
+		include Makefile
+		analyze: $(printf '%s.lint ' "${programs[@]}")
+		%.c.lint: %.c; @\$(CC) \$(STRICT) -DCOWSETUP_VERSION='""' -I. \$(LIBS_CFLAGS) \$(CFLAGS) -pthread -fanalyzer $(tr -d '\n' <<<"$WARNINGS") -c -o /dev/null \$<
+	END
+	make --no-print-directory -f "$tmp/analyzer.mk" analyze 2>&1
+}
+
+# shellcheck disable=SC2016 # a regular expression
+shell() { { scripts '^#!.*/(env )?(sh|dash|bash)' && scripts '^# shellcheck shell=' && files '*/lib.sh'; } | sort -u | xargs shellcheck --format=gcc; }
+perl_syntax() { files '*.pl' | xargs -n 1 perl -wc 2>&1 | grep -v ' syntax OK$'; }
+
+man_mandoc() { mandoc -T lint -W warning "${man[@]}"; }
+# on a terminal of 80 columns
+man_groff() { for page in "${man[@]}"; do groff -t -man -ww -z -Tutf8 -K utf8 -rLL=78n "$page" 2>&1; done; }
+
+rst() { for page in $(files 'Documentation/*.rst'); do rst2xml --report=1 "$page" /dev/null 2>&1; done; }
+
+text() { files '*' | grep -vE '^(LICENSE$|tests/fuzz/corpus/|tests/fixtures/)'; }
+# but for the requests that man pages are made of
+spelling() { text | xargs codespell -L te,bu,fro; }
+
+licence() {
+	text | grep -vE '^(tests/broken/|debian/|CHANGELOG$)|\.md$' | xargs grep -L 'SPDX-License-Identifier: GPL-2.0-only' |
+		sed 's/$/: no SPDX line/'
+}
+
+# --- TAP ------------------------------------------------------------------------------------------------------
+
+all='checkpatch_kernel checkpatch_user sparse_module sparse_kmod coccinelle analyzer shell perl_syntax man_mandoc man_groff
+	rst spelling licence'
+# shellcheck disable=SC2086 # several words
+[ $# -gt 0 ] || set -- $all
+echo "1..$#"
+n=0 failed=0
+for check; do
+	n=$((n + 1))
+	"$check" >"$tmp/out" 2>&1
+	if [ ! -s "$tmp/out" ]; then
+		echo "ok $n - $check"
+	else
+		echo "not ok $n - $check"
+		sed 's/^/# /' "$tmp/out"
+		failed=1
+	fi
+done
+exit $failed
