@@ -139,9 +139,18 @@ exits 5 "refuses a name in use" cowsetup open golden.img new.cow mine
 says 'there is a device of this name already' "and says so: name in use"
 [ ! -e new.cow ]
 ok $? "before it has made anything"
-for name in a/b '' . 'a b' "$(printf %0101d 0)"; do
+for name in a/b '' . .. control 'a b' "$(printf %0101d 0)"; do
 	exits 1 "refuses the name '$name'" cowsetup open golden.img new.cow "$name"
 done
+# a node of this name would replace device-mapper's own, and that would be the last that is heard of it
+for name in control . ..; do
+	exits 0 "a cowfile called $name.cow" cowsetup open golden.img "sub/$name.cow"
+	is "$out" "/dev/mapper/$name-2" "becomes a device called otherwise"
+	cowsetup close "$name-2"
+	rm -f "sub/$name.cow"
+done
+[ -c /dev/mapper/control ]
+ok $? "device-mapper's node is what it was"
 
 # --- list, status -------------------------------------------------------------------------------------------
 

@@ -92,7 +92,7 @@ static bool name_char(char c)
 	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
 }
 
-/* "mine" for /some/where/mine.cow; "mine-2" if there is one already. */
+/* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
 static char *default_name(const char *cow_path)
 {
 	char *copy = xasprintf("%s", cow_path), *base = basename(copy), *name;
@@ -106,7 +106,7 @@ static char *default_name(const char *cow_path)
 		if (!name_char(*p))
 			*p = '_';
 	name = xasprintf("%s", base);
-	for (unsigned int i = 2; dm_name_exists(name); i++) {
+	for (unsigned int i = 2; dm_name_is_special(name) || dm_name_exists(name); i++) {
 		free(name);
 		name = xasprintf("%s-%u", base, i);
 	}
