@@ -343,7 +343,14 @@ cowfile make --rdo golden.img --cow dirty.cow --format 1 --dirty --units 5-9
 cp dirty.cow keep
 refuses 4 'dirty: it was in use in a crash; --repair opens it' "a dirty one of format 1" cowsetup open golden.img dirty.cow
 runs "it is as it was: dirty" cmp keep dirty.cow
-exits 0 "but with --repair" cowsetup open --repair golden.img dirty.cow
+refuses 4 'cannot be repaired with --read-only' "to repair it for reading only" \
+	cowsetup open --repair --read-only golden.img dirty.cow
+refuses 4 'belongs to another read-only device' "to repair it for another image" \
+	cowsetup open --repair other.img dirty.cow
+runs "it is as it was: not repaired" cmp keep dirty.cow
+is "$(cowsetup open --repair golden.img dirty.cow 2>said)" /dev/mapper/dirty "but it opens with --repair"
+like "$(cat said)" 'dirty.cow: mended: dirty: 0 units with data that the bitmap did not have' "says on stderr what it did"
+like "$(dmsetup table dirty)" '^0 9766 cowloop 7:[0-9]+ 7:[0-9]+$' "and the kernel has nothing to repair"
 cowsetup close dirty
 is "$(cowhead dirty.cow dirty cowused)" "0 5" "it is clean then"
 
@@ -479,6 +486,41 @@ for round in 1 2 3 4 5; do
 	clean "interrupted and held, round $round, status $code"
 done
 diag "$held of 5 were held"
+
+# a repair that takes half a minute can be interrupted, too, and says what it has changed by then; most of the bits are
+# missing here, and most data is zeroes, which is what the bits that are there must not be lost for
+truncate -s 64M long.img
+cowfile make --rdo long.img --cow long.cow --format 1 --dirty --units 0-99 --hidden-units 8192-8999,30000-30009,65535
+cp long.cow keep
+cow=$(loopdev long.cow)
+dmsetup create slowcow --table "0 $(sectors "$cow") delay $cow 0 50"
+for signal in INT TERM; do
+	/usr/local/bin/cowsetup-asan open --repair --progress-frequency 1 long.img /dev/mapper/slowcow long >progress 2>said &
+	opener=$!
+	waits '( 1[2-9]|[2-6][0-9])[.0-9]* MiB read' cat progress
+	kill -$signal $opener
+	start=$(cut -d . -f 1 /proc/uptime)
+	wait $opener
+	is $? 1 "SIG$signal ends a repair"
+	[ $(($(cut -d . -f 1 /proc/uptime) - start)) -le 3 ]
+	ok $? "at once"
+	like "$(cat said)" 'slowcow: interrupted' "says so: SIG$signal"
+	[ $signal = TERM ] ||
+		like "$(cat said)" 'still dirty, and as it was, but for [0-9]+ units with data that have been added' "says what has changed"
+	is "$(grep -c 'everything is as it was' said)" 0 "and nothing that is not so"
+	is "$(dmsetup ls | grep -c '^long')" 0 "there is no device: SIG$signal"
+	like "$(cat progress)" '^Progress: .* read, speed' "it was seen how far it had got"
+	sync "$cow"
+	is "$(cowhead long.cow dirty)" 1 "it is still dirty"
+done
+dmsetup remove slowcow
+exits 0 "and can be repaired to the end" cowsetup open --repair long.img "$cow" long
+says 'mended: dirty: [0-9]+ units with data' "says the rest"
+cowsetup close long
+sync "$cow"
+is "$(cowhead long.cow units dirty cowused)" "0-99,8192-8999,30000-30009,65535 0 919" "all units are there"
+losetup --detach "$cow"
+rm -f long.img long.cow keep
 
 # killed, it can't clean up; but it is said what is there, and what to do
 half=0
