@@ -351,6 +351,13 @@ static int put_bits(struct repair *p, u64 sector, const u8 *bits)
 /* If a damaged sector of format 2 has one wrong bit, put it right. */
 static bool correct_bit(const struct cow_map *m, u8 *bits)
 {
+	u32 set = __builtin_popcount(m->csum) + count_bits(bits, m->c->sector_units);
+
+	/* One that is clear is all zeroes, with no checksum that could tell. */
+	if (set == 1) {
+		memset(bits, 0, m->c->sector_bytes);
+		return true;
+	}
 	/* In the checksum itself? */
 	if (__builtin_popcount(m->csum ^ m->expected) == 1)
 		return true;
