@@ -701,12 +701,15 @@ like "$(cat watched)" '^big: .*\(filesystem\); the threshold is' "having said so
 
 # armed again when there is more; told what it wants to know; ends with the device
 limit=$(($(avail) - 4 * 1024 * 1024))
-cowsetup watch --threshold $limit --exec 'echo "$NAME $FREE $TOTAL" >>called' big >/dev/null 2>&1 &
+cowsetup watch --threshold $limit --exec 'grep SigIgn /proc/self/status >ignored; echo "$NAME $FREE $TOTAL" >>called' \
+	big >/dev/null 2>&1 &
 watch=$!
 sleep 1
 dd if=/dev/zero of=disk/fill bs=1M count=8 status=none && sync disk/fill
 waits '^big [0-9]+ [0-9]+$' cat called
 is "$(wc -l <called)" 1 "--exec runs the command"
+ignored=$(awk '{ print $2 }' ignored)
+is $((0x$ignored & (1 << 12 | 1 << 24))) 0 "which has SIGPIPE and SIGXFSZ as anybody has them"
 read -r _ free total <called
 [ "$free" -le $limit ]
 ok $? "with what is free"
