@@ -16,8 +16,8 @@ make check-fuzz         a million cowfiles and packed files made at random, and 
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
-make install            all of it; for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
-make install-module     the module only; make install-tools the tool only: PREFIX=/usr/local, DESTDIR=<root>
+make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
+make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -61,12 +61,13 @@ kmod:
 	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
 	$(KBUILD) modules
 
+INSTALL_MOD_PATH ?= $(DESTDIR)
 # depmod is for a system's own directory, not for one that a package is made of
 install-module:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
-	$(KBUILD) INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
-	if [ -e "$(INSTALL_MOD_PATH)/lib/modules/$$release/modules.order" ]; then \
+	$(KBUILD) INSTALL_MOD_PATH="$(INSTALL_MOD_PATH)" INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
+	if [ -z "$(DESTDIR)" ] && [ -e "$(INSTALL_MOD_PATH)/lib/modules/$$release/modules.order" ]; then \
 		PATH=$$PATH:/usr/sbin:/sbin depmod -b "$(INSTALL_MOD_PATH)/" "$$release"; \
 	fi
 

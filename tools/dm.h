@@ -81,6 +81,9 @@ const char *dm_advice(const struct dm_device *d);
 /* Why the command can't work at all: not root, no device-mapper, no module. */
 int dm_check_kernel(void);
 
+/* A name that is something else's in the directory of the nodes? */
+bool dm_name_is_special(const char *name);
+
 /* A name that device-mapper takes? Prints why not. */
 int dm_check_name(const char *name);
 

@@ -177,18 +177,19 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	return r;
 }
 
-/* To @path, replacing @there unless that is NULL, and with the permissions of the old cowfile. */
+/*
+ * To @path, replacing @there unless that is NULL, and with the permissions of
+ * what it replaces, or of the old cowfile.
+ */
 static int upgrade_to_file(struct upgrade *up, const char *path, const struct replaced *there)
 {
 	struct new_file new;
 	struct stat st;
 	int r;
 
-	if (fstat(up->old.file.fd, &st))
-		return error_errno("%s", up->old.file.path);
-	r = new_file_create(&new, path, st.st_mode & 0777);
-	if (!r && !up->old.file.block && fchown(new.file.fd, st.st_uid, st.st_gid) && there)
-		warn("%s: its owner cannot be kept: %s.", path, strerror(errno));
+	if (fstat(there ? there->file.fd : up->old.file.fd, &st))
+		return error_errno("%s", there ? path : up->old.file.path);
+	r = new_file_create(&new, path, &st);
 	if (!r) {
 		up->new.file = new.file;
 		r = blank_cow(&up->new.file, &up->new.geo);

@@ -168,6 +168,20 @@ for bit in 0 7 8 24 79 4000 4063 4064 4071 4095; do
 	diag "bit $bit: $(cat out)"
 done
 is "$wrong" 0 "one wrong bit is corrected"
+# in a sector that is clear there is no checksum, but neither is there anything else
+wrong=0
+for bit in 0 7 8 79 4000 4063 4064 4071 4095; do
+	makecow c --units 1,3,4063 --hidden-units 4064
+	perl -e 'open my $f, "+<", "c" or die; seek $f, 4608 + ($ARGV[0] >> 3), 0;
+		print $f chr(1 << ($ARGV[0] & 7))' "$bit"
+	found=$(ids c)
+	cowsetup repair c >out
+	[ "$found" = map-csum ] && grep -q 'one bit, which the checksum tells' out &&
+		[ "$(cowhead c units)" = 1,3,4063 ] && continue
+	wrong=$((wrong + 1))
+	diag "bit $bit: $(cat out)"
+done
+is "$wrong" 0 "one wrong bit is cleared where none is set"
 # two are not; zeroes that are stored as holes can't be told from what was never written
 makecow c --units 1,3 --zero-units 9,11 --flip 4200
 exits 0 "a wrong byte" cowsetup repair c

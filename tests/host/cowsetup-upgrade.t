@@ -84,6 +84,11 @@ exits 4 "a device of another size" cowsetup upgrade --rdo short c
 echo text >there
 exits 5 "a file that is there" cowsetup upgrade --rdo rdo c there
 is "$(cat there)" text "which is as it was"
+cp there replaced
+chmod 600 replaced
+chmod 644 c
+exits 0 "a file that is there, with --force" cowsetup upgrade --force --rdo rdo c replaced
+is "$(stat -c %a replaced)" 600 "keeps its permissions"
 cp rdo pristine
 ln rdo hardlink
 ln -s rdo softlink
