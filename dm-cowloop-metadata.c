@@ -225,12 +225,14 @@ struct cow_run cow_lookup_run(const struct cow_map *map, const struct cow_region
 	}
 
 	end = bit + run.nr;
-	/* data_race(), all of them: bits that are being set may look either way. */
+	/* data_race(): bits that are being set may look either way. */
 	if (data_race(test_bit_le(bit, r->bits))) {
 		run.where = COW_IN_COW;
+		/* data_race(): as above. */
 		end = data_race(find_next_zero_bit_le(r->bits, end, bit));
 	} else {
 		run.where = COW_IN_RDO;
+		/* data_race(): as above. */
 		end = data_race(find_next_bit_le(r->bits, end, bit));
 	}
 	/* The bit may have been set since: the unit itself is sure. */
@@ -1910,7 +1912,8 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 	md->map.sector_units = md->sector_bytes * BITS_PER_BYTE;
 	md->map.region_units = md->region_sectors * md->map.sector_units;
 	md->map.region_inverse = div_u64(U64_MAX, md->map.region_units) + 1;
-	md->nr_map_sectors = div_u64(geo->nr_units + md->map.sector_units - 1, md->map.sector_units);
+	md->nr_map_sectors = div_u64(geo->nr_units + md->map.sector_units - 1,
+				     md->map.sector_units);
 	md->nr_regions = div_u64(geo->nr_units + md->map.region_units - 1, md->map.region_units);
 	md->units_per_block = units_per_block(args, geo);
 	if (md->nr_regions > INT_MAX / sizeof(*md->map.regions))

@@ -873,7 +873,8 @@ static bool proves_space(struct cowloop *cow, struct bio *bio)
  * so, and its units are held then; 0 if it is to be deferred; -EINPROGRESS if
  * it waits for a discard now; or another negative errno.
  */
-static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 unit, unsigned int nr)
+static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 unit,
+				     unsigned int nr)
 {
 	struct cow_io *io = bio_to_io(bio);
 
@@ -2602,7 +2603,7 @@ static void flush_failed(struct cowloop *cow, blk_status_t status)
 {
 	cow_md_set_failed(cow->md);
 	if (change_mode(cow, COW_MODE_FAIL)) {
-		DMERR("%s: cow device %pg: flush failed: error %d; writes and flushes fail from now on",
+		DMERR("%s: cow device %pg: flush failed: error %d; no writes from now on",
 		      cow_name(cow), cow->cow->bdev, blk_status_to_errno(status));
 		queue_work(cow->io_wq, &cow->event_work);
 	}

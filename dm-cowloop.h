@@ -348,7 +348,9 @@ static __always_inline struct cow_run cow_lookup(const struct cow_map *map, u64 
 	if (cow_region_is_marker(r))
 		return (struct cow_run) { (unsigned long)r, nr };
 	/* data_race(): a bit that is being set may look either way. */
-	return (struct cow_run) { data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO, nr };
+	return (struct cow_run) {
+		data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO, nr
+	};
 }
 
 /* Units that are being written; for dm-cowloop-metadata.c only. */
