@@ -213,12 +213,15 @@ static struct cow_run lookup_damaged(const struct cow_map *map, const struct cow
 	return run;
 }
 
-struct cow_run cow_lookup_run(const struct cow_map *map, const struct cow_region *r,
-			      u32 bit, unsigned int nr)
+struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int nr)
 {
-	struct cow_run run = { .nr = min(nr, map->region_units - bit) };
-	u32 end;
+	const struct cow_region *r;
+	struct cow_run run;
+	u32 bit, end;
+	u64 index = cow_unit_to_region(map, unit, &bit);
 
+	run.nr = min(nr, map->region_units - bit);
+	r = rcu_dereference_sched(map->regions[index]);
 	if (cow_region_is_marker(r)) {
 		run.where = (unsigned long)r;
 		return run;

@@ -321,7 +321,7 @@ static struct cow_run lookup(struct cowloop *cow, u64 unit, unsigned int nr)
 	struct cow_run run;
 
 	rcu_read_lock_sched();
-	run = cow_lookup(&cow->map, unit, nr);
+	run = cow_lookup_run(&cow->map, unit, nr);
 	rcu_read_unlock_sched();
 
 	return run;
@@ -2479,6 +2479,23 @@ static void cowloop_dtr(struct dm_target *ti)
 
 /* ---- Target interface ---- */
 
+/* Where all of a bio is, or COW_UNKNOWN if that is not to be said in one word. */
+static noinline enum cow_where lookup_all(struct cowloop *cow, u64 unit, unsigned int nr)
+{
+	const struct cow_run run = lookup(cow, unit, nr);
+
+	return run.nr == nr ? run.where : COW_UNKNOWN;
+}
+
+static noinline int map_by_runs(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const struct cow_run run = lookup(cow, unit, bio_units(cow, bio));
+
+	return op_is_write(bio->bi_opf) ? accept_and_map(cow, bio, run) :
+					  map_read(cow, bio, run);
+}
+
 /* What map does not decide on alone. */
 static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 {
@@ -2518,8 +2535,8 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 {
 	struct cowloop *cow = ti->private;
 	enum cow_flight flight;
-	struct cow_run run;
-	unsigned int nr;
+	enum cow_where where;
+	u64 first, last;
 
 	/* See drain(). */
 	rcu_read_lock_sched();
@@ -2528,10 +2545,11 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 		return map_with_state(cow, bio);
 	}
 	bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
-	nr = bio_units(cow, bio);
-	run = cow_lookup(&cow->map, sector_to_unit(cow, bio->bi_iter.bi_sector), nr);
-	if (run.nr == nr && run.where == COW_IN_COW &&
-	    likely(READ_ONCE(cow->mode) != COW_MODE_CLOSED)) {
+	first = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	last = sector_to_unit(cow, bio_end_sector(bio) - 1);
+	where = first == last ? cow_lookup(&cow->map, first) :
+				lookup_all(cow, first, last - first + 1);
+	if (where == COW_IN_COW && likely(READ_ONCE(cow->mode) != COW_MODE_CLOSED)) {
 		flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
 		__this_cpu_inc(cow->stats->begun[flight]);
 		rcu_read_unlock_sched();
@@ -2540,14 +2558,13 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 	}
 	rcu_read_unlock_sched();
 
-	if (op_is_write(bio->bi_opf))
-		return run.where == COW_IN_RDO && is_whole(cow, bio) ?
-			accept_whole(cow, bio) : accept_and_map(cow, bio, run);
-	if (run.nr == nr && run.where == COW_IN_RDO) {
+	if (where == COW_IN_RDO && !op_is_write(bio->bi_opf)) {
 		this_cpu_inc(cow->stats->begun[COW_FLIGHT_NONE]);
 		return remap_to_rdo(cow, bio);
 	}
-	return map_read(cow, bio, run);
+	if (where == COW_IN_RDO && is_whole(cow, bio))
+		return accept_whole(cow, bio);
+	return map_by_runs(cow, bio);
 }
 
 static bool is_error(blk_status_t status)

@@ -326,31 +326,27 @@ static inline bool cow_region_is_marker(const struct cow_region *r)
 	return (unsigned long)r <= COW_IN_COW;
 }
 
-/* The part of cow_lookup() that is not inline. */
-struct cow_run cow_lookup_run(const struct cow_map *map, const struct cow_region *r,
-			      u32 bit, unsigned int nr);
-
 /*
  * Where the contents of @unit are, and how many units from it on, at most @nr (> 0),
  * have the same answer. Takes no lock, never sleeps: any context, but within
- * rcu_read_lock_sched(), which unlike rcu_read_lock() takes no call.
+ * rcu_read_lock_sched().
  */
-static __always_inline struct cow_run cow_lookup(const struct cow_map *map, u64 unit,
-						 unsigned int nr)
+struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int nr);
+
+/* Where the contents of one unit are. Likewise, and inline: a call would cost as much. */
+static __always_inline enum cow_where cow_lookup(const struct cow_map *map, u64 unit)
 {
 	const struct cow_region *r;
 	u32 bit;
 	u64 index = cow_unit_to_region(map, unit, &bit);
 
 	r = rcu_dereference_sched(map->regions[index]);
-	if (nr != 1 || (!cow_region_is_marker(r) && unlikely(r->bad)))
-		return cow_lookup_run(map, r, bit, nr);
 	if (cow_region_is_marker(r))
-		return (struct cow_run) { (unsigned long)r, nr };
+		return (unsigned long)r;
+	if (unlikely(r->bad))
+		return cow_lookup_run(map, unit, 1).where;
 	/* data_race(): a bit that is being set may look either way. */
-	return (struct cow_run) {
-		data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO, nr
-	};
+	return data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO;
 }
 
 /* Units that are being written; for dm-cowloop-metadata.c only. */
