@@ -170,7 +170,12 @@ exits 0 "status --json" cowsetup status --json mine
 is "$(json name) $(json mode) $(json state) $(json units_used) $(json units_total) $(json cow_file) $(json errors)" \
 	'"mine" "rw" "clean" 18 1221 "/tmp/mine.cow" 0' "is JSON"
 is "$(json device_bytes) $(json used_bytes) $(json unit_bytes)" "$size $((18 * 4096)) 4096" "with sizes in bytes"
-for name in mine-2 my_image; do
+name=$(printf 'sub/na\357ve')
+exits 0 "a name that is not UTF-8" cowsetup open golden.img "$name.cow"
+is "$out" /dev/mapper/na_ve "becomes one that is"
+exits 0 "status --json of it" cowsetup status --json na_ve
+is "$(json cow_file)" '"/tmp/sub/na?ve.cow"' "is JSON, too"
+for name in mine-2 my_image na_ve; do
 	cowsetup close "$name" || diag "close $name failed"
 done
 

@@ -67,10 +67,10 @@ static void report_below(const char *which, const char *title, dev_t dev, bool t
 
 	if (opt.json) {
 		key = xasprintf("%s_device", which);
-		report_json(key, path ? json_object_new_string(path) : NULL);
+		report_json(key, path ? json_text(path) : NULL);
 		free(key);
 		key = xasprintf("%s_file", which);
-		report_json(key, file ? json_object_new_string(file) : NULL);
+		report_json(key, file ? json_text(file) : NULL);
 		free(key);
 	} else {
 		text = !path ? xasprintf("- (let go of)") :
