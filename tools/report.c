@@ -90,7 +90,7 @@ int error_errno(const char *fmt, ...)
 	if (err == EINTR && interrupted)
 		text = "interrupted";
 	else if (err == EACCES && geteuid())
-		text = "permission denied; are you root?";
+		text = "permission denied (are you root?)";
 	va_start(ap, fmt);
 	message("", fmt, ap, text);
 	va_end(ap);
