@@ -181,9 +181,10 @@ check-stress: setup
 	done
 
 # not fscrash.t, which spends hours there, and in filesystems
-RACY = random stress suspend close
+RACY = random stress suspend close queue space nospace
 check-debug: setup
-	$(Q)$(MAKE) --no-print-directory check KERNEL=debug T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t))"
+	$(Q)$(MAKE) --no-print-directory check KERNEL=debug \
+		T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t)) tests/host/swap.t tests/host/powercut.t"
 	$(Q)$(MAKE) --no-print-directory check KERNEL=kcsan T="$(RACY:%=tests/%.t)"
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
