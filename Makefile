@@ -13,6 +13,7 @@ make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
+make fuzz-corpus        adds to tests/fuzz/corpus what that has found
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -199,23 +200,31 @@ check-stress: setup
 	done
 
 # not fscrash.t, which spends hours there, and in filesystems
-RACY = random stress suspend close
+RACY = random stress suspend close queue space nospace
 check-debug: setup
-	$(Q)$(MAKE) --no-print-directory check KERNEL=debug T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t))"
+	$(Q)$(MAKE) --no-print-directory check KERNEL=debug \
+		T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t)) tests/host/swap.t tests/host/powercut.t"
 	$(Q)$(MAKE) --no-print-directory check KERNEL=kcsan T="$(RACY:%=tests/%.t)"
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
 
-# A million inputs made at random, and then, where there is clang, those that lead to new places in the code.
+# Inputs made at random, others each time, and then those that lead to new places in the code: clang is needed for that.
 FUZZ_SECONDS ?= 300
+FUZZ_COUNT ?= 1000000
+FUZZ_OPTIONS = -close_fd_mask=3 -timeout=10 -rss_limit_mb=1024 -max_len=60000
 check-fuzz: setup
-	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz
-	$(Q)build/tools-asan/cowfuzz 1000000 tests/fuzz/corpus/*
-	$(Q)if command -v clang >/dev/null; then \
-		$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer && mkdir -p build/fuzz/new && cd build/fuzz && \
-		../tools-asan/cowfuzz-libfuzzer -close_fd_mask=3 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
-			-max_len=60000 -print_final_stats=1 new ../../tests/fuzz/corpus; \
-	fi
+	$(Q)scripts/setup fuzz
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer
+	$(Q)build/tools-asan/cowfuzz $(FUZZ_COUNT) tests/fuzz/corpus/*
+	$(Q)mkdir -p build/fuzz/new && cd build/fuzz && \
+		../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+			new ../../tests/fuzz/corpus
+
+# What that has found and the corpus does not have, for all who come after
+fuzz-corpus:
+	$(Q)[ -d build/fuzz/new ] || { echo "make: nothing has been found yet: make check-fuzz" >&2; exit 1; }
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer
+	$(Q)cd build/fuzz && ../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -merge=1 ../../tests/fuzz/corpus new
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
@@ -231,4 +240,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus

@@ -265,6 +265,19 @@ static int prepare(struct upgrade *up)
 	return OK;
 }
 
+/* Has somebody taken one for the other? */
+static void hint_swapped(const char *rdo_path, const char *cow_path)
+{
+	struct cow_head head = { 0 };
+	struct file f;
+
+	if (!file_open(&f, rdo_path, FILE_READ) && !file_read_padded(&f, 0, &head, sizeof(head)) &&
+	    le32(head.magic) == COW_MAGIC)
+		warn("%s, which --rdo names, is a cowfile; the other way round it is: cowsetup upgrade --rdo %s %s.",
+		     rdo_path, cow_path, rdo_path);
+	file_close(&f);
+}
+
 int cmd_upgrade(int argc, char **argv)
 {
 	struct upgrade up = { .new.file = FILE_CLOSED, .rdo = FILE_CLOSED };
@@ -284,8 +297,11 @@ int cmd_upgrade(int argc, char **argv)
 		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", argv[0], new_path);
 
 	r = cow_open(&up.old, argv[0], (new_path ? FILE_READ : FILE_WRITE) | FILE_EXCLUSIVE, 0);
-	if (r)
+	if (r) {
+		if (!up.old.format)
+			hint_swapped(opt.rdo, argv[0]);
 		return r;
+	}
 	if (up.old.format == 2) {
 		printf("%s: format 2 already.\n", argv[0]);
 		cow_close(&up.old);

@@ -78,6 +78,9 @@ image other 20000256
 printf x | dd of=other conv=notrunc status=none
 exits 1 "without --rdo" cowsetup upgrade c
 says 'give the read-only device.*--rdo' "says so: --rdo"
+exits 4 "one for the other" cowsetup upgrade --rdo c rdo
+says 'rdo: not a cowfile' "says what is wrong: swapped"
+says 'c, which --rdo names, is a cowfile; .* upgrade --rdo rdo c' "and what may be meant"
 exits 4 "another device" cowsetup upgrade --rdo other c
 head -c 1000000 rdo >short
 exits 4 "a device of another size" cowsetup upgrade --rdo short c
