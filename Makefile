@@ -189,7 +189,7 @@ lint:
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
-	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
+	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60 STATES=20000
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/fscrash.t OPS=200 SAMPLES=3
 
 SECONDS ?= 300
