@@ -161,6 +161,7 @@ struct cow_md {
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
 	bool failed;			/* it is not known what is on disk */
+	bool lacks_space;		/* the last commit met ENOSPC */
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
@@ -345,29 +346,45 @@ static bool queue_region(struct cow_md *md, struct cow_region *r)
 	return llist_add(&r->changed, &md->changed);
 }
 
-bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold)
+/* What cow_md_mark() does, with the region's lock held. */
+static __always_inline bool mark_locked(struct cow_md *md, const struct cow_hold *hold, u32 *fresh)
 {
 	struct cow_region *r = hold->region;
-	spinlock_t *lock = region_lock(md, r);
 	const u32 end = hold->bit + hold->nr;
-	u32 bit = hold->bit, fresh = 0;
-	bool first;
+	const bool first = queue_region(md, r);
+	u32 bit = hold->bit;
 
-	lockdep_assert_irqs_disabled();
-	spin_lock(lock);
-	first = queue_region(md, r);
 	r->changed_sectors |= bits_to_sectors(md, bit, hold->nr);
 	do
 		/* data_race(): with lookups, see there. */
-		fresh += !data_race(__test_and_set_bit_le(bit, r->bits));
+		*fresh += !data_race(__test_and_set_bit_le(bit, r->bits));
 	while (++bit < end);
-	spin_unlock(lock);
+
+	return first;
+}
+
+/* The hold has ended in @fresh bits being set. */
+static __always_inline void end_hold(struct cow_md *md, const struct cow_hold *hold, u32 fresh)
+{
 	if (unlikely(hold->claim))
 		end_claim(md, fresh, hold->claim);
 	else
 		atomic64_add(fresh, &md->used);
 	/* Last: the region is queued now, and stays where it is. */
-	atomic_dec(&r->holds);
+	atomic_dec(&hold->region->holds);
+}
+
+bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold)
+{
+	spinlock_t *lock = region_lock(md, hold->region);
+	u32 fresh = 0;
+	bool first;
+
+	/* Interrupts are off: see dm-cowloop.h. */
+	spin_lock(lock);
+	first = mark_locked(md, hold, &fresh);
+	spin_unlock(lock);
+	end_hold(md, hold, fresh);
 
 	return first;
 }
@@ -394,6 +411,11 @@ bool cow_md_changed(struct cow_md *md)
 bool cow_md_failed(struct cow_md *md)
 {
 	return READ_ONCE(md->failed);
+}
+
+bool cow_md_lacks_space(struct cow_md *md)
+{
+	return READ_ONCE(md->lacks_space);
 }
 
 void cow_md_set_failed(struct cow_md *md)
@@ -1187,6 +1209,10 @@ static int commit_locked(struct cow_md *md)
 		r = flush_cow(md);
 	while (todo && !r)
 		r = commit_some(md, &todo);
+	/* By a flush of somebody else's, which may have been told of what ours has not. */
+	if (!r && cow_md_failed(md))
+		r = -EIO;
+	WRITE_ONCE(md->lacks_space, r == -ENOSPC);
 	/* After an error there is something unsaved: for ever, or until there is space. */
 	if (r == -ENOSPC)
 		requeue_regions(md, todo);
@@ -1848,9 +1874,12 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 		if (test_bit_le(hold.bit, hold.region->bits)) {
 			cow_md_release(md, &hold);
 		} else {
-			local_irq_disable();
-			cow_md_mark(md, &hold);
-			local_irq_enable();
+			u32 fresh = 0;
+
+			spin_lock_irq(region_lock(md, hold.region));
+			mark_locked(md, &hold, &fresh);
+			spin_unlock_irq(region_lock(md, hold.region));
+			end_hold(md, &hold, fresh);
 			*repaired += n;
 		}
 	}

@@ -152,10 +152,10 @@ struct cow_options {
  */
 enum cow_flight {
 	COW_FLIGHT_NONE,		/* reads of rdo; and what ends in map */
-	COW_FLIGHT_FLUSHES,		/* that go down as they are */
 	COW_FLIGHT_OTHERS,		/* flushes that wait for a commit; deferred reads */
 	COW_FLIGHT_READS,		/* of the cow device */
 	COW_FLIGHT_REWRITES,		/* that map has decided on: they have no state */
+	COW_FLIGHT_FLUSHES,		/* that go down as they are */
 	COW_FLIGHT_WRITES,		/* all others that are accepted */
 	COW_NR_FLIGHTS,
 };
@@ -213,7 +213,7 @@ struct cowloop {
 	struct bio_list discard_waiters;
 	bool ranges_published;
 
-	bool commit_lacks_space;	/* the last one did */
+	bool no_commit_timer;		/* it is not to be armed any more */
 	bool queueing;			/* keep writes that find no space */
 	bool writes_kept;		/* in no_space_bios, or the first is being tried again */
 	bool retrying;
@@ -658,6 +658,7 @@ static void stop_queueing(struct cowloop *cow)
 static void start_queueing(struct cowloop *cow)
 {
 	spin_lock_irq(&cow->lock);
+	cow->no_commit_timer = false;
 	cow->queueing = cow->opt.queue_if_no_space && cow->mode <= COW_MODE_OUT_OF_SPACE;
 	spin_unlock_irq(&cow->lock);
 }
@@ -712,7 +713,6 @@ static int commit(struct cowloop *cow)
 		return -EIO;
 	atomic_long_inc(&cow->commits);
 	r = cow_md_commit(cow->md);
-	WRITE_ONCE(cow->commit_lacks_space, r == -ENOSPC);
 	if (r == -ENOSPC)
 		out_of_space(cow);
 	else if (r)
@@ -735,8 +735,9 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios)
 		bio_list_merge_head(&cow->commit_bios, bios);
 		bio_list_init(bios);
 	}
-	mod_delayed_work(cow->io_wq, &cow->commit_timer,
-			 kept ? COW_SPACE_DELAY : COW_COMMIT_DELAY);
+	if (!cow->no_commit_timer)
+		mod_delayed_work(cow->io_wq, &cow->commit_timer,
+				 kept ? COW_SPACE_DELAY : COW_COMMIT_DELAY);
 	spin_unlock_irq(&cow->lock);
 
 	return kept;
@@ -774,6 +775,10 @@ static void do_commit_timer(struct work_struct *work)
 /* No commit is under way any more, nor begun by the timer. Sleeps. */
 static void cancel_commits(struct cowloop *cow)
 {
+	/* A commit that is under way may find no space. */
+	spin_lock_irq(&cow->lock);
+	cow->no_commit_timer = true;
+	spin_unlock_irq(&cow->lock);
 	cancel_delayed_work_sync(&cow->commit_timer);
 	cancel_work_sync(&cow->commit_work);
 }
@@ -1072,18 +1077,17 @@ static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 }
 
 /*
- * Change to a @mode in which no bios are begun any more that count as one of @first
- * to @last, and wait for their end. True if the mode was another one.
+ * Change to a @mode in which no bios are begun any more that count as one of @flights,
+ * and wait for their end. True if the mode was another one.
  */
-static bool drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight first,
-		  enum cow_flight last)
+static bool drain(struct cowloop *cow, enum cow_mode mode, unsigned long flights)
 {
 	const bool change = change_mode(cow, mode);
-	enum cow_flight flight;
+	unsigned int flight;
 
 	/* The mode is tested, and the bio counted, in one RCU section. */
 	synchronize_rcu();
-	for (flight = first; flight <= last; flight++)
+	for_each_set_bit(flight, &flights, COW_NR_FLIGHTS)
 		while (in_flight(cow, flight))
 			fsleep(1000);
 
@@ -1099,7 +1103,7 @@ static int make_read_only(struct cowloop *cow)
 	change = change_mode(cow, COW_MODE_RO);
 	/* They would be waited for. */
 	stop_queueing(cow);
-	drain(cow, COW_MODE_RO, COW_FLIGHT_REWRITES, COW_FLIGHT_WRITES);
+	drain(cow, COW_MODE_RO, BIT(COW_FLIGHT_REWRITES) | BIT(COW_FLIGHT_WRITES));
 	if (change)
 		dm_table_event(cow->ti->table);
 	r = sync_cowfile(cow);
@@ -1163,7 +1167,8 @@ static int close_cow(struct cowloop *cow)
 	if (!r)
 		r = cow_md_load_all(cow->md);
 	if (!r) {
-		change = drain(cow, COW_MODE_CLOSED, COW_FLIGHT_FLUSHES, COW_FLIGHT_READS);
+		change = drain(cow, COW_MODE_CLOSED, BIT(COW_FLIGHT_READS) |
+			       BIT(COW_FLIGHT_FLUSHES) | BIT(COW_FLIGHT_OTHERS));
 		cancel_work_sync(&cow->count_work);
 		cancel_work_sync(&cow->discard_work);
 		cancel_commits(cow);
@@ -1612,7 +1617,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
  */
 static bool out_of_order(struct cowloop *cow, struct bio *bio)
 {
-	return bio->bi_opf & REQ_FUA && READ_ONCE(cow->commit_lacks_space);
+	return bio->bi_opf & REQ_FUA && cow_md_lacks_space(cow->md);
 }
 
 /* Where the whole units that @bio begins with end, or their MiB. */
@@ -2626,21 +2631,40 @@ static void flush_failed(struct cowloop *cow, blk_status_t status)
 	}
 }
 
-/* The end, with an error, of a bio without state; returns what end_io is to return. */
-static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight, blk_status_t error)
+/* The end of a flush that went down as it was. */
+static noinline int end_flush(struct cowloop *cow, blk_status_t *error)
 {
-	if (flight == COW_FLIGHT_FLUSHES && is_error(error)) {
-		flush_failed(cow, error);
-	} else if (error == BLK_STS_NOSPC) {
+	if (is_error(*error)) {
+		flush_failed(cow, *error);
+		atomic_long_inc(&cow->errors);
+	} else if (!*error && cow_md_failed(cow->md)) {
+		/* The one that failed may have been told of what this one has not. */
+		*error = BLK_STS_IOERR;
+	}
+	this_cpu_inc(cow->stats->ended[COW_FLIGHT_FLUSHES]);
+
+	return DM_ENDIO_DONE;
+}
+
+/* The end, with an error, of a bio without state; returns what end_io is to return. */
+static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
+				   blk_status_t error)
+{
+	int r = DM_ENDIO_DONE;
+
+	if (error == BLK_STS_NOSPC) {
 		if (flight == COW_FLIGHT_REWRITES)
 			out_of_space(cow);
 		/* A flush that had to wait for space to commit. */
 		else if (cow->opt.queue_if_no_space && dm_noflush_suspending(cow->ti))
-			return DM_ENDIO_REQUEUE;
+			r = DM_ENDIO_REQUEUE;
 	}
-	if (is_error(error))
+	if (is_error(error) && r == DM_ENDIO_DONE)
 		atomic_long_inc(&cow->errors);
-	return DM_ENDIO_DONE;
+	/* Last: the cow device may be let go of then. */
+	this_cpu_inc(cow->stats->ended[flight]);
+
+	return r;
 }
 
 static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
@@ -2648,13 +2672,15 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 	struct cowloop *cow = ti->private;
 	const unsigned long flight = (unsigned long)bio->bi_private;
 
-	/* Else it is the bio's cow_io. */
-	if (flight < COW_NR_FLIGHTS) {
+	if (likely(flight <= COW_FLIGHT_REWRITES && !*error)) {
 		this_cpu_inc(cow->stats->ended[flight]);
-		if (likely(!*error))
-			return DM_ENDIO_DONE;
-		return end_with_error(cow, flight, *error);
+		return DM_ENDIO_DONE;
 	}
+	if (flight <= COW_FLIGHT_REWRITES)
+		return end_with_error(cow, flight, *error);
+	if (flight == COW_FLIGHT_FLUSHES)
+		return end_flush(cow, error);
+	/* Else it is the bio's cow_io. */
 	return end_write(cow, bio, error);
 }
 

@@ -404,7 +404,8 @@ void cow_md_let_go(struct cow_md *md);
  * End a hold by setting the bits of its units: their data has been written to the
  * cow device. They are looked up as COW_IN_COW from now on, and are on disk after
  * the next commit that starts after this returns. Returns true when
- * these are the first changes since a commit. With interrupts off.
+ * these are the first changes since a commit. With a lock held that was taken by
+ * spin_lock_irqsave().
  */
 bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold);
 
@@ -430,6 +431,9 @@ bool cow_md_changed(struct cow_md *md);
  */
 int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
+
+/* The last commit met ENOSPC. Any context. */
+bool cow_md_lacks_space(struct cow_md *md);
 
 /* To be told of an error of a flush that went to the cow device by another way. Any context. */
 void cow_md_set_failed(struct cow_md *md);
