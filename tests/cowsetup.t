@@ -526,12 +526,12 @@ sync "$cow"
 is "$(cowhead long.cow units dirty cowused)" "0-99,8192-8999,30000-30009,65535 0 919" "all units are there"
 losetup --detach "$cow"
 # a device of zeroes is read from end to end for a fingerprint of format 1
-rdo=$(loopdev long.img -r)
-dmsetup create slowrdo --readonly --table "0 131072 delay $rdo 0 20"
+zeroes=$(loopdev long.img -r)
+dmsetup create slowrdo --readonly --table "0 131072 delay $zeroes 0 20"
 exits 0 "format 1 for a device of zeroes" cowsetup format --format 1 --progress-frequency 1 /dev/mapper/slowrdo zero.cow
 says '^Progress: .* of fingerprint read, speed' "shows how far it has got"
 dmsetup remove slowrdo
-losetup --detach "$rdo"
+losetup --detach "$zeroes"
 rm -f long.img long.cow zero.cow keep
 
 # killed, it can't clean up; but it is said what is there, and what to do
