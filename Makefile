@@ -14,11 +14,14 @@ make check-stress       races, for five minutes on 2 CPUs and again on 4; SECOND
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
+make check-deb          the Debian packages, on Debian 12 and 13
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
 make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
 make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
+make install-dkms       the module's source, for DKMS
+make deb                Debian packages, in build/deb
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -81,8 +84,9 @@ VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 # what cowsetup needs, and what Debian calls it
 LIBS = popt json-c libzstd zlib uuid blkid devmapper devmapper-event
 DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libdevmapper-dev pkg-config
-LIBS_CFLAGS = $(shell pkg-config --cflags $(LIBS))
-LIBS_LDFLAGS = $(shell pkg-config --libs $(LIBS))
+PKG_CONFIG ?= pkg-config
+LIBS_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(LIBS))
+LIBS_LDFLAGS = $(shell $(PKG_CONFIG) --libs $(LIBS))
 
 GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
 TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
@@ -91,7 +95,10 @@ TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
 PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
 PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix tools/,device.c size.c space.c sysfs.c)
 
-tools: $(GUEST) build/tools/cowsetup $(PLUGIN)
+tools: $(GUEST) cowsetup
+	@:
+
+cowsetup: build/tools/cowsetup $(PLUGIN)
 	@:
 
 build/guest/%: tests/%.c $(wildcard *.h tests/*.h)
@@ -100,15 +107,15 @@ build/guest/%: tests/%.c $(wildcard *.h tests/*.h)
 	$(Q)$(CC) $(STRICT) -I. $(CFLAGS) -pthread -static -o $@ $<
 
 build/tools/libs:
-	$(Q)pkg-config --exists $(LIBS) || { \
+	$(Q)$(PKG_CONFIG) --exists $(LIBS) || { \
 		echo "make: cowsetup needs libraries that are not here: on Debian and Ubuntu, apt install $(DEBS)" >&2; \
-		pkg-config --print-errors --exists $(LIBS) 2>&1 | sed 's/^/make: /' >&2; exit 1; }
+		$(PKG_CONFIG) --print-errors --exists $(LIBS) 2>&1 | sed 's/^/make: /' >&2; exit 1; }
 	@mkdir -p $(@D) && touch $@
 
 build/tools/%.o: tools/%.c build/tools/libs $(wildcard tools/*.h) dm-cowloop.h CHANGELOG
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
-	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CFLAGS) -c -o $@ $<
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
 build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
 	$(if $(V),,@echo "  LD      $@")
@@ -117,8 +124,8 @@ build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
 $(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(wildcard tools/*.h) dm-cowloop.h
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
-	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
-		$(PLUGIN_SRCS) $(shell pkg-config --libs devmapper-event devmapper)
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
+		$(PLUGIN_SRCS) $(shell $(PKG_CONFIG) --libs devmapper-event devmapper)
 
 # cowsetup with the compiler's checks, for the tests: errors are found where they are made.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -157,6 +164,17 @@ install-tools: build/tools/cowsetup $(PLUGIN)
 
 install: install-module install-tools
 
+# The module's source, for DKMS to build it for every kernel that comes
+DKMS_SRC = /usr/src/dm-cowloop-$(VERSION)
+install-dkms:
+	$(Q)[ "$(DESTDIR)" ] || ! dkms status dm-cowloop/$(VERSION) | grep -q . || dkms remove dm-cowloop/$(VERSION) --all
+	$(Q)install -d "$(DESTDIR)$(DKMS_SRC)"
+	$(Q)install -m 644 Kbuild dkms.conf $(wildcard dm-cowloop*.[ch]) "$(DESTDIR)$(DKMS_SRC)"
+	$(Q)[ "$(DESTDIR)" ] || dkms install dm-cowloop/$(VERSION)
+
+deb:
+	$(Q)scripts/deb
+
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
 JOBS ?= 2
@@ -186,6 +204,10 @@ check-kernels: setup
 
 lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
+
+# what takes longer, or a release of Debian besides
+check-deb: check-%:
+	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
@@ -240,4 +262,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb cowsetup check-deb

@@ -124,10 +124,20 @@ licence() {
 		sed 's/$/: no SPDX line/'
 }
 
+# what says which version this is agrees with CHANGELOG
+versions() {
+	local version target
+	read -r version target < <(sed -n '1s/^dm-cowloop \([^ ]*\) (target version \([^)]*\))$/\1 \2/p' CHANGELOG)
+	[ "$target" ] || echo "CHANGELOG: its first line is not like \"dm-cowloop VERSION (target version VERSION)\""
+	grep -qF ".version = {${target//./, }}," dm-cowloop.c || echo "dm-cowloop.c: the target is not $target"
+	grep -qx "PACKAGE_VERSION=\"$version\"" dkms.conf || echo "dkms.conf: not $version"
+	head -n 1 debian/changelog | grep -qF "($version)" || echo "debian/changelog: not $version"
+}
+
 # --- TAP ------------------------------------------------------------------------------------------------------
 
 all='checkpatch_kernel checkpatch_user sparse_module sparse_kmod coccinelle analyzer shell perl_syntax man_mandoc man_groff
-	rst spelling licence'
+	rst spelling licence versions'
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $all
 echo "1..$#"
