@@ -352,13 +352,14 @@ static __always_inline bool mark_locked(struct cow_md *md, const struct cow_hold
 	struct cow_region *r = hold->region;
 	const u32 end = hold->bit + hold->nr;
 	const bool first = queue_region(md, r);
-	u32 bit = hold->bit;
+	u32 bit = hold->bit, nr = 0;
 
 	r->changed_sectors |= bits_to_sectors(md, bit, hold->nr);
 	do
 		/* data_race(): with lookups, see there. */
-		*fresh += !data_race(__test_and_set_bit_le(bit, r->bits));
+		nr += !data_race(__test_and_set_bit_le(bit, r->bits));
 	while (++bit < end);
+	*fresh = nr;
 
 	return first;
 }
