@@ -54,6 +54,7 @@ full() {
 	no_space "$name: nor for a part of it" part "$end"
 	no_space "$name: nor far from there" put $((total - 8)) 2
 	no_space "$name: nor with FUA" put $((total - 10)) 1 --fua
+	like "$(blkdiscard --zeroout -o $((end * unit_size)) -l 64K $dev 2>&1)" 'No space left' "$name: nor for zeroes"
 	runs "$name: a rewrite" put 0 64
 	runs "$name: rewrites of parts" part 70
 	runs "$name: with FUA" put 80 1 --fua
