@@ -68,21 +68,28 @@ static void fn##_notify(unsigned long error, void *context)			\
  * Shrinkers are allocated, and know whose they are, since 6.7. Before that, whose
  * it is stands behind it.
  */
-static inline void **cow_shrinker_owner(struct shrinker *shrinker)
+static inline struct shrinker *cow_shrinker_alloc(const char *name, void *owner)
 {
 #ifdef COWLOOP_HAVE_SHRINKER_ALLOC
-	return &shrinker->private_data;
+	struct shrinker *shrinker = shrinker_alloc(0, "%s", name);
+
+	if (shrinker)
+		shrinker->private_data = owner;
 #else
-	return (void **)(shrinker + 1);
+	struct shrinker *shrinker = kzalloc(sizeof(*shrinker) + sizeof(owner), GFP_KERNEL);
+
+	if (shrinker)
+		*(void **)(shrinker + 1) = owner;
 #endif
+	return shrinker;
 }
 
-static inline struct shrinker *cow_shrinker_alloc(const char *name)
+static inline void *cow_shrinker_owner(struct shrinker *shrinker)
 {
 #ifdef COWLOOP_HAVE_SHRINKER_ALLOC
-	return shrinker_alloc(0, "%s", name);
+	return shrinker->private_data;
 #else
-	return kzalloc(sizeof(struct shrinker) + sizeof(void *), GFP_KERNEL);
+	return *(void **)(shrinker + 1);
 #endif
 }
 

@@ -683,7 +683,7 @@ static struct cow_region *region_evict(struct cow_md *md)
 
 static unsigned long regions_count(struct shrinker *shrinker, struct shrink_control *sc)
 {
-	struct cow_md *md = *cow_shrinker_owner(shrinker);
+	struct cow_md *md = cow_shrinker_owner(shrinker);
 
 	return READ_ONCE(md->keep_all) ? 0 : atomic_read(&md->nr_pages);
 }
@@ -691,7 +691,7 @@ static unsigned long regions_count(struct shrinker *shrinker, struct shrink_cont
 /* Others need memory. Who has the locks may be one of them. */
 static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_control *sc)
 {
-	struct cow_md *md = *cow_shrinker_owner(shrinker);
+	struct cow_md *md = cow_shrinker_owner(shrinker);
 	unsigned long nr = sc->nr_to_scan, freed = 0;
 	struct cow_region *r;
 
@@ -717,13 +717,12 @@ static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_contr
 
 static int start_shrinker(struct cow_md *md)
 {
-	md->shrinker = cow_shrinker_alloc("dm-cowloop");
+	md->shrinker = cow_shrinker_alloc("dm-cowloop", md);
 	if (!md->shrinker)
 		return -ENOMEM;
 	md->shrinker->count_objects = regions_count;
 	md->shrinker->scan_objects = regions_scan;
 	md->shrinker->seeks = DEFAULT_SEEKS;
-	*cow_shrinker_owner(md->shrinker) = md;
 
 	return cow_shrinker_register(md->shrinker, "dm-cowloop");
 }
