@@ -5,24 +5,27 @@
 define HELP
 make                    the module, for the distribution's own kernel, and the tools
 make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
+make check-smoke        a little of everything, on each kernel that dm-cowloop is for; part of check
+make check-kernels      the whole suite on each of them
 make lint               what checkpatch, sparse, coccinelle, the compiler's analyzer, shellcheck... say of the source
 make demo               shows the main job on a real filesystem image, in a VM; IMAGE=FILE: on that one
 make check-crash        20,000 states that a crash may leave, and more
 make check-stress       races, for five minutes on 2 CPUs and again on 4; SECONDS=600: for so long each
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
+make fuzz-corpus        adds to tests/fuzz/corpus what that has found
 make check-deb          the Debian packages, on Debian 12 and 13
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
-make install            all of it; for the running kernel, or KDIR=<headers>; INSTALL_MOD_PATH=<root>
-make install-module     the module only; make install-tools the tool only: PREFIX=/usr/local, DESTDIR=<root>
+make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
+make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
 make install-dkms       the module's source, for DKMS
 make deb                Debian packages, in build/deb
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
-KERNEL=6.1              the kernel for modules, check and demo
+KERNEL=6.12             the kernel for modules, check, bench and demo: see scripts/kernel --list
 V=1                     shows every command
 endef
 export HELP
@@ -41,8 +44,7 @@ install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/bu
 endif
 
 Q := $(if $(V),,@)
-# the headers come without the vmlinux that BTF would be made from, and without the key for signing
-KBUILD = $(MAKE) --no-print-directory -C "$$kdir" M="$$dir" CONFIG_DEBUG_INFO_BTF_MODULES= CONFIG_MODULE_SIG_ALL= $(if $(V),V=1)
+KBUILD = scripts/kbuild "$$kdir" "$$dir" $(if $(V),V=1)
 KBUILD_DIR = kdir="$(strip $(1))" && [ -n "$$kdir" ] && \
 	release=$$(sed -n 's/.*UTS_RELEASE "\(.*\)"/\1/p' "$$kdir/include/generated/utsrelease.h") && dir="$(CURDIR)/build/$$release"
 
@@ -63,12 +65,13 @@ kmod:
 	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
 	$(KBUILD) modules
 
+INSTALL_MOD_PATH ?= $(DESTDIR)
 # depmod is for a system's own directory, not for one that a package is made of
 install-module:
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
 	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
-	$(KBUILD) INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
-	if [ -e "$(INSTALL_MOD_PATH)/lib/modules/$$release/modules.order" ]; then \
+	$(KBUILD) INSTALL_MOD_PATH="$(INSTALL_MOD_PATH)" INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
+	if [ -z "$(DESTDIR)" ] && [ -e "$(INSTALL_MOD_PATH)/lib/modules/$$release/modules.order" ]; then \
 		PATH=$$PATH:/usr/sbin:/sbin depmod -b "$(INSTALL_MOD_PATH)/" "$$release"; \
 	fi
 
@@ -185,6 +188,20 @@ check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
+check-smoke:
+	$(Q)$(MAKE) --no-print-directory check T="tests/smoke.t tests/host/kernels.t"
+
+# one after the other, and on with the next when one has failed; what needs no kernel only once
+check-kernels: setup
+	$(Q)failed=; tests="$(wildcard tests/*.t) $(filter-out tests/host/kernels.t,$(wildcard tests/host/*.t))"; \
+	for kernel in $$(scripts/kernel --all); do \
+		scripts/kernel $$kernel >/dev/null; [ $$? != 2 ] || continue; \
+		echo "== Linux $$kernel"; \
+		$(MAKE) --no-print-directory check KERNEL=$$kernel T="$$tests" || failed="$$failed $$kernel"; \
+		tests=$$(grep -lE '^# vm:|scripts/(vm|demo)\>' $$tests); \
+	done; \
+	[ -z "$$failed" ] || { echo "make: tests failed on:$$failed" >&2; exit 1; }
+
 lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
@@ -194,7 +211,7 @@ check-deb: check-%:
 
 check-crash: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools
-	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60
+	$(Q)scripts/vm --smp 4 --timeout 7200 tests/crash.t OPS=300 SAMPLES=60 STATES=20000
 	$(Q)scripts/vm --smp 4 --timeout 7200 tests/fscrash.t OPS=200 SAMPLES=3
 
 SECONDS ?= 300
@@ -205,23 +222,31 @@ check-stress: setup
 	done
 
 # not fscrash.t, which spends hours there, and in filesystems
-RACY = random stress suspend close
+RACY = random stress suspend close queue space nospace
 check-debug: setup
-	$(Q)$(MAKE) --no-print-directory check KERNEL=debug T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t))"
+	$(Q)$(MAKE) --no-print-directory check KERNEL=debug \
+		T="$(filter-out tests/fscrash.t,$(wildcard tests/*.t)) tests/host/swap.t tests/host/powercut.t"
 	$(Q)$(MAKE) --no-print-directory check KERNEL=kcsan T="$(RACY:%=tests/%.t)"
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
 
-# A million inputs made at random, and then, where there is clang, those that lead to new places in the code.
+# Inputs made at random, others each time, and then those that lead to new places in the code: clang is needed for that.
 FUZZ_SECONDS ?= 300
+FUZZ_COUNT ?= 1000000
+FUZZ_OPTIONS = -close_fd_mask=3 -timeout=10 -rss_limit_mb=1024 -max_len=60000
 check-fuzz: setup
-	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz
-	$(Q)build/tools-asan/cowfuzz 1000000 tests/fuzz/corpus/*
-	$(Q)if command -v clang >/dev/null; then \
-		$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer && mkdir -p build/fuzz/new && cd build/fuzz && \
-		../tools-asan/cowfuzz-libfuzzer -close_fd_mask=3 -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
-			-max_len=60000 -print_final_stats=1 new ../../tests/fuzz/corpus; \
-	fi
+	$(Q)scripts/setup fuzz
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer
+	$(Q)build/tools-asan/cowfuzz $(FUZZ_COUNT) tests/fuzz/corpus/*
+	$(Q)mkdir -p build/fuzz/new && cd build/fuzz && \
+		../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
+			new ../../tests/fuzz/corpus
+
+# What that has found and the corpus does not have, for all who come after
+fuzz-corpus:
+	$(Q)[ -d build/fuzz/new ] || { echo "make: nothing has been found yet: make check-fuzz" >&2; exit 1; }
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz-libfuzzer
+	$(Q)cd build/fuzz && ../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -merge=1 ../../tests/fuzz/corpus new
 
 bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
@@ -237,4 +262,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint install-dkms deb cowsetup check-deb
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb cowsetup check-deb

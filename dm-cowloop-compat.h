@@ -19,14 +19,55 @@
 #define BLK_OPEN_WRITE	FMODE_WRITE
 #endif
 
-/* dm_io() takes an I/O priority since 6.8, and in the stable kernels that got it too. */
+/*
+ * Workqueues are for each CPU unless told otherwise; newer kernels know a flag
+ * for that, and later ones warn where there is none.
+ */
+#ifndef COWLOOP_HAVE_WQ_PERCPU
+#define WQ_PERCPU	0
+#endif
+
+/*
+ * dm_io() takes an I/O priority since 6.8, and in the stable kernels that got it
+ * too; and one more set of bits, see COW_DM_IO_NOTIFY(), in newer ones.
+ */
 static inline int cow_dm_io(struct dm_io_request *req, unsigned int num_regions,
 			    struct dm_io_region *where, unsigned long *sync_error_bits)
 {
-#ifdef COWLOOP_HAVE_DM_IO_IOPRIO
+#if defined(COWLOOP_HAVE_DM_IO_UNSUP)
+	return dm_io(req, num_regions, where, sync_error_bits, NULL, IOPRIO_DEFAULT);
+#elif defined(COWLOOP_HAVE_DM_IO_IOPRIO)
 	return dm_io(req, num_regions, where, sync_error_bits, IOPRIO_DEFAULT);
 #else
 	return dm_io(req, num_regions, where, sync_error_bits);
+#endif
+}
+
+/*
+ * Makes a callback for dm_io(), @fn_notify, of @fn(error, context). In newer
+ * kernels it is told two kinds of errors: those where the device did not support
+ * what was asked for, or said that it was invalid, come apart from the others.
+ */
+#ifdef COWLOOP_HAVE_DM_IO_UNSUP
+#define COW_DM_IO_NOTIFY(fn)							\
+static void fn##_notify(unsigned long error, unsigned long unsup, void *context)	\
+{										\
+	fn(error | unsup, context);						\
+}
+#else
+#define COW_DM_IO_NOTIFY(fn)							\
+static void fn##_notify(unsigned long error, void *context)			\
+{										\
+	fn(error, context);							\
+}
+#endif
+
+/* Whether discards are aligned had a flag of its own up to 6.10. */
+static inline void cow_discards_are_aligned(struct queue_limits *limits)
+{
+	limits->discard_alignment = 0;
+#ifdef COWLOOP_HAVE_DISCARD_MISALIGNED
+	limits->discard_misaligned = 0;
 #endif
 }
 

@@ -78,6 +78,7 @@
 #include <linux/dm-bufio.h>
 #include <linux/dm-io.h>
 #include <linux/llist.h>
+#include <linux/math64.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/rcupdate.h>
@@ -98,39 +99,18 @@
 /* Regions that cow_md_count_some() does in a call. */
 #define COW_COUNT_REGIONS	256
 
-/*
- * Bitmap sectors in a region: as many as go into a page, and such that no
- * aligned MiB of the device crosses the end of a region.
- */
-#define COW_V1_REGION_SECTORS	7
-#define COW_V2_REGION_SECTORS	8
-
 /* ---- Regions ---- */
-
-struct cow_region {
-	union {
-		struct llist_node changed;	/* in cow_md.changed */
-		struct rcu_head rcu;
-	};
-	u32 index;
-	atomic_t holds;		/* writes in flight; -1: on its way out of regions[] */
-	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
-	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
-	bool queued;		/* in cow_md.changed */
-	bool allocated;		/* its sectors have been written: there is room for them */
-	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
-};
 
 /* Regions share spinlocks. */
 #define COW_REGION_LOCKS	16
 
 struct cow_region_lock {
-	spinlock_t lock;	/* the region but for its union, index, holds and bad */
+	spinlock_t lock;	/* the region but for its index, holds, bad and union */
 } ____cacheline_aligned_in_smp;
 
 /* In the place of a pointer to a region. */
-#define COW_REGION_EMPTY	((struct cow_region *)1UL)
-#define COW_REGION_FULL		((struct cow_region *)2UL)
+#define COW_REGION_EMPTY	((struct cow_region *)(unsigned long)COW_IN_RDO)
+#define COW_REGION_FULL		((struct cow_region *)(unsigned long)COW_IN_COW)
 
 /* Blocks of the cowfile that are written at the same time. */
 #define COW_MAX_WRITES		8
@@ -151,10 +131,7 @@ struct cow_stage {
 };
 
 struct cow_md {
-	/* Read by lookups; constant but for the regions themselves. */
-	struct cow_region __rcu **regions;
-	u32 region_units;
-	u32 sector_units;	/* units in a bitmap sector */
+	struct cow_map map;
 	u32 sector_bytes;	/* bytes of bits in a bitmap sector */
 	u32 region_sectors;
 	u64 nr_regions;
@@ -184,6 +161,7 @@ struct cow_md {
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
 	bool failed;			/* it is not known what is on disk */
+	bool lacks_space;		/* the last commit met ENOSPC */
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
@@ -196,11 +174,6 @@ struct cow_md {
 	struct cow_head head;
 };
 
-static inline bool region_is_marker(const struct cow_region *r)
-{
-	return (unsigned long)r <= (unsigned long)COW_REGION_FULL;
-}
-
 static spinlock_t *region_lock(struct cow_md *md, const struct cow_region *r)
 {
 	return &md->locks[r->index % COW_REGION_LOCKS].lock;
@@ -208,13 +181,13 @@ static spinlock_t *region_lock(struct cow_md *md, const struct cow_region *r)
 
 static inline u64 region_first_unit(struct cow_md *md, u64 index)
 {
-	return index * md->region_units;
+	return index * md->map.region_units;
 }
 
 /* Units in region @index: the last one has fewer. */
 static u32 region_nr_units(struct cow_md *md, u64 index)
 {
-	return min_t(u64, md->region_units,
+	return min_t(u64, md->map.region_units,
 		     md->geo.nr_units - region_first_unit(md, index));
 }
 
@@ -224,72 +197,60 @@ static u32 region_nr_sectors(struct cow_md *md, u64 index)
 		     md->nr_map_sectors - index * md->region_sectors);
 }
 
-/*
- * The lookup for a region with damaged bitmap sectors: a run ends where good
- * and damaged ones meet.
- */
-static enum cow_where lookup_damaged(struct cow_md *md, const struct cow_region *r,
-				     u32 bit, enum cow_where where, unsigned int *run)
+/* For a region with damaged bitmap sectors: a run ends where good and damaged ones meet. */
+static struct cow_run lookup_damaged(const struct cow_map *map, const struct cow_region *r,
+				     u32 bit, struct cow_run run)
 {
-	const u32 sector = bit / md->sector_units;
+	const u32 sector = bit / map->sector_units;
 	const bool bad = r->bad & BIT(sector);
 	u32 end = sector;
 
-	while (end < md->region_sectors && !!(r->bad & BIT(end)) == bad)
+	while (end < COW_V2_REGION_SECTORS && !!(r->bad & BIT(end)) == bad)
 		end++;
-	*run = min(*run, end * md->sector_units - bit);
+	if (bad)
+		run.where = COW_BAD;
+	run.nr = min(run.nr, end * map->sector_units - bit);
 
-	return bad ? COW_BAD : where;
+	return run;
 }
 
-enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
-			     unsigned int *run)
+struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int nr)
 {
 	const struct cow_region *r;
-	enum cow_where where;
-	u32 bit;
-	u64 index = div_u64_rem(unit, md->region_units, &bit);
+	struct cow_run run;
+	u32 bit, end;
+	u64 index = cow_unit_to_region(map, unit, &bit);
 
-	max = min(max, md->region_units - bit);
-	*run = max;
-
-	rcu_read_lock();
-	r = rcu_dereference(md->regions[index]);
-	if (region_is_marker(r)) {
-		if (r == COW_REGION_EMPTY)
-			where = COW_IN_RDO;
-		else if (r == COW_REGION_FULL)
-			where = COW_IN_COW;
-		else
-			where = COW_UNKNOWN;
-	} else {
-		/* data_race(): bits that are being set may look either way. */
-		where = data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO;
-		if (max > 1) {
-			u32 end;
-
-			if (where == COW_IN_COW)
-				/* data_race(): as above. */
-				end = data_race(find_next_zero_bit_le(r->bits, bit + max, bit));
-			else
-				/* data_race(): as above. */
-				end = data_race(find_next_bit_le(r->bits, bit + max, bit));
-
-			/* The bit may have been set since: the unit itself is sure. */
-			*run = max(end - bit, 1U);
-		}
-		if (unlikely(r->bad))
-			where = lookup_damaged(md, r, bit, where, run);
+	run.nr = min(nr, map->region_units - bit);
+	r = rcu_dereference_sched(map->regions[index]);
+	if (cow_region_is_marker(r)) {
+		run.where = (unsigned long)r;
+		return run;
 	}
-	rcu_read_unlock();
 
-	return where;
+	end = bit + run.nr;
+	/* data_race(): bits that are being set may look either way. */
+	if (data_race(test_bit_le(bit, r->bits))) {
+		run.where = COW_IN_COW;
+		/* data_race(): as above. */
+		end = data_race(find_next_zero_bit_le(r->bits, end, bit));
+	} else {
+		run.where = COW_IN_RDO;
+		/* data_race(): as above. */
+		end = data_race(find_next_bit_le(r->bits, end, bit));
+	}
+	/* The bit may have been set since: the unit itself is sure. */
+	run.nr = max(end - bit, 1U);
+
+	return unlikely(r->bad) ? lookup_damaged(map, r, bit, run) : run;
 }
 
 /* The bitmap sectors of a region that have the bits of @nr units from @bit on. */
 static u8 bits_to_sectors(struct cow_md *md, u32 bit, u32 nr)
 {
-	return GENMASK((bit + nr - 1) / md->sector_units, bit / md->sector_units);
+	const u32 first = bit / md->map.sector_units;
+
+	return nr == 1 ? BIT(first) : GENMASK((bit + nr - 1) / md->map.sector_units, first);
 }
 
 /* Bits of @nr from @bit on that are clear; some may be set meanwhile. */
@@ -299,85 +260,80 @@ static u32 count_clear(const struct cow_region *r, u32 bit, u32 nr)
 	u32 clear = 0;
 
 	for (; bit < end; bit++)
-		/* data_race(): as in cow_md_lookup(). */
+		/* data_race(): as in cow_lookup(). */
 		clear += !data_race(test_bit_le(bit, r->bits));
 	return clear;
 }
 
-/* Claim what units there will be more than now; returns what cow_md_hold() does. */
-static int claim_units(struct cow_md *md, u32 nr, bool urgent, unsigned int *claim)
+/*
+ * Claim what units there will be more than now; if that can't be, the hold ends.
+ * Returns what cow_md_hold() does.
+ */
+static noinline int claim_units(struct cow_md *md, struct cow_hold *hold, bool urgent)
 {
+	const u32 nr = count_clear(hold->region, hold->bit, hold->nr);
 	unsigned long flags;
 	u64 needed;
-	int ret = 1;
-
-	if (cow_md_counting(md))
-		return 0;
-	spin_lock_irqsave(&md->space_lock, flags);
-	needed = cow_md_used(md) + md->claimed + nr + (urgent ? 0 : md->set_aside);
-	if (md->limit && nr && needed > md->limit) {
-		ret = -ENOSPC;
-	} else {
-		md->claimed += nr;
-		*claim = nr;
-	}
-	spin_unlock_irqrestore(&md->space_lock, flags);
-
-	return ret;
-}
-
-int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent, unsigned int *claim)
-{
-	struct cow_region *r;
-	u32 bit;
-	u64 index = div_u64_rem(unit, md->region_units, &bit);
 	int ret = 0;
 
-	*claim = 0;
-	rcu_read_lock();
-	r = rcu_dereference(md->regions[index]);
-	if (region_is_marker(r))
-		goto out;
-	if (unlikely(r->bad & bits_to_sectors(md, bit, nr)))
-		ret = -EIO;
-	else if (READ_ONCE(r->allocated))
-		ret = atomic_inc_unless_negative(&r->holds);
-
-	if (ret > 0 && unlikely(READ_ONCE(md->limit))) {
-		ret = claim_units(md, count_clear(r, bit, nr), urgent, claim);
-		if (ret <= 0)
-			atomic_dec(&r->holds);
+	if (!cow_md_counting(md)) {
+		spin_lock_irqsave(&md->space_lock, flags);
+		needed = cow_md_used(md) + md->claimed + nr + (urgent ? 0 : md->set_aside);
+		if (md->limit && nr && needed > md->limit) {
+			ret = -ENOSPC;
+		} else {
+			md->claimed += nr;
+			hold->claim = nr;
+			ret = 1;
+		}
+		spin_unlock_irqrestore(&md->space_lock, flags);
 	}
-out:
-	rcu_read_unlock();
+	if (ret <= 0)
+		atomic_dec(&hold->region->holds);
 
 	return ret;
 }
 
-/* End a claim: @fresh units of it, or without one, have come into use. */
-static void end_claim(struct cow_md *md, unsigned int fresh, unsigned int claim)
+int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
+		struct cow_hold *hold)
+{
+	struct cow_region *r;
+	u64 index = cow_unit_to_region(&md->map, unit, &hold->bit);
+	int ret = 0;
+
+	hold->nr = nr;
+	hold->claim = 0;
+	rcu_read_lock_sched();
+	r = rcu_dereference_sched(md->map.regions[index]);
+	if (!cow_region_is_marker(r)) {
+		if (unlikely(r->bad) && r->bad & bits_to_sectors(md, hold->bit, nr))
+			ret = -EIO;
+		else if (READ_ONCE(r->allocated))
+			ret = atomic_inc_unless_negative(&r->holds);
+	}
+	rcu_read_unlock_sched();
+
+	hold->region = r;
+
+	return ret > 0 && unlikely(READ_ONCE(md->limit)) ? claim_units(md, hold, urgent) : ret;
+}
+
+/* End a claim: @fresh units of it have come into use. */
+static noinline void end_claim(struct cow_md *md, unsigned int fresh, unsigned int claim)
 {
 	unsigned long flags;
 
-	if (likely(!claim)) {
-		atomic64_add(fresh, &md->used);
-		return;
-	}
 	spin_lock_irqsave(&md->space_lock, flags);
 	atomic64_add(fresh, &md->used);
 	md->claimed -= claim;
 	spin_unlock_irqrestore(&md->space_lock, flags);
 }
 
-void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim)
+void cow_md_release(struct cow_md *md, const struct cow_hold *hold)
 {
-	struct cow_region *r;
-
-	end_claim(md, 0, claim);
-	rcu_read_lock();
-	r = rcu_dereference(md->regions[div_u64(unit, md->region_units)]);
-	atomic_dec(&r->holds);
-	rcu_read_unlock();
+	if (hold->claim)
+		end_claim(md, 0, hold->claim);
+	atomic_dec(&hold->region->holds);
 }
 
 /* With the region's lock held, and before its bits change. */
@@ -390,27 +346,46 @@ static bool queue_region(struct cow_md *md, struct cow_region *r)
 	return llist_add(&r->changed, &md->changed);
 }
 
-bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr, unsigned int claim)
+/* What cow_md_mark() does, with the region's lock held. */
+static __always_inline bool mark_locked(struct cow_md *md, const struct cow_hold *hold, u32 *fresh)
 {
-	struct cow_region *r;
-	unsigned long flags;
-	bool first;
-	u32 bit, i, fresh = 0;
-	u64 index = div_u64_rem(unit, md->region_units, &bit);
+	struct cow_region *r = hold->region;
+	const u32 end = hold->bit + hold->nr;
+	const bool first = queue_region(md, r);
+	u32 bit = hold->bit, nr = 0;
 
-	rcu_read_lock();
-	r = rcu_dereference(md->regions[index]);
-	spin_lock_irqsave(region_lock(md, r), flags);
-	first = queue_region(md, r);
-	r->changed_sectors |= bits_to_sectors(md, bit, nr);
-	for (i = bit; i < bit + nr; i++)
+	r->changed_sectors |= bits_to_sectors(md, bit, hold->nr);
+	do
 		/* data_race(): with lookups, see there. */
-		fresh += !data_race(__test_and_set_bit_le(i, r->bits));
-	spin_unlock_irqrestore(region_lock(md, r), flags);
-	end_claim(md, fresh, claim);
+		nr += !data_race(__test_and_set_bit_le(bit, r->bits));
+	while (++bit < end);
+	*fresh = nr;
+
+	return first;
+}
+
+/* The hold has ended in @fresh bits being set. */
+static __always_inline void end_hold(struct cow_md *md, const struct cow_hold *hold, u32 fresh)
+{
+	if (unlikely(hold->claim))
+		end_claim(md, fresh, hold->claim);
+	else
+		atomic64_add(fresh, &md->used);
 	/* Last: the region is queued now, and stays where it is. */
-	atomic_dec(&r->holds);
-	rcu_read_unlock();
+	atomic_dec(&hold->region->holds);
+}
+
+bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold)
+{
+	spinlock_t *lock = region_lock(md, hold->region);
+	u32 fresh = 0;
+	bool first;
+
+	/* Interrupts are off: see dm-cowloop.h. */
+	spin_lock(lock);
+	first = mark_locked(md, hold, &fresh);
+	spin_unlock(lock);
+	end_hold(md, hold, fresh);
 
 	return first;
 }
@@ -437,6 +412,16 @@ bool cow_md_changed(struct cow_md *md)
 bool cow_md_failed(struct cow_md *md)
 {
 	return READ_ONCE(md->failed);
+}
+
+bool cow_md_lacks_space(struct cow_md *md)
+{
+	return READ_ONCE(md->lacks_space);
+}
+
+void cow_md_set_failed(struct cow_md *md)
+{
+	WRITE_ONCE(md->failed, true);
 }
 
 /* ---- Bitmap sectors on disk ---- */
@@ -586,8 +571,8 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 	if (s->csum == csum || !memchr_inv(s, 0, sizeof(*s)))
 		return true;
 
-	first = sector * md->sector_units;
-	last = min(first + md->sector_units, md->geo.nr_units) - 1;
+	first = sector * md->map.sector_units;
+	last = min(first + md->map.sector_units, md->geo.nr_units) - 1;
 	/* Again each time it is read; it may be evicted. */
 	DMERR_LIMIT("%s: %pg: bitmap sector %llu: csum %08x, expected %08x: units %llu-%llu fail",
 		    md->name, md->cow, sector, le32_to_cpu(s->csum),
@@ -661,13 +646,13 @@ static struct cow_region *region_evict(struct cow_md *md)
 		cond_resched();
 		if (++md->evict_next >= md->nr_regions)
 			md->evict_next = 0;
-		r = rcu_access_pointer(md->regions[md->evict_next]);
-		if (region_is_marker(r))
+		r = rcu_access_pointer(md->map.regions[md->evict_next]);
+		if (cow_region_is_marker(r))
 			continue;
 
 		evicted = region_retire(md, r);
 		if (evicted)
-			RCU_INIT_POINTER(md->regions[md->evict_next], NULL);
+			RCU_INIT_POINTER(md->map.regions[md->evict_next], NULL);
 	}
 	mutex_unlock(&md->commit_lock);
 
@@ -708,7 +693,7 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 
 	lockdep_assert_held(&md->load_lock);
 
-	if (rcu_access_pointer(md->regions[index]))
+	if (rcu_access_pointer(md->map.regions[index]))
 		return 0;
 	ret = region_read(md, index, r);
 	if (ret)
@@ -730,7 +715,7 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 
 	if (md->uncounted && __test_and_clear_bit(index, md->uncounted))
 		atomic64_add(weight, &md->used);
-	rcu_assign_pointer(md->regions[index], r);
+	rcu_assign_pointer(md->map.regions[index], r);
 
 	return 0;
 }
@@ -750,11 +735,11 @@ static int region_allocate(struct cow_md *md, u64 index)
 
 	mutex_lock(&md->commit_lock);
 	/* It may have been evicted, or a commit may have put a marker in its place. */
-	r = rcu_access_pointer(md->regions[index]);
-	if (region_is_marker(r) || r->allocated)
+	r = rcu_access_pointer(md->map.regions[index]);
+	if (cow_region_is_marker(r) || r->allocated)
 		goto out;
 
-	if (md->failed)
+	if (cow_md_failed(md))
 		ret = -EIO;
 	for (block = first_block(md, first); block <= last && !ret; block++) {
 		void *data = dm_bufio_read(md->bufio, block, &buf);
@@ -776,7 +761,7 @@ out:
 /* A page in the place of region @index's marker; returns 1 if there is no memory. */
 static int region_expand(struct cow_md *md, u64 index)
 {
-	struct cow_region *marker = rcu_access_pointer(md->regions[index]);
+	struct cow_region *marker = rcu_access_pointer(md->map.regions[index]);
 	const u32 nr_units = region_nr_units(md, index);
 	struct cow_region *r = region_alloc(md);
 	u32 i;
@@ -790,20 +775,21 @@ static int region_expand(struct cow_md *md, u64 index)
 		for (i = round_down(nr_units, BITS_PER_BYTE); i < nr_units; i++)
 			__set_bit_le(i, r->bits);
 	}
-	rcu_assign_pointer(md->regions[index], r);
+	rcu_assign_pointer(md->map.regions[index], r);
 
 	return 0;
 }
 
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 {
-	const u64 index = div_u64(unit, md->region_units);
+	u32 bit;
+	const u64 index = cow_unit_to_region(&md->map, unit, &bit);
 	int ret;
 
 	mutex_lock(&md->load_lock);
 	ret = region_load(md, index, true);
 	if (!ret && for_write &&
-	    rcu_access_pointer(md->regions[index]) == COW_REGION_EMPTY)
+	    rcu_access_pointer(md->map.regions[index]) == COW_REGION_EMPTY)
 		ret = region_expand(md, index);
 	mutex_unlock(&md->load_lock);
 
@@ -825,8 +811,8 @@ static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 
 	/* It is held, so that a commit leaves it where it is. */
 	rcu_read_lock();
-	r = rcu_dereference(md->regions[index]);
-	if (region_is_marker(r) || !atomic_inc_unless_negative(&r->holds)) {
+	r = rcu_dereference(md->map.regions[index]);
+	if (cow_region_is_marker(r) || !atomic_inc_unless_negative(&r->holds)) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}
@@ -843,7 +829,7 @@ static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 		if (!cleared++)
 			queue_region(md, r);
 		/* Only these: others may be on disk where nothing was ever written. */
-		r->changed_sectors |= BIT(i / md->sector_units);
+		r->changed_sectors |= BIT(i / md->map.sector_units);
 		/* data_race(): with lookups, see there. */
 		data_race(__test_and_clear_bit_le(i, r->bits));
 	}
@@ -857,15 +843,15 @@ static int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
 {
 	u32 bit;
-	const u64 index = div_u64_rem(unit, md->region_units, &bit);
+	const u64 index = cow_unit_to_region(&md->map, unit, &bit);
 	struct cow_region *r;
 	int ret;
 
-	*run = min_t(u64, max, md->region_units - bit);
+	*run = min_t(u64, max, md->map.region_units - bit);
 	mutex_lock(&md->load_lock);
 	do {
 		ret = region_load(md, index, true);
-		r = rcu_access_pointer(md->regions[index]);
+		r = rcu_access_pointer(md->map.regions[index]);
 		if (!ret && r == COW_REGION_FULL)
 			ret = region_expand(md, index);
 		if (ret > 0)
@@ -980,7 +966,7 @@ static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
 
 	lockdep_assert_held(&md->commit_lock);
 
-	if (md->failed)
+	if (cow_md_failed(md))
 		return -EIO;
 	md->head.flags = cpu_to_le16(flags);
 	md->head.cowused = cpu_to_le64(used);
@@ -1028,15 +1014,15 @@ static void stage_region(struct cow_md *md, struct cow_stage *stage, struct cow_
 /* The marker that would do for a region if all of its sectors were like the staged ones. */
 static struct cow_region *marker_for(struct cow_md *md, struct cow_stage *stage)
 {
-	const u8 bits = stage->bits[__ffs(stage->sectors) * md->sector_bytes];
+	const u8 *bits = stage->bits + __ffs(stage->sectors) * md->sector_bytes;
 
-	if (stage->region->bad)
+	if (stage->region->bad || memchr_inv(bits, *bits, md->sector_bytes))
 		return NULL;
-	if (!bits)
+	if (!*bits)
 		return COW_REGION_EMPTY;
 	/* Beyond the last unit no bits are set. */
-	return region_nr_units(md, stage->region->index) < md->region_units ? NULL :
-									      COW_REGION_FULL;
+	return *bits != 0xff || region_nr_units(md, stage->region->index) < md->map.region_units ?
+		NULL : COW_REGION_FULL;
 }
 
 /*
@@ -1057,11 +1043,15 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage, blk_opf_t op
 	stage->marker = marker_for(md, stage);
 	for (sector = first; sector < end && !r; sector++) {
 		const u32 offset = (sector - first) * md->sector_bytes;
-		struct cow_map_sector *s = map_sector_get(md, sector, &buf);
+		const bool changed = stage->sectors & BIT(sector - first);
+		struct cow_map_sector *s = NULL;
 
-		if (IS_ERR(s))
-			return PTR_ERR(s);
-		if (stage->sectors & BIT(sector - first)) {
+		if (changed || stage->marker) {
+			s = map_sector_get(md, sector, &buf);
+			if (IS_ERR(s))
+				return PTR_ERR(s);
+		}
+		if (changed) {
 			r = wait_if_written(md, buf);
 			memcpy(s, stage->bits + offset, md->sector_bytes);
 			if (md->geo.format == 2)
@@ -1092,7 +1082,7 @@ static int write_staged(struct cow_md *md, struct cow_stage *stage, blk_opf_t op
 static void region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
 {
 	if (READ_ONCE(md->reserve) && region_retire(md, r)) {
-		rcu_assign_pointer(md->regions[r->index], marker);
+		rcu_assign_pointer(md->map.regions[r->index], marker);
 		kfree_rcu(r, rcu);
 	}
 }
@@ -1127,6 +1117,13 @@ static void unstage_region(struct cow_md *md, struct cow_region *r)
 	spin_unlock_irq(region_lock(md, r));
 }
 
+/* What was written before is durable when this returns. */
+static int flush_cow(struct cow_md *md)
+{
+	/* It would come to nothing in the block layer, but take a way to it. */
+	return bdev_write_cache(md->cow) ? dm_bufio_issue_flush(md->bufio) : 0;
+}
+
 /* Write what is staged, durably, after the data that it is about. */
 static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 {
@@ -1142,12 +1139,12 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	 * On its own: device-mapper forgets that a flush failed when there is a
 	 * write with it.
 	 */
-	r = dm_bufio_issue_flush(md->bufio);
+	r = flush_cow(md);
 	for (stage = staged; stage && !r; stage = stage->next)
 		r = write_staged(md, stage, single ? REQ_FUA : 0);
 	r = wait_for_writes(md, r);
 
-	return r || single ? r : dm_bufio_issue_flush(md->bufio);
+	return r || single ? r : flush_cow(md);
 }
 
 /*
@@ -1202,7 +1199,7 @@ static int commit_locked(struct cow_md *md)
 
 	lockdep_assert_held(&md->commit_lock);
 
-	if (md->failed)
+	if (cow_md_failed(md))
 		return -EIO;
 	WRITE_ONCE(md->unsaved, true);
 	/* Before the list is taken; pairs with cow_md_changed(). */
@@ -1210,9 +1207,13 @@ static int commit_locked(struct cow_md *md)
 	todo = llist_del_all(&md->changed);
 
 	if (!todo)
-		r = dm_bufio_issue_flush(md->bufio);
+		r = flush_cow(md);
 	while (todo && !r)
 		r = commit_some(md, &todo);
+	/* By a flush of somebody else's, which may have been told of what ours has not. */
+	if (!r && cow_md_failed(md))
+		r = -EIO;
+	WRITE_ONCE(md->lacks_space, r == -ENOSPC);
 	/* After an error there is something unsaved: for ever, or until there is space. */
 	if (r == -ENOSPC)
 		requeue_regions(md, todo);
@@ -1360,6 +1361,8 @@ static void sample_read(unsigned long error, void *context)
 		complete(&samples->done);
 }
 
+COW_DM_IO_NOTIFY(sample_read)
+
 /*
  * The fingerprint of format 2: a CRC-32C over 64 samples spread over the
  * device, all read at once, since the device may be far away.
@@ -1374,7 +1377,7 @@ static int fingerprint_v2(const struct cow_md_args *args, void *buf, u64 *finger
 	};
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ,
-		.notify.fn = sample_read,
+		.notify.fn = sample_read_notify,
 		.notify.context = &samples,
 		.client = args->io,
 	};
@@ -1851,14 +1854,15 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 			unsigned int per_block, u64 *repaired)
 {
 	const unsigned int unit_size = md->geo.mapunit;
-	unsigned int i, n, run, claim;
+	unsigned int i, n;
+	struct cow_hold hold;
 	int r;
 
 	for (i = 0; i < nr; i += n) {
 		n = min(per_block, nr - i);
 		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
 			continue;
-		while ((r = cow_md_hold(md, unit + i, n, true, &claim)) == 0) {
+		while ((r = cow_md_hold(md, unit + i, n, true, &hold)) == 0) {
 			r = cow_md_load(md, unit + i, true);
 			/* It will be possible after a commit. */
 			if (r > 0)
@@ -1868,10 +1872,15 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 		}
 		if (r < 0)
 			return r;
-		if (cow_md_lookup(md, unit + i, 1, &run) == COW_IN_COW) {
-			cow_md_release(md, unit + i, claim);
+		if (test_bit_le(hold.bit, hold.region->bits)) {
+			cow_md_release(md, &hold);
 		} else {
-			cow_md_mark(md, unit + i, n, claim);
+			u32 fresh = 0;
+
+			spin_lock_irq(region_lock(md, hold.region));
+			mark_locked(md, &hold, &fresh);
+			spin_unlock_irq(region_lock(md, hold.region));
+			end_hold(md, &hold, fresh);
 			*repaired += n;
 		}
 	}
@@ -1933,21 +1942,23 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 
 	md->region_sectors = geo->format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;
 	md->sector_bytes = geo->format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
-	md->sector_units = md->sector_bytes * BITS_PER_BYTE;
-	md->region_units = md->region_sectors * md->sector_units;
-	md->nr_map_sectors = div_u64(geo->nr_units + md->sector_units - 1, md->sector_units);
-	md->nr_regions = div_u64(geo->nr_units + md->region_units - 1, md->region_units);
+	md->map.sector_units = md->sector_bytes * BITS_PER_BYTE;
+	md->map.region_units = md->region_sectors * md->map.sector_units;
+	md->map.region_inverse = div_u64(U64_MAX, md->map.region_units) + 1;
+	md->nr_map_sectors = div_u64(geo->nr_units + md->map.sector_units - 1,
+				     md->map.sector_units);
+	md->nr_regions = div_u64(geo->nr_units + md->map.region_units - 1, md->map.region_units);
 	md->units_per_block = units_per_block(args, geo);
-	if (md->nr_regions > INT_MAX / sizeof(*md->regions))
+	if (md->nr_regions > INT_MAX / sizeof(*md->map.regions))
 		return refuse(args, error, "Read-only device is too large for the unit size",
 			      "found %llu units, expected at most %llu", geo->nr_units,
-			      (u64)INT_MAX / sizeof(*md->regions) * md->region_units);
+			      (u64)INT_MAX / sizeof(*md->map.regions) * md->map.region_units);
 
-	md->regions = kvcalloc(md->nr_regions, sizeof(*md->regions), GFP_KERNEL);
+	md->map.regions = kvcalloc(md->nr_regions, sizeof(*md->map.regions), GFP_KERNEL);
 	md->scratch = kmalloc(sizeof(*md->scratch), GFP_KERNEL);
 	md->reserve = kmalloc(sizeof(*md->reserve), GFP_KERNEL);
 	md->spare_stage = kmalloc(sizeof(*md->spare_stage), GFP_KERNEL);
-	if (!md->regions || !md->scratch || !md->reserve || !md->spare_stage)
+	if (!md->map.regions || !md->scratch || !md->reserve || !md->spare_stage)
 		return -ENOMEM;
 	for (i = 0; i < COW_MAX_WRITES; i++) {
 		md->writes[i].bio = kmalloc(sizeof(*md->writes[i].bio), GFP_KERNEL);
@@ -2079,13 +2090,13 @@ void cow_md_close(struct cow_md *md)
 {
 	u64 i;
 
-	for (i = 0; md->regions && i < md->nr_regions; i++) {
-		struct cow_region *r = rcu_access_pointer(md->regions[i]);
+	for (i = 0; md->map.regions && i < md->nr_regions; i++) {
+		struct cow_region *r = rcu_access_pointer(md->map.regions[i]);
 
-		if (!region_is_marker(r))
+		if (!cow_region_is_marker(r))
 			kfree(r);
 	}
-	kvfree(md->regions);
+	kvfree(md->map.regions);
 	kvfree(md->uncounted);
 	kfree(md->scratch);
 	kfree(md->reserve);
@@ -2107,6 +2118,11 @@ void cow_md_let_go(struct cow_md *md)
 const struct cow_geometry *cow_md_geometry(const struct cow_md *md)
 {
 	return &md->geo;
+}
+
+const struct cow_map *cow_md_map(const struct cow_md *md)
+{
+	return &md->map;
 }
 
 u64 cow_md_data_sector(const struct cow_md *md)

@@ -5,8 +5,8 @@
  *
  * Reads go to the cowfile for units whose bit is set, to rdo for all others; a
  * bio is cut where the answer changes. Rewrites of units whose bits are set go
- * to the cowfile. All of this is decided in map by cow_md_lookup(), without a
- * lock and without state to be kept.
+ * to the cowfile. All of this is decided in map by cow_lookup(), without a lock
+ * and without state to be kept.
  *
  * First writes are those to units whose bit is not set. Whole units go straight
  * to the cowfile, and their bits are set when the write has completed, not
@@ -103,6 +103,10 @@
 /* Copy-ups that can always go on at the same time, however short memory is. */
 #define COW_MIN_COPYUPS		2
 
+/* Bytes of the memory for copy-ups that are kept for the next ones. */
+#define COW_SPARE_BYTES		(128 * 1024)
+#define COW_MAX_SPARES		16
+
 /* How long to wait, in microseconds, for what is in flight when memory is short. */
 #define COW_MEMORY_DELAY	1000
 
@@ -142,21 +146,26 @@ struct cow_options {
 	u64 reserve;		/* units */
 };
 
-/* Bios that may need the cow device, counted so that their end can be waited for. */
+/*
+ * What a bio is counted as when it begins and when it ends, so that the end of those
+ * that may need the cow device can be waited for. It is kept in the bio's bi_private.
+ */
 enum cow_flight {
-	COW_FLIGHT_WRITES,		/* all that are accepted */
-	COW_FLIGHT_OTHERS,		/* reads and flushes */
+	COW_FLIGHT_NONE,		/* reads of rdo; and what ends in map */
+	COW_FLIGHT_OTHERS,		/* flushes that wait for a commit; deferred reads */
+	COW_FLIGHT_READS,		/* of the cow device */
+	COW_FLIGHT_REWRITES,		/* that map has decided on: they have no state */
+	COW_FLIGHT_FLUSHES,		/* that go down as they are */
+	COW_FLIGHT_WRITES,		/* all others that are accepted */
 	COW_NR_FLIGHTS,
 };
 
 struct cow_stats {
-	unsigned long rdo_reads;
+	unsigned long begun[COW_NR_FLIGHTS];
+	unsigned long ended[COW_NR_FLIGHTS];	/* however they did */
+	unsigned long rdo_reads;	/* that were deferred, as they were split: */
 	unsigned long cow_reads;
 	unsigned long copyups;
-	struct {
-		unsigned long begun;
-		unsigned long ended;	/* however they did */
-	} flight[COW_NR_FLIGHTS];
 };
 
 /* First writes in flight in some of the device's MiBs. */
@@ -168,18 +177,20 @@ struct cow_bucket {
 struct cowfile;
 
 struct cowloop {
-	/* What lookups need comes first. */
-	struct cow_md *md;
+	/* What reads and rewrites need comes first. */
+	struct cow_map map;
 	struct cow_stats __percpu *stats;
+	blk_opf_t state_opf;		/* bios with one of them are not for map alone */
 	unsigned int unit_shift;	/* of a unit, in sectors */
-	enum cow_mode mode;
-	blk_opf_t write_flags;		/* cow_write_flags() */
 	struct dm_dev *rdo;
 	struct dm_dev *cow;		/* NULL once it has been let go */
 	sector_t data_sector;		/* of unit 0 in the cow device */
-	sector_t units_end;		/* what the units span; the last may be short */
+	enum cow_mode mode;
 
+	struct cow_md *md;
 	struct dm_target *ti;
+	blk_opf_t write_flags;		/* cow_write_flags() */
+	sector_t units_end;		/* what the units span; the last may be short */
 	struct cow_options opt;
 	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
 	atomic_long_t commits;
@@ -202,6 +213,7 @@ struct cowloop {
 	struct bio_list discard_waiters;
 	bool ranges_published;
 
+	bool no_commit_timer;		/* it is not to be armed any more */
 	bool queueing;			/* keep writes that find no space */
 	bool writes_kept;		/* in no_space_bios, or the first is being tried again */
 	bool retrying;
@@ -221,11 +233,15 @@ struct cowloop {
 	struct work_struct discard_work;
 	struct work_struct count_work;
 	struct delayed_work retry_work;
-	struct delayed_work commit_work;
+	struct work_struct commit_work;
+	struct delayed_work commit_timer;
 	struct work_struct event_work;
 
 	struct dm_io_client *io;
 	mempool_t units;		/* memory for a unit, for copy-ups */
+	void *spares[COW_MAX_SPARES];	/* some of it, which need not be cleared by kmalloc() */
+	unsigned int nr_spares;
+	unsigned int max_spares;
 	struct bio_set bios;		/* splits of deferred reads, stores of copy-ups */
 
 	struct mutex message_lock;	/* one message at a time */
@@ -235,15 +251,13 @@ struct cowloop {
 };
 
 enum cow_io_state {
-	COW_IO_RDO,		/* a read of rdo */
-	COW_IO_OTHER,		/* a read that may need the cow device, or a flush */
-	COW_IO_WRITE,		/* a write that is not in the table */
+	COW_IO_WRITE,		/* not in the table */
 	COW_IO_FIRST,		/* in the table: whole units */
 	COW_IO_COPYUP_READ,	/* in the table: may be folded into */
 	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
 };
 
-/* What goes with each bio; only the first two are set up for all of them. */
+/* What goes with a bio of COW_FLIGHT_WRITES. */
 struct cow_io {
 	u8 state;
 	bool commit;			/* ends with a commit */
@@ -253,9 +267,10 @@ struct cow_io {
 	bool retried;			/* is the first of those kept, tried again */
 	bool read_failed;
 	unsigned int nr;		/* units */
-	unsigned int claim;		/* of cow_md_hold() */
 	u64 unit;
-	struct hlist_node node;		/* in its bucket */
+	struct cow_hold hold;		/* of them, while in the table */
+	struct cow_bucket *bucket;
+	struct hlist_node node;		/* in it */
 	struct bio_list waiters;	/* to be mapped again afterwards */
 
 	struct bvec_iter iter;		/* of a write that may have to be kept, and: */
@@ -292,7 +307,25 @@ static const char *cow_name(struct cowloop *cow)
 	return dm_device_name(dm_table_get_md(cow->ti->table));
 }
 
+/* Of a write that was accepted. */
+static struct cow_io *bio_to_io(struct bio *bio)
+{
+	return bio->bi_private;
+}
+
 /* ---- Remapping ---- */
+
+/* Where the contents of @unit, and of at most @nr (> 0) from it on, are. Any context. */
+static struct cow_run lookup(struct cowloop *cow, u64 unit, unsigned int nr)
+{
+	struct cow_run run;
+
+	rcu_read_lock_sched();
+	run = cow_lookup_run(&cow->map, unit, nr);
+	rcu_read_unlock_sched();
+
+	return run;
+}
 
 static u64 sector_to_unit(struct cowloop *cow, sector_t sector)
 {
@@ -316,11 +349,19 @@ static unsigned int bio_units(struct cowloop *cow, struct bio *bio)
 	       sector_to_unit(cow, bio->bi_iter.bi_sector) + 1;
 }
 
-/* Leave what is from sector @end on to a bio of its own; only within map. */
-static void trim_bio(struct bio *bio, sector_t end)
+/*
+ * Leave what is from sector @end on to a bio of its own; only within map. False if
+ * that must not be done with a bio that is not to wait: when some of its parts have
+ * been written, and others would have to wait, it is too late to submit it again.
+ */
+static bool trim_bio(struct bio *bio, sector_t end)
 {
-	if (end < bio_end_sector(bio))
+	if (end < bio_end_sector(bio)) {
+		if (unlikely(bio->bi_opf & REQ_NOWAIT))
+			return false;
 		dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
+	}
+	return true;
 }
 
 static int end_bio(struct bio *bio, blk_status_t status)
@@ -340,8 +381,6 @@ static int remap_to_rdo(struct cowloop *cow, struct bio *bio)
 
 static int remap_to_cow(struct cowloop *cow, struct bio *bio)
 {
-	if (op_is_write(bio_op(bio)))
-		bio->bi_opf |= cow->write_flags;
 	bio_set_dev(bio, cow->cow->bdev);
 	bio->bi_iter.bi_sector += cow->data_sector;
 
@@ -359,22 +398,23 @@ static void defer_bios(struct cowloop *cow, struct bio_list *bios)
 }
 
 /*
- * Count a read or a flush that may need the cow device. False if the device has
- * been let go. Any context.
+ * Count a bio, if the mode is @last or an earlier one: false if it is not, and the
+ * bio is to be refused. See drain(). Any context.
  */
-static bool begin_other(struct cowloop *cow, struct cow_io *io)
+static __always_inline bool begin_flight(struct cowloop *cow, struct bio *bio,
+					 enum cow_flight flight, enum cow_mode last)
 {
-	bool open;
+	bool begun;
 
-	rcu_read_lock();
-	open = READ_ONCE(cow->mode) != COW_MODE_CLOSED;
-	if (likely(open)) {
-		io->state = COW_IO_OTHER;
-		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].begun);
+	rcu_read_lock_sched();
+	begun = READ_ONCE(cow->mode) <= last;
+	if (likely(begun)) {
+		__this_cpu_inc(cow->stats->begun[flight]);
+		bio->bi_private = (void *)flight;
 	}
-	rcu_read_unlock();
+	rcu_read_unlock_sched();
 
-	return open;
+	return begun;
 }
 
 /* Take all the bios off a list of @cow's. Process context. */
@@ -390,7 +430,7 @@ static struct bio_list take_bios(struct cowloop *cow, struct bio_list *list)
 	return bios;
 }
 
-static int defer_bio(struct cowloop *cow, struct bio *bio)
+static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
 {
 	struct bio_list bios = BIO_EMPTY_LIST;
 
@@ -402,6 +442,20 @@ static int defer_bio(struct cowloop *cow, struct bio *bio)
 
 /* ---- Modes ---- */
 
+/*
+ * Bios that map does not decide on alone: all but reads and writes; in general
+ * those that have to do with durability; and all writes, where they are refused
+ * or may have to be kept.
+ */
+static void set_state_opf(struct cowloop *cow, enum cow_mode mode)
+{
+	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | (REQ_OP_MASK & ~REQ_OP_WRITE);
+
+	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags)
+		opf |= REQ_OP_WRITE;
+	WRITE_ONCE(cow->state_opf, opf);
+}
+
 /* True if the mode was another one: then an event is to be raised. Any context. */
 static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 {
@@ -410,8 +464,10 @@ static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	change = mode > cow->mode;
-	if (change)
+	if (change) {
 		WRITE_ONCE(cow->mode, mode);
+		set_state_opf(cow, mode);
+	}
 	spin_unlock_irqrestore(&cow->lock, flags);
 
 	return change;
@@ -533,7 +589,7 @@ static void out_of_space(struct cowloop *cow)
  */
 static bool keep_bio(struct cowloop *cow, struct bio *bio)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cow_io *io = bio_to_io(bio);
 	unsigned long flags;
 	bool kept;
 
@@ -592,7 +648,7 @@ static void stop_queueing(struct cowloop *cow)
 	WRITE_ONCE(cow->writes_kept, false);
 	/* A commit that waits for space. */
 	if (!bio_list_empty(&cow->commit_bios))
-		mod_delayed_work(cow->io_wq, &cow->commit_work, 0);
+		queue_work(cow->io_wq, &cow->commit_work);
 	spin_unlock_irq(&cow->lock);
 
 	while ((bio = bio_list_pop(&bios)))
@@ -602,6 +658,7 @@ static void stop_queueing(struct cowloop *cow)
 static void start_queueing(struct cowloop *cow)
 {
 	spin_lock_irq(&cow->lock);
+	cow->no_commit_timer = false;
 	cow->queueing = cow->opt.queue_if_no_space && cow->mode <= COW_MODE_OUT_OF_SPACE;
 	spin_unlock_irq(&cow->lock);
 }
@@ -609,7 +666,7 @@ static void start_queueing(struct cowloop *cow)
 /* Make a write what it was before it went to the cow device. */
 static void restore_bio(struct bio *bio)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cow_io *io = bio_to_io(bio);
 
 	bio->bi_iter = io->iter;
 	bio->bi_bdev = io->bdev;
@@ -644,7 +701,7 @@ static void commit_bio(struct cowloop *cow, struct bio *bio)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	bio_list_add(&cow->commit_bios, bio);
-	mod_delayed_work(cow->io_wq, &cow->commit_work, 0);
+	queue_work(cow->io_wq, &cow->commit_work);
 	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
@@ -678,8 +735,9 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios)
 		bio_list_merge_head(&cow->commit_bios, bios);
 		bio_list_init(bios);
 	}
-	queue_delayed_work(cow->io_wq, &cow->commit_work,
-			   kept ? COW_SPACE_DELAY : COW_COMMIT_DELAY);
+	if (!cow->no_commit_timer)
+		mod_delayed_work(cow->io_wq, &cow->commit_timer,
+				 kept ? COW_SPACE_DELAY : COW_COMMIT_DELAY);
 	spin_unlock_irq(&cow->lock);
 
 	return kept;
@@ -687,7 +745,7 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios)
 
 static void do_commit(struct work_struct *work)
 {
-	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, commit_work);
+	struct cowloop *cow = container_of(work, struct cowloop, commit_work);
 	struct bio_list bios = take_bios(cow, &cow->commit_bios);
 	struct bio *bio;
 	int r = 0;
@@ -703,6 +761,28 @@ static void do_commit(struct work_struct *work)
 	}
 }
 
+/*
+ * What has changed is committed anyway after a while. The timer is left alone by
+ * commits that come before, which are too many for that.
+ */
+static void do_commit_timer(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, commit_timer);
+
+	queue_work(cow->io_wq, &cow->commit_work);
+}
+
+/* No commit is under way any more, nor begun by the timer. Sleeps. */
+static void cancel_commits(struct cowloop *cow)
+{
+	/* A commit that is under way may find no space. */
+	spin_lock_irq(&cow->lock);
+	cow->no_commit_timer = true;
+	spin_unlock_irq(&cow->lock);
+	cancel_delayed_work_sync(&cow->commit_timer);
+	cancel_work_sync(&cow->commit_work);
+}
+
 static int map_flush(struct cowloop *cow, struct bio *bio)
 {
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
@@ -710,13 +790,14 @@ static int map_flush(struct cowloop *cow, struct bio *bio)
 	/* Nothing can have been written, or all of it has been synced, or see there. */
 	if (READ_ONCE(cow->opt.read_only))
 		return end_bio(bio, cow_md_changed(cow->md) ? BLK_STS_IOERR : BLK_STS_OK);
-	if (!begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io))))
-		return end_bio(bio, BLK_STS_OK);
-
 	if (cow_md_changed(cow->md)) {
+		if (!begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL))
+			return end_bio(bio, BLK_STS_OK);
 		commit_bio(cow, bio);
 		return DM_MAPIO_SUBMITTED;
 	}
+	if (!begin_flight(cow, bio, COW_FLIGHT_FLUSHES, COW_MODE_FAIL))
+		return end_bio(bio, BLK_STS_OK);
 	bio_set_dev(bio, cow->cow->bdev);
 
 	return DM_MAPIO_REMAPPED;
@@ -769,7 +850,7 @@ static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
 	if (likely(!READ_ONCE(cow->ranges_published)))
 		return false;
 	bio_list_for_each(bio, &cow->discarding) {
-		struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+		struct cow_io *io = bio_to_io(bio);
 
 		if (overlaps(io, unit, nr))
 			return true;
@@ -797,9 +878,10 @@ static bool proves_space(struct cowloop *cow, struct bio *bio)
  * so, and its units are held then; 0 if it is to be deferred; -EINPROGRESS if
  * it waits for a discard now; or another negative errno.
  */
-static int may_enter(struct cowloop *cow, struct bio *bio, u64 unit, unsigned int nr)
+static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 unit,
+				     unsigned int nr)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cow_io *io = bio_to_io(bio);
 
 	/* First: whoever finds the gate open finds the ranges published before. */
 	if (unlikely(!smp_load_acquire(&cow->gate_open)))
@@ -810,11 +892,11 @@ static int may_enter(struct cowloop *cow, struct bio *bio, u64 unit, unsigned in
 		spin_unlock(&cow->lock);
 		return -EINPROGRESS;
 	}
-	return cow_md_hold(cow->md, unit, nr, is_urgent(bio), &io->claim);
+	return cow_md_hold(cow->md, unit, nr, is_urgent(bio), &io->hold);
 }
 
 /* A first write that may not enter the table, for a @reason of may_enter()'s. */
-static int not_entered(struct cowloop *cow, struct bio *bio, int reason)
+static noinline int not_entered(struct cowloop *cow, struct bio *bio, int reason)
 {
 	if (!reason)
 		return defer_bio(cow, bio);
@@ -830,42 +912,41 @@ static void enter_table(struct cow_bucket *bucket, struct cow_io *io,
 	io->state = state;
 	io->unit = unit;
 	io->nr = nr;
+	io->bucket = bucket;
 	bio_list_init(&io->waiters);
 	hlist_add_head(&io->node, &bucket->writes);
 }
 
-/* Any context. The bits that @io stands for have been set, if they will be. */
-static void leave_table(struct cowloop *cow, struct cow_io *io)
+/*
+ * The data of a first write has been written, or could not be: it leaves the table.
+ * Any context.
+ */
+static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *io,
+					    blk_status_t status)
 {
-	struct cow_bucket *bucket = bucket_of(cow, io->unit);
-	struct bio_list waiters;
 	unsigned long flags;
+	bool first = false;
 
-	spin_lock_irqsave(&bucket->lock, flags);
-	hlist_del(&io->node);
+	spin_lock_irqsave(&io->bucket->lock, flags);
+	if (likely(!status))
+		first = cow_md_mark(cow->md, &io->hold);
+	else
+		cow_md_release(cow->md, &io->hold);
+	__hlist_del(&io->node);
 	io->state = COW_IO_WRITE;
-	waiters = io->waiters;
-	spin_unlock_irqrestore(&bucket->lock, flags);
+	if (unlikely(!bio_list_empty(&io->waiters)))
+		defer_bios(cow, &io->waiters);
+	spin_unlock_irqrestore(&io->bucket->lock, flags);
 
-	if (!bio_list_empty(&waiters))
-		defer_bios(cow, &waiters);
-	if (unlikely(!READ_ONCE(cow->gate_open)))
-		wake_up(&cow->drained);
-}
-
-/* The data of a first write has been written, or could not be. Any context. */
-static void end_first_write(struct cowloop *cow, struct cow_io *io, blk_status_t status)
-{
-	if (unlikely(status)) {
-		cow_md_release(cow->md, io->unit, io->claim);
-	} else {
-		if (cow_md_mark(cow->md, io->unit, io->nr, io->claim))
-			queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+	if (first)
+		queue_delayed_work(cow->io_wq, &cow->commit_timer, COW_COMMIT_DELAY);
+	if (likely(!status)) {
 		check_low_water(cow);
 		if (unlikely(io->seeks_space))
 			space_found(cow, false);
 	}
-	leave_table(cow, io);
+	if (unlikely(!READ_ONCE(cow->gate_open)))
+		wake_up(&cow->drained);
 }
 
 /* ---- The gate ---- */
@@ -986,27 +1067,29 @@ static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		ended += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->flight[flight].ended);
+		ended += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->ended[flight]);
 	/* In this order, for none to be missed. */
 	smp_rmb();
 	for_each_possible_cpu(cpu)
-		begun += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->flight[flight].begun);
+		begun += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->begun[flight]);
 
 	return begun != ended;
 }
 
 /*
- * Change to a @mode in which no more of a kind of bios are begun, and wait for
- * their end. True if the mode was another one.
+ * Change to a @mode in which no bios are begun any more that count as one of @flights,
+ * and wait for their end. True if the mode was another one.
  */
-static bool drain(struct cowloop *cow, enum cow_mode mode, enum cow_flight flight)
+static bool drain(struct cowloop *cow, enum cow_mode mode, unsigned long flights)
 {
 	const bool change = change_mode(cow, mode);
+	unsigned int flight;
 
 	/* The mode is tested, and the bio counted, in one RCU section. */
 	synchronize_rcu();
-	while (in_flight(cow, flight))
-		fsleep(1000);
+	for_each_set_bit(flight, &flights, COW_NR_FLIGHTS)
+		while (in_flight(cow, flight))
+			fsleep(1000);
 
 	return change;
 }
@@ -1020,7 +1103,7 @@ static int make_read_only(struct cowloop *cow)
 	change = change_mode(cow, COW_MODE_RO);
 	/* They would be waited for. */
 	stop_queueing(cow);
-	drain(cow, COW_MODE_RO, COW_FLIGHT_WRITES);
+	drain(cow, COW_MODE_RO, BIT(COW_FLIGHT_REWRITES) | BIT(COW_FLIGHT_WRITES));
 	if (change)
 		dm_table_event(cow->ti->table);
 	r = sync_cowfile(cow);
@@ -1084,10 +1167,11 @@ static int close_cow(struct cowloop *cow)
 	if (!r)
 		r = cow_md_load_all(cow->md);
 	if (!r) {
-		change = drain(cow, COW_MODE_CLOSED, COW_FLIGHT_OTHERS);
+		change = drain(cow, COW_MODE_CLOSED, BIT(COW_FLIGHT_READS) |
+			       BIT(COW_FLIGHT_FLUSHES) | BIT(COW_FLIGHT_OTHERS));
 		cancel_work_sync(&cow->count_work);
 		cancel_work_sync(&cow->discard_work);
-		cancel_delayed_work_sync(&cow->commit_work);
+		cancel_commits(cow);
 		cow_md_let_go(cow->md);
 	}
 	cowfile_end_closing(cow, !r);
@@ -1106,7 +1190,7 @@ static int commit_soon(struct cowloop *cow)
 	const int r = commit(cow);
 
 	if (r == -ENOSPC)
-		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+		queue_delayed_work(cow->io_wq, &cow->commit_timer, COW_COMMIT_DELAY);
 	return r;
 }
 
@@ -1137,37 +1221,33 @@ static int load(struct cowloop *cow, u64 unit, bool for_write)
 
 /* ---- Reads ---- */
 
-static int remap_read(struct cowloop *cow, struct bio *bio, enum cow_where where)
+/* Map a read of which the first units, or all, are @run. */
+static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_run run)
 {
-	switch (where) {
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+
+	if (run.nr < bio_units(cow, bio) && !trim_bio(bio, unit_start(cow, unit + run.nr)))
+		return end_bio(bio, BLK_STS_AGAIN);
+
+	switch (run.where) {
 	case COW_IN_RDO:
-		this_cpu_inc(cow->stats->rdo_reads);
+		this_cpu_inc(cow->stats->begun[COW_FLIGHT_NONE]);
 		return remap_to_rdo(cow, bio);
 	case COW_IN_COW:
-		this_cpu_inc(cow->stats->cow_reads);
+		if (unlikely(!begin_flight(cow, bio, COW_FLIGHT_READS, COW_MODE_FAIL)))
+			return end_bio(bio, BLK_STS_IOERR);
 		return remap_to_cow(cow, bio);
 	case COW_UNKNOWN:
-		return defer_bio(cow, bio);
+		if (likely(begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL)))
+			return defer_bio(cow, bio);
+		/* All was loaded before the mode changed. */
+		smp_rmb();
+		run = lookup(cow, unit, bio_units(cow, bio));
+		return run.where == COW_UNKNOWN ? end_bio(bio, BLK_STS_IOERR) :
+						  map_read(cow, bio, run);
 	default:
 		return end_bio(bio, BLK_STS_IOERR);
 	}
-}
-
-static int map_read(struct cowloop *cow, struct bio *bio)
-{
-	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
-	const unsigned int nr = bio_units(cow, bio);
-	enum cow_where where;
-	unsigned int run;
-
-	where = cow_md_lookup(cow->md, unit, nr, &run);
-	if (run < nr)
-		trim_bio(bio, unit_start(cow, unit + run));
-	if ((where == COW_IN_COW || where == COW_UNKNOWN) &&
-	    unlikely(!begin_other(cow, dm_per_bio_data(bio, sizeof(struct cow_io)))))
-		return end_bio(bio, BLK_STS_IOERR);
-
-	return remap_read(cow, bio, where);
 }
 
 /* A read that was deferred can't be trimmed any more: it is split instead. */
@@ -1179,12 +1259,10 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 		const sector_t sector = bio->bi_iter.bi_sector;
 		const u64 unit = sector_to_unit(cow, sector);
 		const unsigned int nr = bio_units(cow, bio);
-		enum cow_where where;
-		unsigned int run;
+		const struct cow_run run = lookup(cow, unit, nr);
 		int r;
 
-		where = cow_md_lookup(cow->md, unit, nr, &run);
-		if (where == COW_UNKNOWN) {
+		if (run.where == COW_UNKNOWN) {
 			r = load(cow, unit, false);
 			if (!r)
 				continue;
@@ -1193,18 +1271,60 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 		}
 
 		split = bio;
-		if (run < nr) {
+		if (run.nr < nr) {
 			bio_clear_polled(bio);	/* nobody would poll the split */
-			split = bio_split(bio, unit_start(cow, unit + run) - sector,
+			split = bio_split(bio, unit_start(cow, unit + run.nr) - sector,
 					  GFP_NOIO, &cow->bios);
 			bio_chain(split, bio);
 		}
-		if (remap_read(cow, split, where) == DM_MAPIO_REMAPPED)
-			submit_bio_noacct(split);
+		if (run.where == COW_BAD) {
+			end_bio(split, BLK_STS_IOERR);
+			continue;
+		}
+		if (run.where == COW_IN_RDO) {
+			this_cpu_inc(cow->stats->rdo_reads);
+			remap_to_rdo(cow, split);
+		} else {
+			this_cpu_inc(cow->stats->cow_reads);
+			remap_to_cow(cow, split);
+		}
+		submit_bio_noacct(split);
 	}
 }
 
 /* ---- Copy-up ---- */
+
+/* Memory for a unit, or NULL if @gfp does not allow to wait for it. */
+static void *alloc_unit(struct cowloop *cow, gfp_t gfp)
+{
+	void *data = NULL;
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	if (cow->nr_spares)
+		data = cow->spares[--cow->nr_spares];
+	spin_unlock_irqrestore(&cow->lock, flags);
+
+	return data ? data : mempool_alloc(&cow->units, gfp);
+}
+
+/* Any context. */
+static void free_unit(struct cowloop *cow, void *data)
+{
+	unsigned long flags;
+
+	/* Not while others wait for it. */
+	if (READ_ONCE(cow->units.curr_nr) >= cow->units.min_nr) {
+		spin_lock_irqsave(&cow->lock, flags);
+		if (cow->nr_spares < cow->max_spares) {
+			cow->spares[cow->nr_spares++] = data;
+			data = NULL;
+		}
+		spin_unlock_irqrestore(&cow->lock, flags);
+	}
+	if (data)
+		mempool_free(data, &cow->units);
+}
 
 /* Any context. @io goes away with the last of its bios. */
 static void copyup_end(struct cow_io *io, blk_status_t status)
@@ -1213,7 +1333,7 @@ static void copyup_end(struct cow_io *io, blk_status_t status)
 	struct bio_list bios = io->folded;
 	struct bio *bio;
 
-	mempool_free(io->data, &cow->units);
+	free_unit(cow, io->data);
 	end_first_write(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios)))
@@ -1286,7 +1406,7 @@ static void copyup_store(struct work_struct *work)
 	}
 	if (cow->zero_needs_commit && !memchr_inv(io->data, 0, size)) {
 		bio_list_for_each(bio, &io->folded) {
-			struct cow_io *folded = dm_per_bio_data(bio, sizeof(*folded));
+			struct cow_io *folded = bio_to_io(bio);
 
 			folded->commit = true;
 		}
@@ -1301,36 +1421,38 @@ static void copyup_store(struct work_struct *work)
 	submit_bio_noacct(store);
 }
 
-static void copyup_read(unsigned long error, void *context)
+static void copyup_read(struct bio *read)
 {
-	struct cow_io *io = context;
+	struct cow_io *io = read->bi_private;
 
-	io->read_failed = error;
+	io->read_failed = read->bi_status;
+	bio_put(read);
 	INIT_WORK(&io->work, copyup_store);
 	queue_work(io->cowloop->io_wq, &io->work);
 }
 
-static void copyup_start(struct work_struct *work)
+/* Read the unit from rdo. False if there is no bio, which @gfp may not allow to wait for. */
+static bool copyup_start(struct cow_io *io, gfp_t gfp)
 {
-	struct cow_io *io = container_of(work, struct cow_io, work);
 	struct cowloop *cow = io->cowloop;
-	struct dm_io_request req = {
-		.bi_opf = REQ_OP_READ,
-		.mem.type = DM_IO_KMEM,
-		.mem.ptr.addr = io->data,
-		.notify.fn = copyup_read,
-		.notify.context = io,
-		.client = cow->io,
-	};
-	struct dm_io_region where = {
-		.bdev = cow->rdo->bdev,
-		.sector = unit_start(cow, io->unit),
-		.count = copyup_sectors(io),
-	};
+	struct bio *read = bio_alloc_bioset(cow->rdo->bdev, 1, REQ_OP_READ, gfp, &cow->bios);
 
+	if (!read)
+		return false;
+	read->bi_iter.bi_sector = unit_start(cow, io->unit);
+	read->bi_private = io;
+	read->bi_end_io = copyup_read;
+	__bio_add_page(read, virt_to_page(io->data), copyup_sectors(io) << SECTOR_SHIFT,
+		       offset_in_page(io->data));
 	this_cpu_inc(cow->stats->copyups);
-	if (cow_dm_io(&req, 1, &where, NULL))
-		copyup_read(1, io);
+	submit_bio_noacct(read);
+
+	return true;
+}
+
+static void copyup_start_later(struct work_struct *work)
+{
+	copyup_start(container_of(work, struct cow_io, work), GFP_NOIO);
 }
 
 /* ---- Writes ---- */
@@ -1348,7 +1470,7 @@ static int rewrite(struct cowloop *cow, struct bio *bio)
 {
 	/* The bits of the units may not be on disk yet. */
 	if (unlikely(bio->bi_opf & REQ_FUA) && cow_md_changed(cow->md))
-		take_fua(dm_per_bio_data(bio, sizeof(struct cow_io)), bio);
+		take_fua(bio_to_io(bio), bio);
 
 	return remap_to_cow(cow, bio);
 }
@@ -1397,12 +1519,12 @@ static bool may_have_space(struct cowloop *cow, struct cow_io *io, sector_t end)
 	return !io->kept && cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
 }
 
-/* Write whole units, none of which need have been written before. */
-static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned int nr)
+/* Write whole units in one MiB, none of which need have been written before. */
+static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64 unit,
+				       unsigned int nr)
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
-	struct cow_io *copyup, *io = dm_per_bio_data(bio, sizeof(*io));
-	unsigned long flags;
+	struct cow_io *copyup, *io = bio_to_io(bio);
 	int ready;
 
 	if (unlikely(!may_have_space(cow, io, bio_end_sector(bio))))
@@ -1410,17 +1532,17 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
 
-	spin_lock_irqsave(&bucket->lock, flags);
-	copyup = find_copyup(bucket, unit, nr);
+	spin_lock_irq(&bucket->lock);
+	copyup = hlist_empty(&bucket->writes) ? NULL : find_copyup(bucket, unit, nr);
 	if (unlikely(copyup)) {
 		bio_list_add(&copyup->waiters, bio);
-		spin_unlock_irqrestore(&bucket->lock, flags);
+		spin_unlock_irq(&bucket->lock);
 		return DM_MAPIO_SUBMITTED;
 	}
 	ready = may_enter(cow, bio, unit, nr);
 	if (likely(ready > 0))
 		enter_table(bucket, io, COW_IO_FIRST, unit, nr);
-	spin_unlock_irqrestore(&bucket->lock, flags);
+	spin_unlock_irq(&bucket->lock);
 
 	if (unlikely(ready <= 0))
 		return not_entered(cow, bio, ready);
@@ -1436,20 +1558,18 @@ static int write_units(struct cowloop *cow, struct bio *bio, u64 unit, unsigned 
 static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **data)
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
-	struct cow_io *other, *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cow_io *other, *io = bio_to_io(bio);
 	enum cow_where where;
-	unsigned long flags;
-	unsigned int run;
 	int ready;
 
 	if (unlikely(!may_have_space(cow, io, unit_end(cow, unit))))
 		return end_bio(bio, BLK_STS_NOSPC);
 
-	spin_lock_irqsave(&bucket->lock, flags);
+	spin_lock_irq(&bucket->lock);
 	/* Again, with the table locked: nobody can be about to set the bit. */
-	where = cow_md_lookup(cow->md, unit, 1, &run);
+	where = lookup(cow, unit, 1).where;
 	if (where == COW_IN_COW) {
-		spin_unlock_irqrestore(&bucket->lock, flags);
+		spin_unlock_irq(&bucket->lock);
 		return rewrite(cow, bio);
 	}
 	other = find_overlap(bucket, unit, 1);
@@ -1460,12 +1580,12 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 		} else {
 			bio_list_add(&other->waiters, bio);
 		}
-		spin_unlock_irqrestore(&bucket->lock, flags);
+		spin_unlock_irq(&bucket->lock);
 		return DM_MAPIO_SUBMITTED;
 	}
 
 	if (!*data)
-		*data = mempool_alloc(&cow->units, GFP_NOWAIT);
+		*data = alloc_unit(cow, GFP_NOWAIT);
 	/* A bit that was not in memory may have been set long ago. */
 	ready = *data && where != COW_UNKNOWN ? may_enter(cow, bio, unit, 1) : 0;
 	if (ready > 0) {
@@ -1477,14 +1597,27 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 		*data = NULL;
 		take_fua(io, bio);
 	}
-	spin_unlock_irqrestore(&bucket->lock, flags);
+	spin_unlock_irq(&bucket->lock);
 
 	if (ready <= 0)
 		return not_entered(cow, bio, ready);
-	INIT_WORK(&io->work, copyup_start);
-	queue_work(cow->io_wq, &io->work);
+	/* What must not wait leaves it to somebody else to find room in rdo's queue. */
+	if (bio->bi_opf & REQ_NOWAIT || !copyup_start(io, GFP_NOWAIT)) {
+		INIT_WORK(&io->work, copyup_start_later);
+		queue_work(cow->io_wq, &io->work);
+	}
 
 	return DM_MAPIO_SUBMITTED;
+}
+
+/*
+ * Device-mapper forgets that a flush failed when a write comes with it. If that was
+ * for want of space to commit, a write to be durable must not overtake what it came
+ * after: there is no space for it either. (All other errors end in mode fail.)
+ */
+static bool out_of_order(struct cowloop *cow, struct bio *bio)
+{
+	return bio->bi_opf & REQ_FUA && cow_md_lacks_space(cow->md);
 }
 
 /* Where the whole units that @bio begins with end, or their MiB. */
@@ -1498,45 +1631,47 @@ static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
 }
 
 /*
- * Map a write. It is trimmed to one of three: units that are all written, whole
- * units in one MiB, or a part of one unit. What has one of the latter two shapes
+ * Map a write that was accepted, and of which the first units, or all, are @run. It is
+ * trimmed to one of three: units that are all written, whole units in one MiB, or a
+ * part of one unit. What has one of the latter two shapes
  * already, as deferred bios do, is not trimmed again; nor is one that may be kept
  * for want of space ever of the first.
  */
-static int map_write(struct cowloop *cow, struct bio *bio, void **data)
+static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, void **data)
 {
 	const sector_t sector = bio->bi_iter.bi_sector;
 	const u64 unit = sector_to_unit(cow, sector);
-	const unsigned int nr = bio_units(cow, bio);
 	const bool aligned = sector == unit_start(cow, unit);
 	const bool part = !aligned || bio_end_sector(bio) < unit_end(cow, unit);
-	enum cow_where where;
-	unsigned int run;
 	sector_t end;
 
-	where = cow_md_lookup(cow->md, unit, nr, &run);
-	if (where == COW_IN_COW && (run == nr || !aligned) &&
-	    likely(!cow->opt.queue_if_no_space)) {
-		trim_bio(bio, unit_start(cow, unit + run));
+	if (run.where == COW_IN_COW && (run.nr == bio_units(cow, bio) || !aligned) &&
+	    likely(!cow->opt.queue_if_no_space && !out_of_order(cow, bio))) {
+		if (unlikely(!trim_bio(bio, unit_start(cow, unit + run.nr))))
+			return end_bio(bio, BLK_STS_AGAIN);
 		return rewrite(cow, bio);
 	}
-	if (unlikely(where == COW_BAD))
+	if (unlikely(run.where == COW_BAD))
 		return end_bio(bio, BLK_STS_IOERR);
 
 	end = part ? unit_end(cow, unit) : whole_units_end(cow, bio);
-	trim_bio(bio, end);
+	if (unlikely(!trim_bio(bio, end)))
+		return end_bio(bio, BLK_STS_AGAIN);
 	/* It could be tried again from here, whatever becomes of the bits. */
 	if (unlikely(cow->opt.queue_if_no_space)) {
-		struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+		struct cow_io *io = bio_to_io(bio);
 
 		io->iter = bio->bi_iter;
 		io->bdev = bio->bi_bdev;
 		io->flags = bio->bi_flags;
-		if (where == COW_IN_COW && run >= bio_units(cow, bio))
+		if (run.where == COW_IN_COW && run.nr >= bio_units(cow, bio) &&
+		    likely(!out_of_order(cow, bio)))
 			return rewrite(cow, bio);
 	}
+	if (unlikely(out_of_order(cow, bio)))
+		return end_bio(bio, BLK_STS_NOSPC);
 	/* It may turn out to be a rewrite, which takes no space. */
-	if (unlikely(where == COW_UNKNOWN))
+	if (unlikely(run.where == COW_UNKNOWN))
 		return defer_bio(cow, bio);
 
 	return part ? write_part(cow, bio, unit, data) :
@@ -1548,20 +1683,21 @@ static int map_write(struct cowloop *cow, struct bio *bio, void **data)
 /* Discard the units of which all is discarded. What is in rdo already takes no work. */
 static int map_discard(struct cowloop *cow, struct bio *bio)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cow_io *io = bio_to_io(bio);
 	const u64 end = bio_end_sector(bio) < cow->units_end ?
 			sector_to_unit(cow, bio_end_sector(bio)) :
 			cow_md_geometry(cow->md)->nr_units;
 	unsigned long flags;
-	unsigned int run;
+	struct cow_run run;
 	u64 unit;
 
 	atomic_long_inc(&cow->nr_discards);
 	io->unit = sector_to_unit(cow, bio->bi_iter.bi_sector + (1U << cow->unit_shift) - 1);
-	for (unit = io->unit; unit < end; unit += run)
-		if (cow_md_lookup(cow->md, unit, min_t(u64, end - unit, UINT_MAX), &run) !=
-		    COW_IN_RDO)
+	for (unit = io->unit; unit < end; unit += run.nr) {
+		run = lookup(cow, unit, min_t(u64, end - unit, UINT_MAX));
+		if (run.where != COW_IN_RDO)
 			break;
+	}
 	if (unit >= end)
 		return end_bio(bio, BLK_STS_OK);
 	/* A bio is shorter than 4 GiB, and has fewer units than an int can count. */
@@ -1697,7 +1833,7 @@ static void do_discards(struct work_struct *work)
 		int error = r;
 
 		if (!r && can_discard(cow))
-			error = clear_range(cow, dm_per_bio_data(bio, sizeof(struct cow_io)),
+			error = clear_range(cow, bio_to_io(bio),
 					    &discarded);
 		bio->bi_status = errno_to_blk_status(error);
 	}
@@ -1711,7 +1847,7 @@ static void do_discards(struct work_struct *work)
 			bio->bi_status = errno_to_blk_status(r);
 		else if (!cow->opt.no_discard_passdown)
 			bio->bi_status =
-				pass_down(cow, dm_per_bio_data(bio, sizeof(struct cow_io)));
+				pass_down(cow, bio_to_io(bio));
 		cond_resched();
 	}
 
@@ -1728,36 +1864,54 @@ static void do_discards(struct work_struct *work)
 
 /* ---- Accepting and deferring writes ---- */
 
-static int accept_write(struct cowloop *cow, struct bio *bio)
+/* False if no writes are accepted any more: then @bio is to be refused. */
+static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
-	enum cow_mode mode;
+	struct cow_io *io;
+
+	if (unlikely(!begin_flight(cow, bio, COW_FLIGHT_WRITES, COW_MODE_OUT_OF_SPACE)))
+		return false;
+	io = dm_per_bio_data(bio, sizeof(*io));
+	bio->bi_private = io;
+	io->state = COW_IO_WRITE;
+	io->commit = false;
+	io->committed = false;
+	io->retried = false;
+	io->kept = false;
+	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
+			  proves_space(cow, bio);
+
+	return true;
+}
+
+/* Whether a bio consists of whole units in one MiB, the last and short one left aside. */
+static bool is_whole(struct cowloop *cow, struct bio *bio)
+{
+	const sector_t start = bio->bi_iter.bi_sector, end = bio_end_sector(bio);
+
+	return !((start | end) & ((1U << cow->unit_shift) - 1)) &&
+	       start / COW_TRACK_SECTORS == (end - 1) / COW_TRACK_SECTORS;
+}
+
+/* The usual first write: short for what accept_and_map() would come to. */
+static noinline int accept_whole(struct cowloop *cow, struct bio *bio)
+{
+	if (unlikely(!accept_write(cow, bio)))
+		return end_bio(bio, BLK_STS_IOERR);
+	return write_units(cow, bio, sector_to_unit(cow, bio->bi_iter.bi_sector),
+			   bio_units(cow, bio));
+}
+
+static noinline int accept_and_map(struct cowloop *cow, struct bio *bio, struct cow_run run)
+{
 	void *data = NULL;
 	int r;
 
-	/* See drain(). */
-	rcu_read_lock();
-	mode = READ_ONCE(cow->mode);
-	if (unlikely(mode > COW_MODE_OUT_OF_SPACE)) {
-		rcu_read_unlock();
+	if (unlikely(!accept_write(cow, bio)))
 		return end_bio(bio, BLK_STS_IOERR);
-	}
-	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].begun);
-	rcu_read_unlock();
-	io->state = COW_IO_WRITE;
-	io->seeks_space = mode == COW_MODE_OUT_OF_SPACE && proves_space(cow, bio);
-	io->retried = false;
-	io->kept = false;
-	io->committed = false;
-
-	if (unlikely(bio_op(bio) == REQ_OP_DISCARD))
-		return map_discard(cow, bio);
-	/* Units that are in the cowfile have space there: rewriting them takes none. */
-	if (unlikely(bio_op(bio) == REQ_OP_WRITE_ZEROES))
-		bio->bi_opf |= REQ_NOUNMAP;
-	r = map_write(cow, bio, &data);
+	r = map_write(cow, bio, run, &data);
 	if (unlikely(data))
-		mempool_free(data, &cow->units);
+		free_unit(cow, data);
 	return r;
 }
 
@@ -1765,10 +1919,9 @@ static int accept_write(struct cowloop *cow, struct bio *bio)
 static bool is_rewrite(struct cowloop *cow, struct bio *bio)
 {
 	const unsigned int nr = bio_units(cow, bio);
-	unsigned int run;
+	const struct cow_run run = lookup(cow, sector_to_unit(cow, bio->bi_iter.bi_sector), nr);
 
-	return cow_md_lookup(cow->md, sector_to_unit(cow, bio->bi_iter.bi_sector), nr, &run) ==
-	       COW_IN_COW && run == nr;
+	return run.where == COW_IN_COW && run.nr == nr;
 }
 
 static void deferred_write(struct cowloop *cow, struct bio *bio)
@@ -1793,11 +1946,12 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 	}
 
 	if (bio_end_sector(bio) - bio->bi_iter.bi_sector < 1U << cow->unit_shift)
-		data = mempool_alloc(&cow->units, GFP_NOIO);
-	if (map_write(cow, bio, &data) == DM_MAPIO_REMAPPED)
+		data = alloc_unit(cow, GFP_NOIO);
+	if (map_write(cow, bio, lookup(cow, unit, bio_units(cow, bio)), &data) ==
+	    DM_MAPIO_REMAPPED)
 		submit_bio_noacct(bio);
 	if (data)
-		mempool_free(data, &cow->units);
+		free_unit(cow, data);
 }
 
 static void do_deferred(struct work_struct *work)
@@ -1827,7 +1981,7 @@ static void do_retry(struct work_struct *work)
 	spin_lock_irq(&cow->lock);
 	bio = cow->retrying ? NULL : bio_list_pop(&cow->no_space_bios);
 	if (bio) {
-		io = dm_per_bio_data(bio, sizeof(*io));
+		io = bio_to_io(bio);
 		io->kept = false;
 		io->retried = true;
 		io->seeks_space = proves_space(cow, bio);
@@ -2151,8 +2305,8 @@ static int alloc_resources(struct cowloop *cow)
 
 	cow->buckets = kvcalloc(1U << COW_BUCKET_BITS, sizeof(*cow->buckets), GFP_KERNEL);
 	cow->stats = alloc_percpu(struct cow_stats);
-	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM, 0);
-	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM, 0);
+	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
 	if (!cow->buckets || !cow->stats || !cow->deferred_wq || !cow->io_wq)
 		return -ENOMEM;
 
@@ -2184,7 +2338,8 @@ static int alloc_resources(struct cowloop *cow)
 	INIT_WORK(&cow->count_work, do_count);
 	INIT_WORK(&cow->event_work, do_event);
 	INIT_DELAYED_WORK(&cow->retry_work, do_retry);
-	INIT_DELAYED_WORK(&cow->commit_work, do_commit);
+	INIT_WORK(&cow->commit_work, do_commit);
+	INIT_DELAYED_WORK(&cow->commit_timer, do_commit_timer);
 
 	return bioset_init(&cow->bios, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
 }
@@ -2195,6 +2350,7 @@ static int set_up(struct cowloop *cow)
 	const struct cow_geometry *geo = cow_md_geometry(cow->md);
 
 	strscpy(cow->cow_name, cow->cow->name, sizeof(cow->cow_name));
+	cow->map = *cow_md_map(cow->md);
 	cow->unit_shift = ilog2(geo->mapunit) - SECTOR_SHIFT;
 	cow->data_sector = cow_md_data_sector(cow->md);
 	cow->units_end = geo->rdo_sectors;
@@ -2207,7 +2363,9 @@ static int set_up(struct cowloop *cow)
 		cow->opt.read_only = true;
 	}
 	cow->mode = cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW;
+	set_state_opf(cow, cow->mode);
 
+	cow->max_spares = min(COW_SPARE_BYTES / geo->mapunit, (unsigned int)COW_MAX_SPARES);
 	return mempool_init_kmalloc_pool(&cow->units, COW_MIN_COPYUPS, geo->mapunit);
 }
 
@@ -2220,6 +2378,8 @@ static void free_cowloop(struct cowloop *cow)
 		destroy_workqueue(cow->io_wq);
 	if (cow->cowfile)
 		put_cowfile(cow);
+	while (cow->nr_spares)
+		mempool_free(cow->spares[--cow->nr_spares], &cow->units);
 	mempool_exit(&cow->units);
 	bioset_exit(&cow->bios);
 	if (cow->io)
@@ -2324,34 +2484,104 @@ static void cowloop_dtr(struct dm_target *ti)
 
 /* ---- Target interface ---- */
 
-static int cowloop_map(struct dm_target *ti, struct bio *bio)
+/* Where all of a bio is, or COW_UNKNOWN if that is not to be said in one word. */
+static noinline enum cow_where lookup_all(struct cowloop *cow, u64 unit, unsigned int nr)
 {
-	struct cowloop *cow = ti->private;
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	const struct cow_run run = lookup(cow, unit, nr);
 
-	io->state = COW_IO_RDO;
-	io->commit = false;
+	return run.nr == nr ? run.where : COW_UNKNOWN;
+}
 
-	if (unlikely(bio->bi_opf & REQ_PREFLUSH))
+static noinline int map_by_runs(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const struct cow_run run = lookup(cow, unit, bio_units(cow, bio));
+
+	return op_is_write(bio->bi_opf) ? accept_and_map(cow, bio, run) :
+					  map_read(cow, bio, run);
+}
+
+/* What map does not decide on alone. */
+static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
+{
+	u64 unit;
+	unsigned int nr;
+
+	if (bio->bi_opf & REQ_PREFLUSH)
 		return map_flush(cow, bio);
 
-	bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	bio->bi_iter.bi_sector = dm_target_offset(cow->ti, bio->bi_iter.bi_sector);
+	unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	nr = bio_units(cow, bio);
 	switch (bio_op(bio)) {
 	case REQ_OP_READ:
-		return map_read(cow, bio);
-	case REQ_OP_WRITE:
+		return map_read(cow, bio, lookup(cow, unit, nr));
 	case REQ_OP_WRITE_ZEROES:
+		/* Units that are in the cowfile have space there: rewriting them takes none. */
+		bio->bi_opf |= REQ_NOUNMAP;
+		fallthrough;
+	case REQ_OP_WRITE:
+		bio->bi_opf |= cow->write_flags;
+		return accept_and_map(cow, bio, lookup(cow, unit, nr));
 	case REQ_OP_DISCARD:
-		return accept_write(cow, bio);
+		if (!accept_write(cow, bio))
+			return end_bio(bio, BLK_STS_IOERR);
+		return map_discard(cow, bio);
 	default:
 		return DM_MAPIO_KILL;
 	}
 }
 
-/* The end of a write that was accepted; returns what end_io is to return. */
-static int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
+/*
+ * Reads, and rewrites of whatever is in the cowfile, are decided on here, without a
+ * lock. This is all that most bios see of us, so instructions count.
+ */
+static int cowloop_map(struct dm_target *ti, struct bio *bio)
 {
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+	struct cowloop *cow = ti->private;
+	enum cow_flight flight;
+	enum cow_where where;
+	u64 first, last;
+
+	/* See drain(). */
+	rcu_read_lock_sched();
+	if (unlikely(bio->bi_opf & READ_ONCE(cow->state_opf))) {
+		rcu_read_unlock_sched();
+		return map_with_state(cow, bio);
+	}
+	bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	first = sector_to_unit(cow, bio->bi_iter.bi_sector);
+	last = sector_to_unit(cow, bio_end_sector(bio) - 1);
+	where = first == last ? cow_lookup(&cow->map, first) :
+				lookup_all(cow, first, last - first + 1);
+	if (where == COW_IN_COW && likely(READ_ONCE(cow->mode) != COW_MODE_CLOSED)) {
+		flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
+		__this_cpu_inc(cow->stats->begun[flight]);
+		rcu_read_unlock_sched();
+		bio->bi_private = (void *)flight;
+		return remap_to_cow(cow, bio);
+	}
+	rcu_read_unlock_sched();
+
+	if (where == COW_IN_RDO && !op_is_write(bio->bi_opf)) {
+		this_cpu_inc(cow->stats->begun[COW_FLIGHT_NONE]);
+		return remap_to_rdo(cow, bio);
+	}
+	if (where == COW_IN_RDO && is_whole(cow, bio))
+		return accept_whole(cow, bio);
+	return map_by_runs(cow, bio);
+}
+
+static bool is_error(blk_status_t status)
+{
+	/* Where the cow device can't write zeroes, or would wait, it is tried another way. */
+	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
+}
+
+/* The end of a write that was accepted; returns what end_io is to return. */
+static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
+{
+	struct cow_io *io = bio_to_io(bio);
 
 	if (io->state == COW_IO_FIRST) {
 		*error = first_write_status(cow, *error);
@@ -2376,31 +2606,82 @@ static int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 	}
 	if (unlikely(io->retried))
 		end_retried(cow);
-	this_cpu_inc(cow->stats->flight[COW_FLIGHT_WRITES].ended);
+	this_cpu_inc(cow->stats->ended[COW_FLIGHT_WRITES]);
+	if (likely(!*error))
+		return DM_ENDIO_DONE;
 
-	return *error == BLK_STS_DM_REQUEUE ? DM_ENDIO_REQUEUE : DM_ENDIO_DONE;
+	if (*error == BLK_STS_DM_REQUEUE)
+		return DM_ENDIO_REQUEUE;
+	if (is_error(*error))
+		atomic_long_inc(&cow->errors);
+	return DM_ENDIO_DONE;
+}
+
+/*
+ * A flush that went down as it was has failed: it is not known what of all that was
+ * written is durable, and the next flush may not tell. Any context.
+ */
+static void flush_failed(struct cowloop *cow, blk_status_t status)
+{
+	cow_md_set_failed(cow->md);
+	if (change_mode(cow, COW_MODE_FAIL)) {
+		DMERR("%s: cow device %pg: flush failed: error %d; no writes from now on",
+		      cow_name(cow), cow->cow->bdev, blk_status_to_errno(status));
+		queue_work(cow->io_wq, &cow->event_work);
+	}
+}
+
+/* The end of a flush that went down as it was. */
+static noinline int end_flush(struct cowloop *cow, blk_status_t *error)
+{
+	if (is_error(*error)) {
+		flush_failed(cow, *error);
+		atomic_long_inc(&cow->errors);
+	} else if (!*error && cow_md_failed(cow->md)) {
+		/* The one that failed may have been told of what this one has not. */
+		*error = BLK_STS_IOERR;
+	}
+	this_cpu_inc(cow->stats->ended[COW_FLIGHT_FLUSHES]);
+
+	return DM_ENDIO_DONE;
+}
+
+/* The end, with an error, of a bio without state; returns what end_io is to return. */
+static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
+				   blk_status_t error)
+{
+	int r = DM_ENDIO_DONE;
+
+	if (error == BLK_STS_NOSPC) {
+		if (flight == COW_FLIGHT_REWRITES)
+			out_of_space(cow);
+		/* A flush that had to wait for space to commit. */
+		else if (cow->opt.queue_if_no_space && dm_noflush_suspending(cow->ti))
+			r = DM_ENDIO_REQUEUE;
+	}
+	if (is_error(error) && r == DM_ENDIO_DONE)
+		atomic_long_inc(&cow->errors);
+	/* Last: the cow device may be let go of then. */
+	this_cpu_inc(cow->stats->ended[flight]);
+
+	return r;
 }
 
 static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 {
 	struct cowloop *cow = ti->private;
-	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
-	int r = DM_ENDIO_DONE;
+	const unsigned long flight = (unsigned long)bio->bi_private;
 
-	if (io->state == COW_IO_OTHER) {
-		this_cpu_inc(cow->stats->flight[COW_FLIGHT_OTHERS].ended);
-		/* A flush that had to wait for space to commit. */
-		if (unlikely(*error == BLK_STS_NOSPC) && cow->opt.queue_if_no_space &&
-		    dm_noflush_suspending(ti))
-			r = DM_ENDIO_REQUEUE;
-	} else if (io->state != COW_IO_RDO) {
-		r = end_write(cow, bio, error);
+	if (likely(flight <= COW_FLIGHT_REWRITES && !*error)) {
+		this_cpu_inc(cow->stats->ended[flight]);
+		return DM_ENDIO_DONE;
 	}
-	/* Where the cow device can't write zeroes, data is written instead. */
-	if (unlikely(*error) && *error != BLK_STS_NOTSUPP && r == DM_ENDIO_DONE)
-		atomic_long_inc(&cow->errors);
-
-	return r;
+	if (flight <= COW_FLIGHT_REWRITES)
+		return end_with_error(cow, flight, *error);
+	if (flight == COW_FLIGHT_FLUSHES)
+		return end_flush(cow, error);
+	/* Else it is the bio's cow_io. */
+	return end_write(cow, bio, error);
 }
 
 /*
@@ -2427,7 +2708,7 @@ static void cowloop_postsuspend(struct dm_target *ti)
 	cancel_work_sync(&cow->count_work);
 	/* Has failed before, or says so itself. */
 	(void)sync_cowfile(cow);
-	cancel_delayed_work_sync(&cow->commit_work);
+	cancel_commits(cow);
 	flush_work(&cow->event_work);
 	mutex_unlock(&cow->message_lock);
 }
@@ -2441,7 +2722,7 @@ static void cowloop_resume(struct dm_target *ti)
 		set_mode(cow, COW_MODE_FAIL);
 	/* There was no space for them before. */
 	else if (!READ_ONCE(cow->opt.read_only) && cow_md_changed(cow->md))
-		queue_delayed_work(cow->io_wq, &cow->commit_work, COW_COMMIT_DELAY);
+		queue_delayed_work(cow->io_wq, &cow->commit_timer, COW_COMMIT_DELAY);
 
 	start_queueing(cow);
 	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit), cow->opt.reserve);
@@ -2508,15 +2789,15 @@ static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
 static struct cow_stats sum_stats(struct cowloop *cow)
 {
 	struct cow_stats sum = { };
-	int cpu;
+	int cpu, flight;
 
 	for_each_possible_cpu(cpu) {
 		const struct cow_stats *stats = per_cpu_ptr(cow->stats, cpu);
 
+		for (flight = 0; flight < COW_NR_FLIGHTS; flight++)
+			sum.begun[flight] += READ_ONCE(stats->begun[flight]);
 		sum.rdo_reads += READ_ONCE(stats->rdo_reads);
 		sum.cow_reads += READ_ONCE(stats->cow_reads);
-		sum.flight[COW_FLIGHT_WRITES].begun +=
-			READ_ONCE(stats->flight[COW_FLIGHT_WRITES].begun);
 		sum.copyups += READ_ONCE(stats->copyups);
 	}
 	return sum;
@@ -2540,8 +2821,9 @@ static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
 	       cow_md_is_dirty(cow->md) ? "dirty" : "clean",
 	       cow_mode_names[READ_ONCE(cow->mode)]);
 	DMEMIT(" rdo_reads %lu cow_reads %lu cow_writes %lu copyups %lu commits %lu errors %lu",
-	       stats.rdo_reads, stats.cow_reads,
-	       stats.flight[COW_FLIGHT_WRITES].begun - discards,
+	       stats.begun[COW_FLIGHT_NONE] + stats.rdo_reads,
+	       stats.begun[COW_FLIGHT_READS] + stats.cow_reads,
+	       stats.begun[COW_FLIGHT_REWRITES] + stats.begun[COW_FLIGHT_WRITES] - discards,
 	       stats.copyups, atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
 	DMEMIT(" discards %lu discarded_units %lu no_space %lu queued %u",
 	       discards, atomic_long_read(&cow->discarded_units),
@@ -2651,8 +2933,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 	limits->discard_granularity = max(mapunit, limits->logical_block_size);
 	limits->max_discard_sectors = round_down(UINT_MAX >> SECTOR_SHIFT, 1U << cow->unit_shift);
 	limits->max_hw_discard_sectors = limits->max_discard_sectors;
-	limits->discard_alignment = 0;
-	limits->discard_misaligned = 0;
+	cow_discards_are_aligned(limits);
 }
 
 static struct target_type cowloop_target = {

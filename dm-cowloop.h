@@ -29,7 +29,11 @@
 #include <linux/types.h>
 
 #ifdef __KERNEL__
+#include <linux/atomic.h>
+#include <linux/bitops.h>
+#include <linux/llist.h>
 #include <linux/math64.h>
+#include <linux/rcupdate.h>
 #else
 #ifndef __packed
 #define __packed	__attribute__((packed))
@@ -213,10 +217,49 @@ struct cow_md_args {
 
 /* Where the contents of a unit are. */
 enum cow_where {
+	COW_UNKNOWN,		/* its part of the bitmap is not in memory: cow_md_load() */
 	COW_IN_RDO,
 	COW_IN_COW,
-	COW_UNKNOWN,		/* its part of the bitmap is not in memory: cow_md_load() */
 	COW_BAD,		/* its part of the bitmap is damaged */
+};
+
+/* Where the contents of so many units are, for certain. */
+struct cow_run {
+	enum cow_where where;
+	unsigned int nr;
+};
+
+/*
+ * Bitmap sectors in a region, which is the part of the bitmap that is handled as
+ * one: as many as go into a page, and such that no aligned MiB of the device crosses
+ * the end of a region.
+ */
+#define COW_V1_REGION_SECTORS	7
+#define COW_V2_REGION_SECTORS	8
+
+/* A region in memory. Lookups read it; all else is for dm-cowloop-metadata.c only. */
+struct cow_region {
+	u8 bits[COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES] __aligned(8);
+	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
+
+	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
+	bool queued;		/* in cow_md.changed */
+	bool allocated;		/* its sectors have been written: there is room for them */
+	u32 index;
+	atomic_t holds;		/* writes in flight; -1: on its way out of regions[] */
+	union {
+		struct llist_node changed;	/* in cow_md.changed */
+		struct rcu_head rcu;
+	};
+};
+
+/* What lookups read, constant but for the regions themselves: see cow_md_map(). */
+struct cow_map {
+	/* of each region its page, or where all of its units are: COW_IN_COW or before */
+	struct cow_region __rcu **regions;
+	u64 region_inverse;	/* 2^64 / region_units, rounded up */
+	u32 region_units;
+	u32 sector_units;	/* units in a bitmap sector */
 };
 
 /*
@@ -245,6 +288,7 @@ void cow_md_close(struct cow_md *md);
 /* Constant while open. */
 const struct cow_geometry *cow_md_geometry(const struct cow_md *md);
 u64 cow_md_data_sector(const struct cow_md *md);	/* unit 0 in the cow device */
+const struct cow_map *cow_md_map(const struct cow_md *md);
 bool cow_md_must_be_read_only(const struct cow_md *md);	/* unknown compat_ro bits */
 
 /*
@@ -264,27 +308,69 @@ bool cow_md_is_dirty(struct cow_md *md);
 int cow_md_count_some(struct cow_md *md);
 
 /*
- * Where the contents of @unit are, and, in *@run, how many units from it on,
- * at most @max (> 0), have the same answer for certain. Takes no lock, never
- * sleeps: any context.
+ * The region of @unit, and in *@bit its place there. By multiplication: a division
+ * would take longer than all the rest of a lookup. It is exact below 2^64 /
+ * region_units, which is more units than any array of regions is for.
  */
-enum cow_where cow_md_lookup(struct cow_md *md, u64 unit, unsigned int max,
-			     unsigned int *run);
+static __always_inline u64 cow_unit_to_region(const struct cow_map *map, u64 unit, u32 *bit)
+{
+	const u64 index = mul_u64_u64_shr(unit, map->region_inverse, 64);
+
+	*bit = unit - index * map->region_units;
+
+	return index;
+}
+
+static inline bool cow_region_is_marker(const struct cow_region *r)
+{
+	return (unsigned long)r <= COW_IN_COW;
+}
+
+/*
+ * Where the contents of @unit are, and how many units from it on, at most @nr (> 0),
+ * have the same answer. Takes no lock, never sleeps: any context, but within
+ * rcu_read_lock_sched().
+ */
+struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int nr);
+
+/* Where the contents of one unit are. Likewise, and inline: a call would cost as much. */
+static __always_inline enum cow_where cow_lookup(const struct cow_map *map, u64 unit)
+{
+	const struct cow_region *r;
+	u32 bit;
+	u64 index = cow_unit_to_region(map, unit, &bit);
+
+	r = rcu_dereference_sched(map->regions[index]);
+	if (cow_region_is_marker(r))
+		return (unsigned long)r;
+	if (unlikely(r->bad))
+		return cow_lookup_run(map, unit, 1).where;
+	/* data_race(): a bit that is being set may look either way. */
+	return data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO;
+}
+
+/* Units that are being written; for dm-cowloop-metadata.c only. */
+struct cow_hold {
+	struct cow_region *region;
+	u32 bit;
+	u32 nr;
+	u32 claim;
+};
 
 /*
  * Before data is written for @nr units, all in one aligned MiB: make sure that
  * their bits can be set without allocating or reading anything, and within the
  * limit, of which some may be set aside for writes that are @urgent. Returns 1
- * if so, and it stays so until cow_md_mark() or cow_md_release(), which are to be
- * given *@claim, ends the hold; 0 if it takes a cow_md_load() for writing first,
+ * if so, and it stays so until cow_md_mark() or cow_md_release() ends the hold,
+ * which is what @hold is for; 0 if it takes a cow_md_load() for writing first,
  * or, where there is a limit, counting to have ended; -ENOSPC beyond the limit;
  * -EIO if their part of the bitmap is damaged. Any context.
  */
 int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
-		unsigned int *claim);
+		struct cow_hold *hold);
 
 /* End a hold without setting the bits: the data was not written. Any context. */
-void cow_md_release(struct cow_md *md, u64 unit, unsigned int claim);
+void cow_md_release(struct cow_md *md, const struct cow_hold *hold);
 
 /*
  * How many units may be in the cowfile, 0: as many as there are; and how many of
@@ -315,12 +401,13 @@ int cow_md_load_all(struct cow_md *md);
 void cow_md_let_go(struct cow_md *md);
 
 /*
- * End a hold by setting the bits of the @nr units: their data has been written
- * to the cow device. They are looked up as COW_IN_COW from now on, and are on
- * disk after the next commit that starts after this returns. Any context.
- * Returns true when these are the first changes since a commit.
+ * End a hold by setting the bits of its units: their data has been written to the
+ * cow device. They are looked up as COW_IN_COW from now on, and are on disk after
+ * the next commit that starts after this returns. Returns true when
+ * these are the first changes since a commit. With a lock held that was taken by
+ * spin_lock_irqsave().
  */
-bool cow_md_mark(struct cow_md *md, u64 unit, unsigned int nr, unsigned int claim);
+bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold);
 
 /*
  * Clear the bits of units from @unit on, at most @max (> 0) and not all of them:
@@ -344,6 +431,12 @@ bool cow_md_changed(struct cow_md *md);
  */
 int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
+
+/* The last commit met ENOSPC. Any context. */
+bool cow_md_lacks_space(struct cow_md *md);
+
+/* To be told of an error of a flush that went to the cow device by another way. Any context. */
+void cow_md_set_failed(struct cow_md *md);
 
 /*
  * Set DIRTY in the head, durably; must have succeeded before the first

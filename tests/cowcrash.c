@@ -366,11 +366,15 @@ static bool sector_allowed(struct check *check, uint64_t sector)
 	return false;
 }
 
-/* Format 1 promises nothing for units that were written after the last flush. */
-static bool sector_promised(struct check *check, uint64_t sector)
+/*
+ * In format 1 repair takes a unit for written that has been written in part, by a
+ * first write that was torn, and what is missing of it are zeroes.
+ */
+static bool sector_missing(struct check *check, uint64_t sector)
 {
-	return !check->opt->repair ||
-	       (!check->nr_recent[sector & ~1ULL] && !check->nr_recent[sector | 1]);
+	return check->opt->repair &&
+	       (check->nr_recent[sector & ~1ULL] || check->nr_recent[sector | 1]) &&
+	       sector_is(check->found + sector * SECTOR, sector, 0);
 }
 
 static void complain(struct check *check, uint64_t sector, const char *what)
@@ -417,7 +421,7 @@ static void check_state(struct check *check, const char *image, const char *what
 		die("%s: %s", what, path);
 	close(fd);
 	for (uint64_t s = 0; s < check->rdo_sectors; s++)
-		if (sector_promised(check, s) && !sector_allowed(check, s) && bad++ < 5)
+		if (!sector_allowed(check, s) && !sector_missing(check, s) && bad++ < 5)
 			complain(check, s, what);
 	check->bad += !!bad;
 	dm_simple(DM_DEV_REMOVE, check->name, 0);

@@ -153,9 +153,18 @@ exits 5 "refuses a name in use" cowsetup open golden.img new.cow mine
 says 'there is a device of this name already' "and says so: name in use"
 [ ! -e new.cow ]
 ok $? "before it has made anything"
-for name in a/b '' . 'a b' "$(printf %0101d 0)"; do
+for name in a/b '' . .. control 'a b' "$(printf %0101d 0)"; do
 	exits 1 "refuses the name '$name'" cowsetup open golden.img new.cow "$name"
 done
+# a node of this name would replace device-mapper's own, and that would be the last that is heard of it
+for name in control . ..; do
+	exits 0 "a cowfile called $name.cow" cowsetup open golden.img "sub/$name.cow"
+	is "$out" "/dev/mapper/$name-2" "becomes a device called otherwise"
+	cowsetup close "$name-2"
+	rm -f "sub/$name.cow"
+done
+[ -c /dev/mapper/control ]
+ok $? "device-mapper's node is what it was"
 
 # --- list, status -------------------------------------------------------------------------------------------
 
@@ -175,7 +184,12 @@ exits 0 "status --json" cowsetup status --json mine
 is "$(json name) $(json mode) $(json state) $(json units_used) $(json units_total) $(json cow_file) $(json errors)" \
 	'"mine" "rw" "clean" 18 1221 "/tmp/mine.cow" 0' "is JSON"
 is "$(json device_bytes) $(json used_bytes) $(json unit_bytes)" "$size $((18 * 4096)) 4096" "with sizes in bytes"
-for name in mine-2 my_image; do
+name=$(printf 'sub/na\357ve')
+exits 0 "a name that is not UTF-8" cowsetup open golden.img "$name.cow"
+is "$out" /dev/mapper/na_ve "becomes one that is"
+exits 0 "status --json of it" cowsetup status --json na_ve
+is "$(json cow_file)" '"/tmp/sub/na?ve.cow"' "is JSON, too"
+for name in mine-2 my_image na_ve; do
 	cowsetup close "$name" || diag "close $name failed"
 done
 
@@ -348,7 +362,14 @@ cowfile make --rdo golden.img --cow dirty.cow --format 1 --dirty --units 5-9
 cp dirty.cow keep
 refuses 4 'dirty: it was in use in a crash; --repair opens it' "a dirty one of format 1" cowsetup open golden.img dirty.cow
 runs "it is as it was: dirty" cmp keep dirty.cow
-exits 0 "but with --repair" cowsetup open --repair golden.img dirty.cow
+refuses 4 'cannot be repaired with --read-only' "to repair it for reading only" \
+	cowsetup open --repair --read-only golden.img dirty.cow
+refuses 4 'belongs to another read-only device' "to repair it for another image" \
+	cowsetup open --repair other.img dirty.cow
+runs "it is as it was: not repaired" cmp keep dirty.cow
+is "$(cowsetup open --repair golden.img dirty.cow 2>said)" /dev/mapper/dirty "but it opens with --repair"
+like "$(cat said)" 'dirty.cow: mended: dirty: 0 units with data that the bitmap did not have' "says on stderr what it did"
+like "$(dmsetup table dirty)" '^0 9766 cowloop 7:[0-9]+ 7:[0-9]+$' "and the kernel has nothing to repair"
 cowsetup close dirty
 is "$(cowhead dirty.cow dirty cowused)" "0 5" "it is clean then"
 
@@ -484,6 +505,48 @@ for round in 1 2 3 4 5; do
 	clean "interrupted and held, round $round, status $code"
 done
 diag "$held of 5 were held"
+
+# a repair that takes half a minute can be interrupted, too, and says what it has changed by then; most of the bits are
+# missing here, and most data is zeroes, which is what the bits that are there must not be lost for
+truncate -s 64M long.img
+cowfile make --rdo long.img --cow long.cow --format 1 --dirty --units 0-99 --hidden-units 8192-8999,30000-30009,65535
+cp long.cow keep
+cow=$(loopdev long.cow)
+dmsetup create slowcow --table "0 $(sectors "$cow") delay $cow 0 50"
+for signal in INT TERM; do
+	/usr/local/bin/cowsetup-asan open --repair --progress-frequency 1 long.img /dev/mapper/slowcow long >progress 2>said &
+	opener=$!
+	waits '( 1[2-9]|[2-6][0-9])[.0-9]* MiB read' cat progress
+	kill -$signal $opener
+	start=$(cut -d . -f 1 /proc/uptime)
+	wait $opener
+	is $? 1 "SIG$signal ends a repair"
+	[ $(($(cut -d . -f 1 /proc/uptime) - start)) -le 3 ]
+	ok $? "at once"
+	like "$(cat said)" 'slowcow: interrupted' "says so: SIG$signal"
+	[ $signal = TERM ] ||
+		like "$(cat said)" 'still dirty, and as it was, but for [0-9]+ units with data that have been added' "says what has changed"
+	is "$(grep -c 'everything is as it was' said)" 0 "and nothing that is not so"
+	is "$(dmsetup ls | grep -c '^long')" 0 "there is no device: SIG$signal"
+	like "$(cat progress)" '^Progress: .* read, speed' "it was seen how far it had got"
+	sync "$cow"
+	is "$(cowhead long.cow dirty)" 1 "it is still dirty"
+done
+dmsetup remove slowcow
+exits 0 "and can be repaired to the end" cowsetup open --repair long.img "$cow" long
+says 'mended: dirty: [0-9]+ units? with data' "says the rest"
+cowsetup close long
+sync "$cow"
+is "$(cowhead long.cow units dirty cowused)" "0-99,8192-8999,30000-30009,65535 0 919" "all units are there"
+losetup --detach "$cow"
+# a device of zeroes is read from end to end for a fingerprint of format 1
+zeroes=$(loopdev long.img -r)
+dmsetup create slowrdo --readonly --table "0 131072 delay $zeroes 0 20"
+exits 0 "format 1 for a device of zeroes" cowsetup format --format 1 --progress-frequency 1 /dev/mapper/slowrdo zero.cow
+says '^Progress: .* of fingerprint read, speed' "shows how far it has got"
+dmsetup remove slowrdo
+losetup --detach "$zeroes"
+rm -f long.img long.cow zero.cow keep
 
 # killed, it can't clean up; but it is said what is there, and what to do
 half=0
@@ -621,7 +684,8 @@ else
 	says '^What to do +it has let go of its cowfile' "and what to do: closed"
 	runs "what is not modified can be read" dd if=/dev/mapper/a of=/dev/null bs=4096 count=1 iflag=direct
 	fails "what is cannot" dd if=/dev/mapper/a of=/dev/null bs=4096 count=1 skip=244 iflag=direct
-	exits 5 "detach once more" cowsetup detach a
+	exits 0 "detach once more" cowsetup detach a
+	says '^a: it has let go of its cowfile already' "says that there was nothing to do"
 	exits 4 "readonly after it" cowsetup readonly a
 	exits 4 "watch has nothing to wait for: closed" cowsetup watch a
 	like "$(cowsetup list)" '^a .* closed +/tmp/golden.img -$' "list shows it, too"
@@ -635,6 +699,15 @@ else
 	mount "$disk" disk
 	clean "detach"
 	is "$(cowhead disk/a.cow dirty)" 0 "the cowfile is clean: detach"
+	# the image is a file there, too
+	cp golden.img disk/golden.img
+	cowsetup open disk/golden.img disk/a.cow >/dev/null
+	exits 0 "detach, with the image on the same filesystem" cowsetup detach a
+	says 'a: its read-only device, /tmp/disk/golden.img, is on the same filesystem' "says that this stays in use"
+	fails "which it does" umount disk
+	cowsetup close a
+	rm disk/golden.img
+	clean "detach, with the image on the same filesystem"
 fi
 
 # --- watch --------------------------------------------------------------------------------------------------
@@ -664,12 +737,15 @@ like "$(cat watched)" '^big: .*\(filesystem\); the threshold is' "having said so
 
 # armed again when there is more; told what it wants to know; ends with the device
 limit=$(($(avail) - 4 * 1024 * 1024))
-cowsetup watch --threshold $limit --exec 'echo "$NAME $FREE $TOTAL" >>called' big >/dev/null 2>&1 &
+cowsetup watch --threshold $limit --exec 'grep SigIgn /proc/self/status >ignored; echo "$NAME $FREE $TOTAL" >>called' \
+	big >/dev/null 2>&1 &
 watch=$!
 sleep 1
 dd if=/dev/zero of=disk/fill bs=1M count=8 status=none && sync disk/fill
 waits '^big [0-9]+ [0-9]+$' cat called
 is "$(wc -l <called)" 1 "--exec runs the command"
+ignored=$(awk '{ print $2 }' ignored)
+is $((0x$ignored & (1 << 12 | 1 << 24))) 0 "which has SIGPIPE and SIGXFSZ as anybody has them"
 read -r _ free total <called
 [ "$free" -le $limit ]
 ok $? "with what is free"

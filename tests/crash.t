@@ -5,22 +5,28 @@
 #
 # Crashes: dm-log-writes records what reaches the cow device, and cowcrash opens what any prefix of it, and any of
 # it with writes lost or torn, would leave behind. Arguments make it longer, OPS=500 SAMPLES=20, or do less: EVERY=5
-# looks at every fifth state, ONLY='format 2' at one of the cowfiles.
+# looks at every fifth state, ONLY='format 2' at one of the cowfiles. STATES is how many must have been looked at.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
-OPS=60 SAMPLES=6 EVERY=1 ONLY=''
+OPS=60 SAMPLES=6 EVERY=1 ONLY='' STATES=1000
+[ $# -eq 0 ] || STATES=1
 for setting; do
 	eval "${setting%%=*}='${setting#*=}'"
 done
 LOG_MIB=64
+total=0
 
 modprobe brd rd_nr=3 rd_size=$((LOG_MIB * 1024))
 modprobe -a dm-log-writes dm-zeroes
 
 # slice NAME DEVICE OFFSET LENGTH: a part of a ramdisk, in sectors
 slice() { dmsetup create "$1" --table "0 $4 linear $2 $3"; }
+
+# number WHAT: how many of them, by what cowcrash has printed
+# shellcheck disable=SC2154 # runs sets it
+number() { printf '%s\n' "$tap_out" | sed -n "s/.* \([0-9]*\) $1.*/\1/p"; }
 
 # recorded NAME SECTORS UNIT OPTIONS [CHECK-OPTION...]: works on a new cowfile, and checks the recording. The devices
 # are given write-zeroes, which format 1 needs to discard.
@@ -44,6 +50,7 @@ recorded() {
 		--seed "$sectors" --ops "$OPS" --unit "$unit"
 	# shellcheck disable=SC2154 # runs sets it
 	diag "$tap_out"
+	like "$(number discards) $(number zero-outs)" '^[1-9][0-9]* [1-9][0-9]*$' "$name: with discards and zero-outs"
 	dmsetup remove zeroes-log zeroes-rdo
 	dmsetup remove log
 	runs "$name: nothing flushed is lost, nothing is wrong, in any state" \
@@ -51,6 +58,10 @@ recorded() {
 		/dev/mapper/replay4 --rdo /dev/mapper/rdo --journal /tmp/journal --samples "$SAMPLES" \
 		--every "$EVERY" "$@"
 	diag "$tap_out"
+	states=$(number 'states:')
+	total=$((total + states / EVERY))
+	[ "${states:-0}" -ge $((STATES / 8)) ]
+	ok $? "$name: $states states"
 	[ "$unit" = 1024 ] || like "$tap_out" ' [1-9][0-9]* of them end with a discard' "$name: discards were passed down"
 	dmsetup remove cow rdo replay1 replay2 replay3 replay4
 }
@@ -63,6 +74,9 @@ dmsetup create keep --table "0 1024 cowloop /dev/mapper/keep-rdo /dev/mapper/kee
 recorded 'format 2' 2045 4096 ''
 recorded 'format 2, units of 64 KiB' 2045 65536 '1 mapunit:65536'
 recorded 'format 1' 2046 1024 '1 format:1' --repair --options '1 repair'
+
+[ "$total" -ge "$STATES" ]
+ok $? "$total states looked at"
 
 dmsetup remove keep
 done_testing

@@ -3,8 +3,8 @@
 # shellcheck shell=dash
 # vm: --smp 2 --mem 1G
 #
-# Devices that fail in their own ways, under many threads: dm-flakey, which fails for a second now and then; a SCSI disk
-# with bad sectors, and with commands that time out; and I/O that the kernel itself makes fail, where it has that.
+# Devices that fail in their own ways: dm-flakey, which fails for a second now and then, under many threads; sectors that
+# are bad until they are written; a SCSI disk with bad sectors, and with commands that time out; and I/O that the kernel itself makes fail, where it has that.
 # What was flushed is there afterwards, and nothing is wrong.
 
 # shellcheck source=/dev/null
@@ -113,6 +113,87 @@ fi
 dmsetup remove cow
 dmsetup remove rdo
 
+# --- Bad sectors --------------------------------------------------------------------------------------------
+
+# A bad sector can't be read, until it is written. (That is what dm-dust does, which Debian's kernel does not have; here
+# dm-nth does it.)
+unit() { cowtest io /dev/mapper/t $(($1 * 4096)) 4096 "$2" --model model; }
+piece() { cowtest io /dev/mapper/t $((($1 * 8 + $2) * 512)) 512 "$3" --model model; }
+# bad DEVICE FIRST SECTOR...: bad sectors, counted from FIRST
+bad() {
+	bad_dev=$1 bad_first=$2
+	shift 2
+	for sector; do
+		dmsetup message "$bad_dev" 0 bad $((bad_first + sector)) || echo 'Bail out! no bad sectors'
+	done
+}
+nr_bad() { dmsetup status "$1" | cut -d ' ' -f 6; }
+# readable: the units from 0 to 63 that are
+readable() {
+	for n in $(seq 0 63); do
+		unit "$n" --read >/dev/null 2>&1 || printf '%s ' "not $n"
+	done
+}
+
+for format in 2 1; do
+	name="bad sectors of rdo, format $format"
+	data=16
+	[ $format = 2 ] || data=8
+	modprobe dm-nth
+	dmsetup create rdo --table "0 2048 linear /dev/nullb0 0"
+	cowtest fill /dev/mapper/rdo >/dev/null
+	dd if=/dev/zero of=/dev/nullb1 bs=1M count=2 oflag=direct status=none
+	dmsetup create drdo --table '0 2048 nth /dev/mapper/rdo'
+	dmsetup create dcow --table '0 4096 nth /dev/nullb1'
+	dmsetup create t --table "0 2048 cowloop /dev/mapper/drdo /dev/mapper/dcow 1 format:$format"
+	rm -f model
+	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+	bad drdo 0 325 330 331 344 350
+	is "$(readable)" 'not 40 not 41 not 43 ' "$name: units that have some are not read, all others are"
+	runs "$name: nor is more than the sectors lost" piece 40 4 --read
+	fails "$name: which are" piece 40 5 --read
+	fails "$name: nor what has some among others" cowtest io /dev/mapper/t 0 262144 --read --model model
+	if [ $format = 2 ]; then
+		fails "$name: a part of such a unit is not written" piece 40 0 --write
+	else
+		runs "$name: a part of such a unit is written where its KiB is good" piece 40 0 --write
+		fails "$name: and not where it is not" piece 40 4 --write
+	fi
+	runs "$name: a part of another is" piece 42 0 --write
+	runs "$name: all of it is" unit 40 --write
+	is "$(readable)" 'not 41 not 43 ' "$name: and then read"
+	runs "$name: and a part of it" piece 40 5 --write
+	is "$(nr_bad drdo)" 5 "$name: rdo is not written"
+	is "$(cowstat t mode)" rw "$name: mode rw"
+	dmsetup message drdo 0 good
+	runs "$name: all is right" cowtest verify /dev/mapper/t --model model
+
+	# the same below the cowfile, where 40 is, and 42 in part; 43 is in rdo still
+	name="bad sectors of the cow device, format $format"
+	unit 41 --write >/dev/null
+	dmsetup message t 0 sync
+	bad dcow $data 325 330 331 344
+	is "$(readable)" 'not 40 not 41 ' "$name: units that have some are not read, all others are"
+	runs "$name: a sector beside one is" piece 40 6 --read
+	runs "$name: and is written" piece 40 6 --write
+	fails "$name: which leaves that as it is" piece 40 5 --read
+	runs "$name: a bad one is written" piece 40 5 --write
+	is "$(nr_bad dcow)" 3 "$name: and is good then"
+	runs "$name: all of a unit is written" unit 41 --write
+	is "$(nr_bad dcow)" 1 "$name: and is good then, all of it"
+	runs "$name: a first write" unit 43 --write
+	is "$(readable) $(nr_bad dcow)" ' 0' "$name: so is what was never written before"
+	is "$(cowstat t mode)" rw "$name: mode rw"
+	runs "$name: sync" dmsetup message t 0 sync
+	runs "$name: all is right" cowtest verify /dev/mapper/t --model model
+	dmsetup remove t
+	runs "$name: the cowfile is good" cowhead /dev/nullb1 dirty
+	dmsetup create t --table '0 2048 cowloop /dev/mapper/drdo /dev/mapper/dcow'
+	runs "$name: all is there when it is opened again" cowtest verify /dev/mapper/t --model model
+	dmsetup remove t
+	dmsetup remove drdo dcow rdo
+done
+
 # --- A SCSI disk --------------------------------------------------------------------------------------------
 
 # scsi OPTION...: a disk of 8 MiB, as $disk
@@ -129,7 +210,6 @@ scsi() {
 	echo 1 >"/sys/block/${disk#/dev/}/device/timeout"
 }
 opts=/sys/bus/pseudo/drivers/scsi_debug/opts
-unit() { cowtest io /dev/mapper/t $(($1 * 4096)) 4096 "$2" --model model; }
 
 # Unreadable sectors of rdo, in unit 40. Partial writes of it fail; a whole write is read from the cowfile then.
 scsi medium_error_start=325 medium_error_count=2

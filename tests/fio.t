@@ -145,6 +145,22 @@ job "io_uring" $uring --rw=randwrite --bsrange=512-64k --fixedbufs
 again "io_uring" $uring --fixedbufs
 finished "io_uring"
 
+# A cow device whose queue is nearly always full: what must not wait is told to come again, all of it or nothing. When
+# a part had been written, io_uring could not do it again.
+modprobe null_blk nr_devices=1 gb=1 memory_backed=1 bs=512 submit_queues=1 hw_queue_depth=2 irqmode=2 completion_nsec=500000
+cow=/dev/nullb0
+dd if=/dev/zero of=$cow bs=64K count=1 oflag=direct status=none
+options=format:2
+runs "device: full queue" cowopen t "$rdo" "$cow" $options
+# shellcheck disable=SC2086 # several words
+job "io_uring, full queue" $uring --rw=randrw --bsrange=512-64k
+# shellcheck disable=SC2086 # several words
+job "io_uring, full queue, writes" $uring --rw=randwrite --bsrange=512-64k --fsync=32
+# shellcheck disable=SC2086 # several words
+again "io_uring, full queue, writes" $uring
+is "$(cowstat t mode errors)" "rw 0" "io_uring, full queue: no error, no change of mode"
+dmsetup remove t
+
 is "$(sha256sum rdo)" "$sum" "nobody has written to rdo"
 
 done_testing

@@ -6,15 +6,18 @@
 # Crashes below a filesystem: dm-log-writes records what reaches the cow device, and at every flush in the recording,
 # and with writes lost before it, fscrash opens the cowfile, mounts the filesystem that is in it, looks at all files
 # and runs fsck. Arguments make it longer, OPS=500 SAMPLES=4 SEED=7, or do less: ONLY='xfs' is one of the devices.
+# STATES is how many must have been looked at.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 
-OPS=24 SAMPLES=1 SEED=1 ONLY=''
+OPS=24 SAMPLES=1 SEED=1 ONLY='' STATES=200
+[ $# -eq 0 ] || STATES=1
 for setting; do
 	eval "${setting%%=*}='${setting#*=}'"
 done
 RDO_MIB=32 LOG_MIB=128
+total=0
 
 modprobe dm-log-writes
 modprobe dm-snapshot
@@ -56,6 +59,10 @@ recorded() {
 		--journal /tmp/journal --rdo /dev/mapper/rdo --type "$type" --options "$reopen" --samples "$SAMPLES" \
 		--seed "$SEED"
 	diag "$tap_out"
+	states=$(printf '%s\n' "$tap_out" | sed -n 's/^fscrash: \([0-9]*\) states:.*/\1/p')
+	total=$((total + states))
+	[ "${states:-0}" -ge $((STATES / 8)) ]
+	ok $? "$name: $states states"
 	diag "$(($(date +%s) - start)) seconds"
 	is "$(md5sum /dev/mapper/rdo)" "$sum" "$name: rdo has not changed"
 	dmsetup remove rdo cow base1 base2
@@ -78,6 +85,9 @@ recorded 'ext4, units of 64 KiB' ext4 make_ext4 '1 mapunit:65536' ''
 # With blocks of the unit's size: in larger ones that were not flushed yet, repair takes units of zeroes for rdo's. That
 # is old or new for each unit, but jbd2 does not forgive a commit block that is half an old one.
 recorded 'ext4, format 1' ext4 make_ext4_1k '1 format:1' '1 repair'
+
+[ "$total" -ge "$STATES" ]
+ok $? "$total states looked at"
 
 dmsetup remove keep
 done_testing

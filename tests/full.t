@@ -4,9 +4,11 @@
 # vm: --smp 2 --mem 2G
 #
 # Filesystems on devices that have less space than the filesystem thinks. Files are written until there is none, are
-# checked, deleted, and the space goes back to the filesystem that the cowfile is on; five times over. What a
-# filesystem makes of a write that fails is its own affair: it may go read-only or shut down, where there is no
-# space for its journal; but what fsync has said to be safe is there when there is room again.
+# checked, deleted, and the space goes back to the filesystem that the cowfile is on; five times over.
+#
+# With a limit and a reserve that must go well each time. Without, what a filesystem makes of a write that fails is its
+# own affair: it may go read-only or shut down, where there is no space for one of its own blocks, and then there are no
+# more rounds; but what fsync has said to be safe is there when there is room again.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
@@ -91,38 +93,53 @@ went_read_only() {
 	find mnt -maxdepth 1 -type f -delete
 }
 
-# rounds NAME FS COUNT MOUNT-OPTION: in a cow file on a filesystem that has some 16 MiB left for files
+# rounds NAME FS COUNT MOUNT-OPTION [RESERVE]: in a cow file on a filesystem that has some 16 MiB left for files; or,
+# with a reserve, 24, of which a limit leaves as much
 rounds() {
-	name=$1 fs=$2 count=$3 option=$4
+	name=$1 fs=$2 count=$3 option=$4 reserve=${5:-0}
 	size=64
 	[ "$fs" = ext4 ] || size=310
 	dmsetup create rdo --table "0 $((size * 2048)) linear /dev/ram0 0"
 	mount /dev/ram1 under
+	rm -f under/cow under/ballast
 	truncate -s $((size + 2))M under/cow
 	cow=$(loopdev under/cow "--direct-io=$dio")
-	cowopen t /dev/mapper/rdo "$cow"
+	if [ "$reserve" != 0 ]; then
+		cowopen t /dev/mapper/rdo "$cow" limit:1000000 "reserve:$reserve"
+	else
+		cowopen t /dev/mapper/rdo "$cow"
+	fi
 	make "$fs" $dev
 	mount -o "$option" $dev mnt
 	mkdir mnt/old
 	cp -a /cowloop/tests mnt/old
 	(cd mnt/old && find . -type f -exec sha256sum {} +) >sums
 	sync
-	ballast=$(($(df --output=avail -k under | tail -n 1) - 16384))
+	ballast=$(($(df --output=avail -k under | tail -n 1) - 16384 - (reserve > 0) * 8192))
 	fallocate -l ${ballast}K under/ballast
 	sync
 	used=$(cowstat t used) blocks=$(stat -c %b under/cow)
+	[ "$reserve" = 0 ] || dmsetup message t 0 limit $((used + 4096 + reserve))
+	done=0
 	for round in $(seq "$count"); do
 		what="$name, round $round"
 		rm -f list
 		said=$(files fill mnt "$round")
 		ok $? "$what: $said" || df -k under mnt
 		# it may have met that with one of its own blocks
-		if ! touch mnt/old; then
+		if [ "$reserve" != 0 ]; then
+			runs "$what: the filesystem can be written to" touch mnt/old || break
+		elif ! touch mnt/old; then
 			went_read_only "$what"
 			break
 		fi
 		is "$(cowstat t mode)" out_of_space "$what: mode out_of_space"
-		ok $(($(df --output=avail -k under | tail -n 1) > 2048)) "$what: the filesystem under the cow file is full"
+		if [ "$reserve" != 0 ]; then
+			left=$((used + 4096 + reserve - $(cowstat t used)))
+			ok $((left > reserve || left <= 0)) "$what: all is used but $left of $reserve units that are reserved"
+		else
+			ok $(($(df --output=avail -k under | tail -n 1) > 2048)) "$what: the filesystem under the cow file is full"
+		fi
 		full=$(stat -c %b under/cow)
 		uncached
 		runs "$what: all that was synced is there" files check mnt
@@ -135,7 +152,13 @@ rounds() {
 		ok $? "$what: $full blocks in the cow file go back to $(stat -c %b under/cow), $(cowstat t used) units" ||
 			diag "at first $blocks blocks, $used units"
 		is "$(cowstat t mode)" rw "$what: mode rw"
+		done=$round
 	done
+	if [ "$reserve" != 0 ]; then
+		is "$done" "$count" "$name: all rounds"
+	else
+		diag "$name: $done of $count rounds"
+	fi
 	runs "$name: a file can be written" cp -a /cowloop/scripts mnt
 	runs "$name: and synced" sync -f mnt
 	runs "$name: umount" timeout 100 umount mnt
@@ -155,18 +178,22 @@ rounds() {
 
 mkfs.ext4 -q -F /dev/ram1
 dio=off
-rounds 'ext4 on ext4' ext4 5 defaults
-rounds 'ext4 on ext4, -o discard' ext4 1 discard
+rounds 'ext4 on ext4, with a reserve' ext4 5 defaults 1024
+rounds 'ext4 on ext4, with a reserve, -o discard' ext4 2 discard 1024
+rounds 'ext4 on ext4, no reserve, may go read-only' ext4 5 defaults
+rounds 'ext4 on ext4, no reserve, may go read-only, -o discard' ext4 1 discard
 mkfs.xfs -q -f /dev/ram1
 dio=on
-rounds 'xfs on xfs' xfs 5 defaults
-rounds 'xfs on xfs, -o discard' xfs 1 discard
+rounds 'xfs on xfs, with a reserve' xfs 5 defaults 1024
+rounds 'xfs on xfs, with a reserve, -o discard' xfs 2 discard 1024
+rounds 'xfs on xfs, no reserve, may go read-only' xfs 5 defaults
+rounds 'xfs on xfs, no reserve, may go read-only, -o discard' xfs 1 discard
 
 # --- An image, and a limit ----------------------------------------------------------------------------------
 
 # Here the journal has no place in the cowfile yet, and there may be none for it.
 for fs in ext4 xfs; do
-	name="image of $fs"
+	name="image of $fs, no reserve, may go read-only"
 	size=64
 	[ $fs = ext4 ] || size=310
 	dmsetup create rdo --table "0 $((size * 2048)) linear /dev/ram0 0"

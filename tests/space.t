@@ -3,8 +3,8 @@
 # shellcheck shell=dash
 # vm: --smp 4 --mem 1G
 #
-# Space, as far as the device itself knows of it: the options and messages `limit' and `low_water', the events they
-# raise, what goes on when there is none left, what is logged then, and `queue_if_no_space'. Cow devices that have no
+# Space, as far as the device itself knows of it: the options and messages `limit' and `low_water', `reserve', the events
+# they raise, what goes on when there is none left, what is logged then, and `queue_if_no_space'. Cow devices that have no
 # room are in tests/nospace.t, filesystems in tests/full.t.
 
 # shellcheck source=/dev/null
@@ -63,6 +63,7 @@ line="0 $((MIB * 2048)) cowloop $(number $rdo) $(number $cow)"
 
 for option in limit: limit limit:x limit:-1 limit:12x limit:1,5 limit:18446744073709551616 'limit: 5' \
 	low_water: low_water low_water:x low_water:-1 low_water:5k low_water:18446744073709551616 \
+	reserve: reserve reserve:x reserve:-1 reserve:5k reserve:1,5 reserve:18446744073709551616 Reserve:5 \
 	queue_if_no_space:1 queue queue_if_no_space: no_discard_passdown:0 no_discard_passdowns discard_passdown Limit:5; do
 	before=$(logged "optional parameter '$option'")
 	# shellcheck disable=SC2086 # 'limit: 5' is two words
@@ -98,6 +99,8 @@ done <<'END'
 limit:1
 limit:18446744073709551615
 low_water:7
+limit:100 reserve:7
+limit:100 low_water:10 reserve:100 queue_if_no_space
 queue_if_no_space
 no_discard_passdown
 limit:100 low_water:10 queue_if_no_space no_discard_passdown
@@ -216,6 +219,69 @@ raised 1 "discard: an event"
 runs "discard: a write" put 64 4
 no_space "discard: and no space again" put 0
 finish "discard"
+
+# --- The reserve --------------------------------------------------------------------------------------------
+
+# meta COMMAND...: what it writes is marked as a filesystem's metadata is
+modprobe dm-nth
+meta() {
+	dev=/dev/mapper/meta
+	"$@"
+	set -- $?
+	dev=/dev/mapper/t
+	return "$1"
+}
+fresh limit:40 reserve:8
+dmsetup create meta --table "0 $((MIB * 2048)) nth $dev"
+dmsetup message meta 0 arm write 1 meta 0
+events=$(events)
+runs "reserve: the rest of the limit is for data" put 0 32
+is "$(space)" "32 40 rw" "reserve: which has all of it, mode rw"
+no_space "reserve: a unit more has no space" put 300
+is "$(space)" "32 40 out_of_space" "reserve: mode out_of_space"
+raised 1 "reserve: an event"
+no_space "reserve: nor has a part of one" part 300
+runs "reserve: but metadata has" meta put 300
+runs "reserve: and a part of a unit, if that is metadata" meta part 302
+# that there is room for metadata does not mean that there is some for data
+is "$(space)" "34 40 out_of_space" "reserve: mode out_of_space all the same"
+no_space "reserve: data still has none" put 310
+no_space "reserve: metadata that needs more than the rest has none" meta put 310 7
+runs "reserve: that needs all of the rest has it" meta put 310 6
+is "$(space)" "40 40 out_of_space" "reserve: all of the limit is used"
+no_space "reserve: then there is none for metadata, either" meta put 400
+no_space "reserve: nor for a part of a unit" meta part 400
+runs "reserve: a rewrite of data" put 0 32
+runs "reserve: a rewrite of metadata" meta put 310 6
+runs "reserve: a rewrite of metadata, as data" put 310 6
+raised 1 "reserve: no other event"
+# (blkdiscard wants the device for itself alone)
+runs "reserve: a discard of as much as was reserved" cowtest io $dev $((308 * 4096)) $((8 * 4096)) --discard
+meta put 310 2
+no_space "reserve: is not for data" put 320
+is "$(space)" "36 40 out_of_space" "reserve: mode out_of_space"
+runs "reserve: a discard of more" cowtest io $dev 0 $((5 * 4096)) --discard
+runs "reserve: is" put 320
+is "$(space)" "32 40 rw" "reserve: mode rw"
+no_space "reserve: and for no more" put 0
+runs "reserve: a higher limit" message limit 42
+runs "reserve: is for data" put 0 2
+no_space "reserve: but for the reserve" put 2
+runs "reserve: which is there" meta put 2 2
+is "$(space)" "36 42 out_of_space" "reserve: mode out_of_space"
+runs "reserve: no limit" message limit 0
+runs "reserve: then nothing is reserved" put 1000 100
+# what was discarded
+put 0 5
+put 310 6
+dmsetup remove meta
+finish "reserve"
+
+# more than there is: not a unit for data
+fresh limit:4 reserve:5
+no_space "reserve above the limit: nothing is for data" put 0
+is "$(space)" "0 4 out_of_space" "reserve above the limit: mode out_of_space"
+finish "reserve above the limit"
 
 # after a crash: a dirty cowfile is counted before the limit is tested
 for format in 2 1; do

@@ -57,7 +57,7 @@ static void found_fault(struct cow_faults *faults, const char *id, const char *t
 	}
 	o = json_object_new_object();
 	json_object_object_add(o, "id", json_object_new_string(id));
-	json_object_object_add(o, "message", json_object_new_string(text));
+	json_object_object_add(o, "message", json_text(text));
 	json_object_array_add(k->fault_list, o);
 }
 
@@ -71,7 +71,7 @@ void note(struct check *k, const char *fmt, ...)
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	if (opt.json)
-		json_object_array_add(k->note_list, json_object_new_string(text));
+		json_object_array_add(k->note_list, json_text(text));
 	else
 		print_line("note", k, text);
 }

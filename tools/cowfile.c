@@ -18,6 +18,8 @@
 
 #include <uuid/uuid.h>
 
+#include "progress.h"
+
 /* ---- Checksums ---- */
 
 /* Table k is for the byte that has k more behind it. */
@@ -720,6 +722,8 @@ static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sum
 	while (start < end && sums->found < 4 && !r) {
 		u64 length;
 
+		progress_update(start);
+
 		/* Holes are zeroes, which don't count. */
 		r = file_next_data(rdo, &start, &data_end, end);
 		if (r || start >= end)
@@ -756,6 +760,8 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 	u64 at = 0, first, nr;
 	int r = OK;
 
+	/* Almost always it is the first few blocks, but all of a device that is all zeroes. */
+	progress_start(rdo->path, end, "of fingerprint read");
 	if (masked) {
 		cow_runs_start(&runs, masked);
 		while (!r && sums.found < 4 && cow_runs_next(&runs, &first, &nr)) {
@@ -768,6 +774,7 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 	}
 	if (!r)
 		r = add_sums(rdo, at, end, &sums);
+	progress_end(false);
 	*fingerprint = sums.fingerprint;
 
 	return r;
@@ -775,9 +782,13 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 
 int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr)
 {
+	const u64 end = rdo->size - rdo->size % COW_V1_MAPUNIT;
 	struct sums sums = { 0 };
-	int r = add_sums(rdo, 0, rdo->size - rdo->size % COW_V1_MAPUNIT, &sums);
+	int r;
 
+	progress_start(rdo->path, end, "of fingerprint read");
+	r = add_sums(rdo, 0, end, &sums);
+	progress_end(false);
 	memcpy(blocks, sums.blocks, sizeof(sums.blocks));
 	*nr = sums.found;
 	return r;

@@ -154,12 +154,18 @@ char *dm_loaded_version(void)
 	return found;
 }
 
+/* A node called control would take the place of the one that device-mapper itself is asked by. */
+bool dm_name_is_special(const char *name)
+{
+	return !strcmp(name, ".") || !strcmp(name, "..") || !strcmp(name, "control");
+}
+
 int dm_check_name(const char *name)
 {
 	if (!*name)
 		return error(USAGE, "The name of the device is empty.");
-	if (strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
-		return error(USAGE, "%s: the name of a device cannot have a / in it or be . or ..: it is to become a name in /dev/mapper.",
+	if (strchr(name, '/') || dm_name_is_special(name))
+		return error(USAGE, "%s: the name of a device cannot have a / in it or be ., .. or control: it is to become a name in /dev/mapper.",
 			     name);
 	if (strlen(name) > 100)
 		return error(USAGE, "%s: the name of a device can have 100 characters at most.", name);

@@ -31,20 +31,18 @@ static void keep_fault(struct cow_faults *faults, const char *id, const char *te
 	struct json_object *o = json_object_new_object();
 
 	json_object_object_add(o, "id", json_object_new_string(id));
-	json_object_object_add(o, "message", json_object_new_string(text));
+	json_object_object_add(o, "message", json_text(text));
 	json_object_array_add(list->list, o);
 }
 
 /* A text from the head: NUL-padded, and possibly anything. */
 static void head_text(char *to, const u8 *from, size_t size)
 {
-	bool utf8;
-
 	memcpy(to, from, size);
 	to[size] = 0;
-	utf8 = text_is_utf8(to);
+	text_make_utf8(to);
 	for (char *p = to; *p; p++)
-		if ((u8)*p < 0x20 || *p == 0x7f || (!utf8 && (u8)*p >= 0x80))
+		if ((u8)*p < 0x20 || *p == 0x7f)
 			*p = '?';
 }
 
@@ -153,7 +151,7 @@ static void print_map_head(const struct cowfile *c)
 	struct json_object *name;
 
 	if (opt.json) {
-		name = json_object_new_string(c->file.path);
+		name = json_text(c->file.path);
 		printf("{\n  \"cowfile\":%s,\n  \"format\":%u,\n  \"unit_bytes\":%u,\n  \"device_bytes\":%llu,\n  \"extents\":[",
 		       json_object_to_json_string(name), c->format, c->geo.mapunit,
 		       c->geo.rdo_sectors * 512);

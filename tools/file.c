@@ -475,15 +475,44 @@ char *file_used_by(const struct file *f)
 
 /* ---- New files ---- */
 
-int new_file_create(struct new_file *n, const char *path, mode_t mode)
+/* The permissions that open() would give a new file. */
+static mode_t default_mode(void)
+{
+	const mode_t mask = umask(0);
+
+	umask(mask);
+	return 0666 & ~mask;
+}
+
+/*
+ * The permissions and the owner of a file. They are no wider in any case: should
+ * the group become another one, it may do what everybody may.
+ */
+static mode_t take_owner(int fd, const char *path, const struct stat *like, bool replaces)
+{
+	mode_t mode = like->st_mode & 0777;
+
+	if (!S_ISREG(like->st_mode) || !fchown(fd, like->st_uid, like->st_gid))
+		return mode;
+	if (replaces)
+		warn("%s: its owner cannot be kept: %s.", path, strerror(errno));
+	if (fchown(fd, -1, like->st_gid))
+		mode &= ~070 | (mode & 07) << 3;
+	return mode;
+}
+
+int new_file_create(struct new_file *n, const char *path, const struct stat *like)
 {
 	char *copy, *base, *target;
+	bool replaces;
+	mode_t mode;
 	int fd;
 
 	*n = (struct new_file){ .file = FILE_CLOSED };
 
 	/* What a symbolic link leads to is what is replaced. */
 	target = realpath(path, NULL);
+	replaces = target;
 	if (!target)
 		target = xasprintf("%s", path);
 	copy = xasprintf("%s", target);
@@ -504,6 +533,7 @@ int new_file_create(struct new_file *n, const char *path, mode_t mode)
 		new_file_abort(n);
 		return r;
 	}
+	mode = like ? take_owner(fd, path, like, replaces) : default_mode();
 	if (fchmod(fd, mode))
 		warn("%s: its permissions cannot be set: %s.", path, strerror(errno));
 	return file_from_fd(&n->file, fd, path);

@@ -97,7 +97,13 @@ struct new_file {
 	char *temporary;
 };
 
-int new_file_create(struct new_file *n, const char *path, mode_t mode);
+struct stat;
+
+/*
+ * With the permissions of @like, and, if that is a file, its owner as far as that
+ * can be had; or with those that any new file has, for NULL.
+ */
+int new_file_create(struct new_file *n, const char *path, const struct stat *like);
 
 /*
  * Sync it and give it its name. Without @replace, refuses if something of that

@@ -230,8 +230,7 @@ void set_new_names(struct cow_head *head)
 		memcpy(head->rdospec, opt.rdo_spec, strlen(opt.rdo_spec));
 }
 
-/* In steps, since a device may be long at it. */
-static int zero_device(const struct file *f, u64 length)
+int zero_in_steps(const struct file *f, u64 offset, u64 length)
 {
 	const u64 step = 256 * 1024 * 1024;
 	u64 at;
@@ -239,7 +238,7 @@ static int zero_device(const struct file *f, u64 length)
 
 	progress_start(f->path, length, "zeroed");
 	for (at = 0; at < length && !r; at += step) {
-		r = file_zero(f, at, min_u64(length - at, step));
+		r = file_zero(f, offset + at, min_u64(length - at, step));
 		if (!r && interrupted)
 			r = error(USAGE, "%s: interrupted.", f->path);
 		progress_update(at + step);
@@ -274,7 +273,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	if (!r)
 		r = file_sync(f);
 	/* In format 1, what is not zero counts as written when it is repaired. */
-	return r ? r : zero_device(f, geo->format == 1 ? cow_full_size(geo) : need);
+	return r ? r : zero_in_steps(f, 0, geo->format == 1 ? cow_full_size(geo) : need);
 }
 
 int open_or_create(struct file *f, const char *path, bool *created)

@@ -67,10 +67,10 @@ static void report_below(const char *which, const char *title, dev_t dev, bool t
 
 	if (opt.json) {
 		key = xasprintf("%s_device", which);
-		report_json(key, path ? json_object_new_string(path) : NULL);
+		report_json(key, path ? json_text(path) : NULL);
 		free(key);
 		key = xasprintf("%s_file", which);
-		report_json(key, file ? json_object_new_string(file) : NULL);
+		report_json(key, file ? json_text(file) : NULL);
 		free(key);
 	} else {
 		text = !path ? xasprintf("- (let go of)") :
@@ -571,19 +571,39 @@ int cmd_readonly(int argc, char **argv)
 	return r;
 }
 
+/*
+ * Whoever lets go of a cowfile wants to unmount what it is on; but there may be
+ * another file on it.
+ */
+static void warn_rdo_beside(const struct dm_device *d, const char *cow_file, dev_t cow_fs)
+{
+	char *rdo_file = loop_file(d->rdo);
+	struct stat st;
+
+	if (rdo_file && !stat(rdo_file, &st) && S_ISREG(st.st_mode) && st.st_dev == cow_fs)
+		warn("%s: its read-only device, %s, is on the same filesystem as %s was, which stays in use by that until cowsetup close %s.",
+		     d->name, rdo_file, cow_file, d->name);
+	free(rdo_file);
+}
+
 int cmd_detach(int argc, char **argv)
 {
 	struct dm_device d;
 	char *path, *said;
+	struct stat st;
 	int err, r = live_find(argv[0], &d);
 
 	(void)argc;
 	if (r)
 		return r;
-	if (d.mode == DM_MODE_CLOSED)
-		return error(BUSY, "%s: it has let go of its cowfile already.", d.name);
+	if (d.mode == DM_MODE_CLOSED) {
+		printf("%s: it has let go of its cowfile already.\n", d.name);
+		return OK;
+	}
 
 	path = loop_file(d.cow);
+	if (!path || stat(path, &st))
+		st.st_dev = 0;
 	warn_mounted(&d, true);
 	dm_log_mark();
 	err = dm_message(&d, "close");
@@ -597,6 +617,8 @@ int cmd_detach(int argc, char **argv)
 		free(said);
 	} else if (path) {
 		r = release_file(&d, path);
+		if (!r && st.st_dev)
+			warn_rdo_beside(&d, path, st.st_dev);
 	}
 	free(path);
 	return r;

@@ -37,11 +37,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "newcow.h"
 #include "progress.h"
 #include "record.h"
 
 /* So much is written before it is made durable. */
 #define SYNC_INTERVAL	(64 * 1024 * 1024)
+
+/* So much is made zeroes of at a time. */
+#define ZERO_STEP	(16 * 1024 * 1024)
 
 static int write_units(const struct cowfile *c, const struct file *rdo, u64 used)
 {
@@ -144,13 +148,22 @@ static int zero_units(const struct cowfile *c)
 	u64 first, nr;
 	int r = OK;
 
+	progress_start(c->file.path, c->geo.nr_units * c->geo.mapunit, "zeroed");
 	cow_runs_start(&runs, c);
-	while (!r && cow_runs_next(&runs, &first, &nr))
-		r = file_zero(&c->file, c->geo.doffset + first * c->geo.mapunit,
-			      nr * c->geo.mapunit);
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		const u64 start = first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
+
+		for (u64 at = 0; at < bytes && !r; at += ZERO_STEP) {
+			r = interrupted ? error(USAGE, "%s: interrupted.", c->file.path) :
+					  file_zero(&c->file, c->geo.doffset + start + at,
+						    min_u64(bytes - at, ZERO_STEP));
+			progress_update(start + at);
+		}
+	}
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
+	progress_end(!r);
 	return r;
 }
 
@@ -160,7 +173,7 @@ static int empty(struct cowfile *c)
 	int r = OK;
 
 	if (!c->file.block)
-		r = file_zero(&c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
+		r = zero_in_steps(&c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
 	else if (c->format == 1)
 		r = zero_units(c);
 	if (!r)

@@ -55,6 +55,9 @@ int replaced_hold(struct replaced *old, const struct file *f);
 /* Last of all: it is still what is called @target, and as it was. */
 int replaced_check(const struct replaced *old, const char *target);
 
+/* As file_zero() does, but with its progress, and until it is interrupted: it may take long. */
+int zero_in_steps(const struct file *f, u64 offset, u64 length);
+
 /* Make it blank and, a file, as long as it has to be. */
 int blank_cow(struct file *f, const struct cow_geometry *geo);
 

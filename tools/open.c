@@ -6,7 +6,9 @@
  * the kernel answers is yes or no. What is made on the way (a cowfile, room
  * in it, loop devices) is unmade when a later step fails, or when it is
  * interrupted: see undo_cow(). Only a device that somebody has open by then
- * stays, with all that it is made of.
+ * stays, with all that it is made of; and so does what a repair has found. The
+ * kernel could repair a cowfile as well, but nobody could see how far it has
+ * got, or stop it.
  */
 
 #include "cowfile.h"
@@ -28,6 +30,7 @@
 #include "loop.h"
 #include "monitor.h"
 #include "newcow.h"
+#include "repair.h"
 
 /* An open in progress. */
 struct opening {
@@ -40,6 +43,7 @@ struct opening {
 	bool created;		/* the cowfile was missing */
 	bool formatted;		/* it was blank */
 	bool extended;		/* it was too short */
+	bool repaired;		/* it was dirty; that is not undone */
 	u64 old_size;		/* of a file that was there */
 	bool kept;		/* the device could not be removed again, and has all of it */
 };
@@ -92,7 +96,7 @@ static bool name_char(char c)
 	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
 }
 
-/* "mine" for /some/where/mine.cow; "mine-2" if there is one already. */
+/* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
 static char *default_name(const char *cow_path)
 {
 	char *copy = xasprintf("%s", cow_path), *base = basename(copy), *name;
@@ -106,7 +110,7 @@ static char *default_name(const char *cow_path)
 		if (!name_char(*p))
 			*p = '_';
 	name = xasprintf("%s", base);
-	for (unsigned int i = 2; dm_name_exists(name); i++) {
+	for (unsigned int i = 2; dm_name_is_special(name) || dm_name_exists(name); i++) {
 		free(name);
 		name = xasprintf("%s-%u", base, i);
 	}
@@ -221,6 +225,9 @@ static int open_cow(struct opening *o)
 	if (!r)
 		r = cow_open(&o->c, o->cow_path, FILE_EXCLUSIVE | (opt.read_only ? FILE_READ : FILE_WRITE),
 			     COW_ACCEPT_DIRTY);
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && opt.repair && opt.read_only)
+		r = error(WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
+			  o->cow_path);
 	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !opt.repair)
 		r = error(WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
 			  o->cow_path);
@@ -259,6 +266,20 @@ static int extend_cow(struct opening *o)
 		return r;
 	r = file_resize(f, full);
 	o->extended = !r;
+	return r;
+}
+
+static int repair_cow(struct opening *o)
+{
+	int r;
+
+	if (o->c.format != 1 || o->c.state != COW_DIRTY)
+		return OK;
+	/* There is no use in adding units to a bitmap that has some for which there is no room. */
+	r = refuse_truncated(&o->c);
+	if (!r)
+		r = repair_dirty(&o->c);
+	o->repaired = !r;
 	return r;
 }
 
@@ -310,8 +331,7 @@ static char *table_options(const struct opening *o)
 		      size_text(opt.reserve), size_text(opt.limit));
 		return NULL;
 	}
-	options = xasprintf("%s%s%s%s", opt.repair ? "repair" : "",
-			    opt.read_only ? " read_only" : "",
+	options = xasprintf("%s%s%s", opt.read_only ? "read_only" : "",
 			    opt.queue ? " queue_if_no_space" : "",
 			    opt.no_passdown ? " no_discard_passdown" : "");
 	if (opt.limit)
@@ -459,8 +479,11 @@ static void undo_cow(struct opening *o)
 
 /* ---- The command ---- */
 
-static int step_done(int r)
+static int step_done(const struct opening *o, int r)
 {
+	if (!r && interrupted && o->repaired)
+		return error(USAGE, "Interrupted; everything is as it was, but for %s, which has been repaired.",
+			     o->cow_path);
 	if (!r && interrupted)
 		return error(USAGE, "Interrupted; everything is as it was.");
 	return r;
@@ -475,7 +498,7 @@ static int take_back(struct opening *o)
 		return OK;
 	errno = dm_remove(&d, false);
 	if (!errno || errno == ENXIO)
-		return step_done(OK);
+		return step_done(o, OK);
 	o->kept = true;
 	if (errno == EBUSY)
 		return error(BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
@@ -497,13 +520,15 @@ static int do_open(struct opening *o)
 		r = open_plain_rdo(&o->rdo, o->rdo_path);
 	file_close(&o->rdo);
 	if (!r)
-		r = step_done(open_cow(o));
+		r = step_done(o, open_cow(o));
 	if (!r)
-		r = step_done(cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
+		r = step_done(o, cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
 	if (!r)
 		r = extend_cow(o);
 	if (!r)
-		r = step_done(attach(o));
+		r = step_done(o, repair_cow(o));
+	if (!r)
+		r = step_done(o, attach(o));
 	if (!r)
 		r = create(o);
 	return !r && interrupted ? take_back(o) : r;

@@ -366,15 +366,18 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	struct replaced old = { .file = FILE_CLOSED };
 	struct new_file new;
 	const bool replace = !access(path, F_OK);
-	mode_t mode = umask(0);
+	struct stat st;
 	int r = OK;
 
-	umask(mode);
 	if (replace)
 		r = replaced_open(&old, path);
-	if (r)
+	if (!r && replace && fstat(old.file.fd, &st))
+		r = error_errno("%s", path);
+	if (r) {
+		file_close(&old.file);
 		return r;
-	r = new_file_create(&new, path, 0666 & ~mode);
+	}
+	r = new_file_create(&new, path, replace ? &st : NULL);
 	if (!r) {
 		c->file = new.file;
 		r = blank_cow(&c->file, &c->geo);

@@ -10,6 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <json-c/json.h>
+
+#include "report.h"
+
 /* A bar is drawn so often. */
 #define BAR_INTERVAL_MS	250
 
@@ -64,29 +68,14 @@ static void duration(char *text, size_t room, u64 secs)
 		snprintf(text, room, "%llud%02lluh", secs / (24 * 3600), secs / 3600 % 24);
 }
 
-/* A string in JSON, without the quotes. */
-static void print_json_string(FILE *to, const char *text)
-{
-	for (; *text; text++) {
-		const unsigned char c = *text;
-
-		if (c == '"' || c == '\\')
-			fprintf(to, "\\%c", c);
-		else if (c < 0x20)
-			fprintf(to, "\\u%04x", c);
-		else
-			fputc(c, to);
-	}
-}
-
 static void show_json(u64 elapsed, u64 speed, u64 left)
 {
-	FILE *to = stream();
+	struct json_object *device = json_text(work.path);
 
-	fprintf(to, "{\"device\":\"");
-	print_json_string(to, work.path);
-	fprintf(to, "\",\"device_bytes\":\"%llu\",\"device_size\":\"%llu\",\"speed\":\"%llu\",\"eta_ms\":\"%llu\",\"time_ms\":\"%llu\"}\n",
+	fprintf(stream(), "{\"device\":%s,\"device_bytes\":\"%llu\",\"device_size\":\"%llu\",\"speed\":\"%llu\",\"eta_ms\":\"%llu\",\"time_ms\":\"%llu\"}\n",
+		json_object_to_json_string_ext(device, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
 		work.done, work.total, speed, left, elapsed);
+	json_object_put(device);
 }
 
 static void show_text(u64 speed, u64 left)

@@ -50,6 +50,7 @@
 
 #include "progress.h"
 #include "record.h"
+#include "repair.h"
 #include "report.h"
 #include "scan.h"
 
@@ -57,6 +58,7 @@ struct repair {
 	struct cow_faults faults;
 	struct cowfile c;
 	const char *path;
+	FILE *to;		/* what is told */
 	bool was_dirty;
 	enum cow_state mark;	/* of a merge, which stays; or clean */
 	bool announced;		/* the head says that the bitmap is being changed */
@@ -67,14 +69,15 @@ struct repair {
 	u64 used;		/* as it will be */
 	u64 nr_lost;		/* units beyond the file's end that stay in the bitmap */
 	u64 nr_cleared;		/* those that are taken out */
+	u64 nr_added;		/* units that the bitmap did not have */
 };
 
 static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
 {
 	progress_clear();
-	printf("%s: %s: ", p->path, what);
-	vprintf(fmt, ap);
-	printf(".\n");
+	fprintf(p->to, "%s: %s: ", p->path, what);
+	vfprintf(p->to, fmt, ap);
+	fprintf(p->to, ".\n");
 }
 
 static __attribute__((format(printf, 2, 3)))
@@ -348,6 +351,13 @@ static int put_bits(struct repair *p, u64 sector, const u8 *bits)
 /* If a damaged sector of format 2 has one wrong bit, put it right. */
 static bool correct_bit(const struct cow_map *m, u8 *bits)
 {
+	u32 set = __builtin_popcount(m->csum) + count_bits(bits, m->c->sector_units);
+
+	/* One that is clear is all zeroes, with no checksum that could tell. */
+	if (set == 1) {
+		memset(bits, 0, m->c->sector_bytes);
+		return true;
+	}
 	/* In the checksum itself? */
 	if (__builtin_popcount(m->csum ^ m->expected) == 1)
 		return true;
@@ -408,8 +418,8 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
 	if (holes)
-		printf("%s: %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
-		       p->path, holes);
+		fprintf(p->to, "%s: %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
+			p->path, holes);
 	return OK;
 }
 
@@ -497,7 +507,7 @@ static int add_written_units(struct repair *p)
 	const struct cowfile *c = &p->c;
 	u8 bits[COW_V1_SECTOR_BYTES];
 	struct cow_scan s;
-	u64 sector = 0, added = 0;
+	u64 sector = 0;
 	int r;
 
 	progress_start(p->path, c->geo.nr_units * c->geo.mapunit, "read");
@@ -521,19 +531,19 @@ static int add_written_units(struct repair *p)
 			r = put_bits(p, sector, bits);
 		if (r)
 			break;
-		added += more;
+		p->nr_added += more;
 		sector++;
 		progress_update(sector * c->sector_units * c->geo.mapunit);
 	}
 	progress_end(!r);
 	if (r)
 		return r;
-	if (p->was_dirty || added)
+	if (p->was_dirty || p->nr_added)
 		mended(p, "%s%llu unit%s with data that the bitmap did not have, now added",
-		       p->was_dirty ? "dirty: " : "", added, added == 1 ? "" : "s");
+		       p->was_dirty ? "dirty: " : "", p->nr_added, p->nr_added == 1 ? "" : "s");
 	/* What is not on disk is not counted by mend_bitmap(). */
 	if (opt.dry_run)
-		p->used += added;
+		p->used += p->nr_added;
 	return OK;
 }
 
@@ -582,9 +592,26 @@ static void print_result(const struct repair *p)
 		printf("%s: repaired: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
 }
 
+int repair_dirty(struct cowfile *c)
+{
+	struct repair p = { .faults.found = left_fault, .c = *c, .path = c->file.path, .to = stderr,
+			    .was_dirty = true };
+	int r = add_written_units(&p);
+
+	if (!r)
+		r = mend_bitmap(&p);
+	if (!r)
+		r = finish(&p);
+	*c = p.c;
+	if (r && p.nr_added)
+		warn("%s: still dirty, and as it was, but for %llu unit%s with data that %s been added to the bitmap; the repair can be run again.",
+		     p.path, p.nr_added, p.nr_added == 1 ? "" : "s", p.nr_added == 1 ? "has" : "have");
+	return r ? r : p.nr_left ? WRONG : OK;
+}
+
 int cmd_repair(int argc, char **argv)
 {
-	struct repair p = { .faults.found = left_fault, .path = argv[0] };
+	struct repair p = { .faults.found = left_fault, .path = argv[0], .to = stdout };
 	struct cow_faults quiet = { ignore_fault };
 	int r;
 

@@ -90,7 +90,7 @@ int error_errno(const char *fmt, ...)
 	if (err == EINTR && interrupted)
 		text = "interrupted";
 	else if (err == EACCES && geteuid())
-		text = "permission denied; are you root?";
+		text = "permission denied (are you root?)";
 	va_start(ap, fmt);
 	message("", fmt, ap, text);
 	va_end(ap);
@@ -166,7 +166,7 @@ static void print_item(const char *title, const char *value)
 void report_text(const char *key, const char *title, const char *value)
 {
 	if (opt.json)
-		report_json(key, json_object_new_string(value));
+		report_json(key, json_text(value));
 	else
 		print_item(title, *value ? value : "-");
 }
@@ -236,23 +236,55 @@ void report_end(void)
 
 /* ---- Texts ---- */
 
+/* The length of the character that @p begins with; 0 if it is none. */
+static unsigned int utf8_length(const u8 *p)
+{
+	const u8 c = *p;
+	const unsigned int n = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 :
+			       c < 0xf5 ? 4 : 0;
+
+	if ((c == 0xe0 && p[1] < 0xa0) || (c == 0xed && p[1] > 0x9f) ||
+	    (c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f))
+		return 0;
+	for (unsigned int i = 1; i < n; i++)
+		if ((p[i] & 0xc0) != 0x80)
+			return 0;
+	return n;
+}
+
 bool text_is_utf8(const char *text)
 {
 	const u8 *p = (const u8 *)text;
+	unsigned int n;
 
-	while (*p) {
-		const u8 c = *p++;
-		int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 :
-			   c < 0xf5 ? 3 : -1;
-
-		if (more < 0)
+	for (; *p; p += n) {
+		n = utf8_length(p);
+		if (!n)
 			return false;
-		if ((c == 0xe0 && *p < 0xa0) || (c == 0xed && *p > 0x9f) ||
-		    (c == 0xf0 && *p < 0x90) || (c == 0xf4 && *p > 0x8f))
-			return false;
-		for (; more; more--)
-			if ((*p++ & 0xc0) != 0x80)
-				return false;
 	}
 	return true;
+}
+
+void text_make_utf8(char *text)
+{
+	unsigned int n;
+
+	for (u8 *p = (u8 *)text; *p; p += n) {
+		n = utf8_length(p);
+		if (!n) {
+			*p = '?';
+			n = 1;
+		}
+	}
+}
+
+struct json_object *json_text(const char *text)
+{
+	char *copy = xasprintf("%s", text);
+	struct json_object *o;
+
+	text_make_utf8(copy);
+	o = json_object_new_string(copy);
+	free(copy);
+	return o;
 }

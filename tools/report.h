@@ -37,4 +37,13 @@ void report_print(struct json_object *o);
 
 bool text_is_utf8(const char *text);
 
+/* Make '?' of what is not UTF-8. */
+void text_make_utf8(char *text);
+
+/*
+ * A string for JSON, which has to be UTF-8, of a text that may be anything, as
+ * the names of files may.
+ */
+struct json_object *json_text(const char *text);
+
 #endif /* COWSETUP_REPORT_H */

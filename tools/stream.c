@@ -37,13 +37,11 @@ struct out_stream {
 	u8 buffer[BUFFER_SIZE];
 };
 
-/* The permissions that open() would give a new file. */
-static mode_t default_mode(void)
+static int open_file(struct out_stream *o)
 {
-	const mode_t mask = umask(0);
+	struct stat st;
 
-	umask(mask);
-	return 0666 & ~mask;
+	return new_file_create(&o->file, o->path, stat(o->path, &st) ? NULL : &st);
 }
 
 static int open_stdout(struct out_stream *o)
@@ -64,8 +62,7 @@ struct out_stream *out_open(const char *path, enum compress compress, int *code)
 	o->compress = compress;
 	o->file.file = FILE_CLOSED;
 	o->can_skip = compress == COMPRESS_NONE && strcmp(path, "-");
-	*code = strcmp(path, "-") ? new_file_create(&o->file, path, default_mode()) :
-				    open_stdout(o);
+	*code = strcmp(path, "-") ? open_file(o) : open_stdout(o);
 
 	if (!*code && compress == COMPRESS_GZIP &&
 	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,

@@ -177,18 +177,19 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	return r;
 }
 
-/* To @path, replacing @there unless that is NULL, and with the permissions of the old cowfile. */
+/*
+ * To @path, replacing @there unless that is NULL, and with the permissions of
+ * what it replaces, or of the old cowfile.
+ */
 static int upgrade_to_file(struct upgrade *up, const char *path, const struct replaced *there)
 {
 	struct new_file new;
 	struct stat st;
 	int r;
 
-	if (fstat(up->old.file.fd, &st))
-		return error_errno("%s", up->old.file.path);
-	r = new_file_create(&new, path, st.st_mode & 0777);
-	if (!r && !up->old.file.block && fchown(new.file.fd, st.st_uid, st.st_gid) && there)
-		warn("%s: its owner cannot be kept: %s.", path, strerror(errno));
+	if (fstat(there ? there->file.fd : up->old.file.fd, &st))
+		return error_errno("%s", there ? path : up->old.file.path);
+	r = new_file_create(&new, path, &st);
 	if (!r) {
 		up->new.file = new.file;
 		r = blank_cow(&up->new.file, &up->new.geo);
@@ -264,6 +265,19 @@ static int prepare(struct upgrade *up)
 	return OK;
 }
 
+/* Has somebody taken one for the other? */
+static void hint_swapped(const char *rdo_path, const char *cow_path)
+{
+	struct cow_head head = { 0 };
+	struct file f;
+
+	if (!file_open(&f, rdo_path, FILE_READ) && !file_read_padded(&f, 0, &head, sizeof(head)) &&
+	    le32(head.magic) == COW_MAGIC)
+		warn("%s, which --rdo names, is a cowfile; the other way round it is: cowsetup upgrade --rdo %s %s.",
+		     rdo_path, cow_path, rdo_path);
+	file_close(&f);
+}
+
 int cmd_upgrade(int argc, char **argv)
 {
 	struct upgrade up = { .new.file = FILE_CLOSED, .rdo = FILE_CLOSED };
@@ -283,8 +297,11 @@ int cmd_upgrade(int argc, char **argv)
 		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", argv[0], new_path);
 
 	r = cow_open(&up.old, argv[0], (new_path ? FILE_READ : FILE_WRITE) | FILE_EXCLUSIVE, 0);
-	if (r)
+	if (r) {
+		if (!up.old.format)
+			hint_swapped(opt.rdo, argv[0]);
 		return r;
+	}
 	if (up.old.format == 2) {
 		printf("%s: format 2 already.\n", argv[0]);
 		cow_close(&up.old);

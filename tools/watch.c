@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -77,6 +78,9 @@ static int run_command(const struct dm_device *d, const struct space *s)
 	if (pid < 0)
 		return error_errno("--exec: no process can be made");
 	if (!pid) {
+		/* What is ignored stays so, and "| head" would never end what is before it. */
+		signal(SIGPIPE, SIG_DFL);
+		signal(SIGXFSZ, SIG_DFL);
 		execl("/bin/sh", "sh", "-c", opt.exec, (char *)NULL);
 		_exit(127);
 	}

@@ -15,7 +15,8 @@
  *	2..9	how long; a hole is added, or some of it is cut off
  *
  * With clang's -fsanitize=fuzzer this is a target for libFuzzer. Otherwise it is
- * a program: cowfuzz COUNT FILE... runs the files, and COUNT mutations of them.
+ * a program: cowfuzz COUNT FILE... runs the files, and COUNT mutations of them,
+ * other ones each time; it prints the seed by which they come again.
  */
 
 #include <endian.h>
@@ -25,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -292,6 +294,7 @@ int main(int argc, char **argv)
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	static uint8_t **files;
 	static size_t *sizes;
+	uint32_t seed;
 
 	if (nr_files < 1) {
 		fprintf(stderr, "usage: cowfuzz COUNT FILE...\n");
@@ -307,7 +310,11 @@ int main(int argc, char **argv)
 	if (!stderr)
 		return 1;
 	if (getenv("COWFUZZ_SEED"))
-		state ^= strtoull(getenv("COWFUZZ_SEED"), NULL, 10) << 1;
+		seed = strtoul(getenv("COWFUZZ_SEED"), NULL, 10);
+	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
+		abort();
+	state ^= (uint64_t)seed << 1;
+	dprintf(STDOUT_FILENO, "cowfuzz: COWFUZZ_SEED=%u\n", seed);
 
 	for (int i = 0; i < nr_files; i++)
 		LLVMFuzzerTestOneInput(files[i], sizes[i]);

@@ -37,7 +37,7 @@ caught() {
 	mkdir "$dir"
 	cp Kbuild ./*.[ch] "$dir"
 	(cd "$dir" && GIT_DIR=/dev/null git apply "$OLDPWD/tests/broken/$1.patch") &&
-		make -s -C "$kdir" M="$dir" CONFIG_DEBUG_INFO_BTF_MODULES= modules >"$dir/log" 2>&1 ||
+		scripts/kbuild "$kdir" "$dir" -s modules >"$dir/log" 2>&1 ||
 		{ echo "could not be built"; cat "$dir/log"; return 1; }
 	$test --module "$dir/dm-cowloop.ko" || { echo "not caught"; cat "$dir/out"; return 1; }
 }

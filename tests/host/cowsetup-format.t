@@ -163,6 +163,20 @@ exits 0 "dump --json" cowsetup dump --json c2
 is "$(json 'join " ", map { ref $_ ? scalar @$_ : $_ } @$_{qw(format state unit_bytes units_used units_total label rdo_spec rdo_sectors uuid faults)}' <<<"$out")" \
 	"2 clean 4096 34 1221 a \"label\" /the/image 9767 $(cowhead c2 uuid) 0" "dump --json has it all"
 
+# names of files may be anything, and JSON has to be UTF-8
+name=$(printf 'n\303\244\357v\303"\\\001\355\240\200\303')
+cp c2 "$name"
+want=$(printf 'n\303\244?v?"\\\001????')
+for command in dump map check; do
+	cowsetup $command --json "$name" >out
+	WANT=$want json 'utf8::encode($_->{cowfile}); $_->{cowfile} eq $ENV{WANT} or die $_->{cowfile}' <out >/dev/null
+	ok $? "$command --json of a file whose name is not UTF-8" || diag "$(cat out)"
+done
+cowsetup pack --progress-json "$name" p >out
+WANT=$want json 'utf8::encode($_->{device}); $_->{device} eq $ENV{WANT} or die $_->{device}' <out >/dev/null
+ok $? "and its progress" || diag "$(cat out)"
+rm -f "$name" p
+
 for arguments in "--units $units" "--units all" "--units 5 --mapunit 64K" "--format 1 --units 0-4000/7,last" \
 	"--format 1 --packed --units 1,5-9,200" "--units 1-1000/3 --doffset 64K" ""; do
 	# shellcheck disable=SC2086

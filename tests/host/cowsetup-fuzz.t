@@ -10,6 +10,9 @@
 fuzz=$top/build/tools-asan/cowfuzz
 [ -x "$fuzz" ] || plan skip_all "there is no $fuzz; make check builds it"
 
+seeds=$(for _ in 1 2; do env -u COWFUZZ_SEED "$fuzz" 1 "$top"/tests/fuzz/corpus/seed-01; done | grep -o 'COWFUZZ_SEED=[0-9]*' | sort -u)
+is "$(wc -l <<<"$seeds")" 2 "the mutations are others each time, and it is said which"
+
 # whatever it may allocate for a head that lies about sizes, it must not need it
 seed=${COWFUZZ_SEED:-$RANDOM}
 diag "COWFUZZ_SEED=$seed"

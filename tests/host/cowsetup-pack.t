@@ -206,6 +206,41 @@ like "$(cat err)" 'u: another program has written it meanwhile' "which is said: 
 is "$(head -c 201 u | tail -c 1)" x "and stays: written"
 rm -f u moved
 
+# who may read it is not changed by that
+access() { stat -c '%a %u:%g' "$1"; }
+cowsetup pack --force c p
+for mode in 600 640 444 666; do
+	cp keep u
+	cp p p2
+	chmod "$mode" u p2
+	[ "$(id -u)" = 0 ] && chown 1:2 u p2
+	had=$(access u)
+	if [ -w u ]; then
+		(umask 022 && exec "$tool" unpack --force p u)
+		is "$? $(access u)" "0 $had" "what unpack replaces has its permissions and owner: $mode"
+	fi
+	(umask 022 && exec "$tool" pack --force c p2)
+	is "$? $(access p2)" "0 $had" "what pack replaces has: $mode"
+done
+rm -f u p2
+(umask 027 && exec "$tool" unpack p u)
+is "$(access u)" "640 $(id -u):$(id -g)" "what is new has what anything new has"
+if [ "$(id -u)" = 0 ]; then
+	# in a directory for all, but another's file: neither owner nor group can be kept
+	mkdir -m 777 all
+	chmod 755 .
+	cp p all/u
+	chmod 604 c
+	chmod 664 all/u
+	chown 0:0 all/u
+	out=$(perl -e '$) = $( = 1000; $> = $< = 1000; exec @ARGV' "$tool" pack --force c all/u 2>&1)
+	is "$? $(access all/u)" "0 644 1000:1000" "another's file: its group was not the one that may write it now"
+	says 'all/u: its owner cannot be kept' "which is said: owner"
+	rm -r all
+else
+	skip "needs root"
+fi
+
 # what is read is not written meanwhile, by whatever name
 cowsetup pack --force c p
 ln p link

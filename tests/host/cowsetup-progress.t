@@ -20,6 +20,13 @@ slowly() {
 	done
 }
 
+# json_lines EXPRESSION: of each object, a line each on stdin
+json_lines() {
+	while read -r line; do
+		json "$1" <<<"$line"
+	done | paste -sd ' '
+}
+
 out=$(slowly p | "$tool" unpack --progress-frequency 1 - u 2>err)
 is "$?" 0 "lines"
 says '^Progress: +[0-9.]+%, ETA [0-9]{2}m[0-9]{2}s, +[0-9.]+ [KM]iB unpacked, speed +[0-9.]+ [KM]iB/s$' "look like that"
@@ -43,6 +50,12 @@ runs "not in the data" cmp p p2
 like "$(cat err)" '^\{"device":"c"' "but on stderr then"
 "$tool" check --json --progress-json c >out 2>err
 is "$(json '$_->{ok} ? 1 : 0' <out)" 1 "nor in the JSON"
+
+# a merge is not through with the last unit written: the cowfile is emptied then
+cp --sparse=always rdo copy
+cp --sparse=always c c2
+"$tool" merge --batch-mode --progress-json copy c2 >out
+is "$(grep '^{' out | json_lines '$_->{device}')" "copy c2" "JSON: the device is written, and the cowfile emptied"
 
 if command -v script >/dev/null; then
 	rm u

@@ -78,12 +78,20 @@ image other 20000256
 printf x | dd of=other conv=notrunc status=none
 exits 1 "without --rdo" cowsetup upgrade c
 says 'give the read-only device.*--rdo' "says so: --rdo"
+exits 4 "one for the other" cowsetup upgrade --rdo c rdo
+says 'rdo: not a cowfile' "says what is wrong: swapped"
+says 'c, which --rdo names, is a cowfile; .* upgrade --rdo rdo c' "and what may be meant"
 exits 4 "another device" cowsetup upgrade --rdo other c
 head -c 1000000 rdo >short
 exits 4 "a device of another size" cowsetup upgrade --rdo short c
 echo text >there
 exits 5 "a file that is there" cowsetup upgrade --rdo rdo c there
 is "$(cat there)" text "which is as it was"
+cp there replaced
+chmod 600 replaced
+chmod 644 c
+exits 0 "a file that is there, with --force" cowsetup upgrade --force --rdo rdo c replaced
+is "$(stat -c %a replaced)" 600 "keeps its permissions"
 cp rdo pristine
 ln rdo hardlink
 ln -s rdo softlink

@@ -13,4 +13,7 @@ trap 'rm -rf "$tmp"' EXIT
 
 truncate --size 40G "$tmp/rdo"
 truncate --size 41G "$tmp/cow"
-scripts/vm --mem 600M --timeout 900 --disk "$tmp/rdo,readonly=on" --disk "$tmp/cow" tests/host/swap-guest
+# KASAN takes a part for itself
+mem=600M
+[ "${KERNEL:-}" != debug ] || mem=1G
+scripts/vm --mem $mem --timeout 900 --disk "$tmp/rdo,readonly=on" --disk "$tmp/cow" tests/host/swap-guest

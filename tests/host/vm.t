@@ -82,7 +82,7 @@ MODULE_LICENSE("GPL");
 END
 echo 'obj-m := splat.o' >module/Kbuild
 # shellcheck disable=SC2154 # scripts/kernel says what kdir is
-make -s -C "$kdir" M="$work/module" CONFIG_DEBUG_INFO_BTF_MODULES= modules >make.log 2>&1
+"$top/scripts/kbuild" "$kdir" "$work/module" -s modules >make.log 2>&1
 ok $? "a module builds for the stock kernel" || sed 's/^/# /' make.log
 splat=$work/module/splat.ko
 

@@ -7,19 +7,26 @@
  *	<start> <length> nth <dev>
  *
  * Messages:
- *	arm <read|write|flush|any> <n> <eio|enospc|timeout|drop> [<how many>]
+ *	arm <read|write|flush|any> <n> <eio|enospc|timeout|drop|meta> [<how many>]
  *		n counts from 1; how many: 1 by default, 0 for all from there on
  *	disarm
+ *	bad <sector>...
+ *		besides, these can't be read any more, until they are written
+ *	good
+ *		all can
  *
- * Status: <bios of the kind since it was armed> <bios that have failed>
+ * Status: <bios of the kind since it was armed> <bios that have failed> <bad sectors>
  *
- * "drop" completes writes and flushes without doing them, and fails reads.
+ * "drop" completes writes and flushes without doing them, and fails reads. With
+ * "meta" nothing fails, but is passed on as a filesystem's metadata is.
  */
 
 #include <linux/bio.h>
+#include <linux/bitmap.h>
 #include <linux/device-mapper.h>
 #include <linux/module.h>
 #include <linux/spinlock.h>
+#include <linux/vmalloc.h>
 
 #define DM_MSG_PREFIX "nth"
 
@@ -31,8 +38,9 @@ struct nth {
 	unsigned int kinds;	/* 0: not armed */
 	unsigned long from, until;	/* the bios that fail; until is not one of them */
 	blk_status_t status;
-	bool drop;
+	bool drop, meta;
 	unsigned long seen, failed;
+	unsigned long *bad;	/* a bit for each sector */
 };
 
 static int nth_ctr(struct dm_target *ti, unsigned int argc, char **argv)
@@ -50,9 +58,16 @@ static int nth_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 		return -ENOMEM;
 	}
 	spin_lock_init(&nth->lock);
+	nth->bad = vzalloc(BITS_TO_LONGS(ti->len) * sizeof(long));
+	if (!nth->bad) {
+		ti->error = "Cannot allocate memory";
+		kfree(nth);
+		return -ENOMEM;
+	}
 	r = dm_get_device(ti, argv[0], dm_table_get_mode(ti->table), &nth->dev);
 	if (r) {
 		ti->error = "Cannot open the device";
+		vfree(nth->bad);
 		kfree(nth);
 		return r;
 	}
@@ -70,7 +85,23 @@ static void nth_dtr(struct dm_target *ti)
 	struct nth *nth = ti->private;
 
 	dm_put_device(ti, nth->dev);
+	vfree(nth->bad);
 	kfree(nth);
+}
+
+/* Does a read meet a bad sector? A write makes it good, as a drive does that has others for it. */
+static bool nth_meets_bad(struct dm_target *ti, struct bio *bio)
+{
+	struct nth *nth = ti->private;
+	unsigned long first, nr = bio_sectors(bio);
+
+	if (!nr || (bio_op(bio) != REQ_OP_READ && bio_op(bio) != REQ_OP_WRITE))
+		return false;
+	first = dm_target_offset(ti, bio->bi_iter.bi_sector);
+	if (bio_op(bio) == REQ_OP_READ)
+		return find_next_bit(nth->bad, first + nr, first) < first + nr;
+	bitmap_clear(nth->bad, first, nr);
+	return false;
 }
 
 static int nth_map(struct dm_target *ti, struct bio *bio)
@@ -78,7 +109,7 @@ static int nth_map(struct dm_target *ti, struct bio *bio)
 	struct nth *nth = ti->private;
 	const unsigned int kind = bio->bi_opf & REQ_PREFLUSH ? KIND_FLUSH :
 				  op_is_write(bio_op(bio)) ? KIND_WRITE : KIND_READ;
-	bool fail = false, drop = false;
+	bool fail = false, drop = false, meta = false;
 	blk_status_t status = BLK_STS_OK;
 	unsigned long flags;
 
@@ -89,10 +120,17 @@ static int nth_map(struct dm_target *ti, struct bio *bio)
 		nth->failed += fail;
 		status = nth->status;
 		drop = nth->drop && kind != KIND_READ;
+		meta = nth->meta;
+	}
+	if (!fail && nth_meets_bad(ti, bio)) {
+		fail = true;
+		status = BLK_STS_MEDIUM;
 	}
 	spin_unlock_irqrestore(&nth->lock, flags);
 
-	if (fail) {
+	if (fail && meta && status == BLK_STS_OK) {
+		bio->bi_opf |= REQ_META;
+	} else if (fail) {
 		bio->bi_status = drop ? BLK_STS_OK : status;
 		bio_endio(bio);
 		return DM_MAPIO_SUBMITTED;
@@ -110,9 +148,10 @@ static int nth_arm(struct nth *nth, unsigned int argc, char **argv)
 		{ "read", KIND_READ }, { "write", KIND_WRITE }, { "flush", KIND_FLUSH },
 		{ "any", KIND_READ | KIND_WRITE | KIND_FLUSH },
 	};
-	static const struct { const char *name; blk_status_t status; bool drop; } hows[] = {
+	static const struct { const char *name; blk_status_t status; bool drop, meta; } hows[] = {
 		{ "eio", BLK_STS_IOERR }, { "enospc", BLK_STS_NOSPC },
 		{ "timeout", BLK_STS_TIMEOUT }, { "drop", BLK_STS_IOERR, true },
+		{ "meta", BLK_STS_OK, false, true },
 	};
 	unsigned long n, count = 1;
 	unsigned int kind, how;
@@ -132,10 +171,26 @@ static int nth_arm(struct nth *nth, unsigned int argc, char **argv)
 	nth->until = count ? n + count : ULONG_MAX;
 	nth->status = hows[how].status;
 	nth->drop = hows[how].drop;
+	nth->meta = hows[how].meta;
 	nth->seen = 0;
 	nth->failed = 0;
 	spin_unlock_irq(&nth->lock);
 
+	return 0;
+}
+
+static int nth_bad(struct dm_target *ti, unsigned int argc, char **argv)
+{
+	struct nth *nth = ti->private;
+	unsigned long sector;
+
+	for (; argc; argc--, argv++) {
+		if (kstrtoul(*argv, 10, &sector) || sector >= ti->len)
+			return -EINVAL;
+		spin_lock_irq(&nth->lock);
+		__set_bit(sector, nth->bad);
+		spin_unlock_irq(&nth->lock);
+	}
 	return 0;
 }
 
@@ -146,6 +201,14 @@ static int nth_message(struct dm_target *ti, unsigned int argc, char **argv,
 
 	if ((argc == 4 || argc == 5) && !strcmp(argv[0], "arm"))
 		return nth_arm(nth, argc, argv);
+	if (argc > 1 && !strcmp(argv[0], "bad"))
+		return nth_bad(ti, argc - 1, argv + 1);
+	if (argc == 1 && !strcmp(argv[0], "good")) {
+		spin_lock_irq(&nth->lock);
+		bitmap_zero(nth->bad, ti->len);
+		spin_unlock_irq(&nth->lock);
+		return 0;
+	}
 	if (argc == 1 && !strcmp(argv[0], "disarm")) {
 		spin_lock_irq(&nth->lock);
 		nth->kinds = 0;
@@ -163,7 +226,8 @@ static void nth_status(struct dm_target *ti, status_type_t type, unsigned int st
 
 	switch (type) {
 	case STATUSTYPE_INFO:
-		DMEMIT("%lu %lu", READ_ONCE(nth->seen), READ_ONCE(nth->failed));
+		DMEMIT("%lu %lu %u", READ_ONCE(nth->seen), READ_ONCE(nth->failed),
+		       bitmap_weight(nth->bad, ti->len));
 		break;
 	case STATUSTYPE_TABLE:
 		DMEMIT("%s", nth->dev->name);

@@ -1,0 +1,57 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# make install: with DESTDIR all of it goes there, and this machine stays as it is. The kernel's build is one that only
+# says what it was asked for, so that a mistake does no harm.
+
+top=$(realpath "${0%/*}/../..")
+# shellcheck source=tests/lib.sh
+. "$top/tests/lib.sh"
+tmp=$(mktemp -d)
+release=install-test-$$
+trap 'rm -rf "$tmp" "$top/build/$release"' EXIT
+cd "$tmp" || exit 1
+
+mkdir -p kdir/include/generated bin
+echo "#define UTS_RELEASE \"$release\"" >kdir/include/generated/utsrelease.h
+cat >kdir/Makefile <<END
+modules:
+	@:
+modules_install:
+	@echo "\$(INSTALL_MOD_PATH) \$(INSTALL_MOD_DIR)" >>$tmp/modules
+END
+for tool in depmod ldconfig; do
+	printf '#!/bin/sh\necho "%s $*" >>%s\n' $tool "$tmp/run" >bin/$tool
+	chmod +x bin/$tool
+done
+
+# installs NAME VARIABLE...: what it asked the kernel's build for is in ./modules, what it ran in ./run
+installs() {
+	local name=$1
+	shift
+	rm -f modules run
+	touch modules run
+	runs "$name" env -u MAKEFLAGS -u MAKELEVEL -u DESTDIR -u INSTALL_MOD_PATH PATH="$tmp/bin:$PATH" \
+		make -C "$top" KDIR="$tmp/kdir" "$@"
+}
+
+# a directory that could well be a system's
+mkdir -p "root/lib/modules/$release"
+touch "root/lib/modules/$release/modules.order"
+installs "make install DESTDIR=" install DESTDIR="$tmp/root"
+is "$(cat modules)" "$tmp/root updates" "the module goes there, too"
+is "$(cat run)" "" "and neither depmod nor ldconfig is run"
+is "$(cd root && find usr -type f | sort)" "usr/local/lib/libdevmapper-event-cowloop.so
+usr/local/sbin/cowsetup
+usr/local/share/bash-completion/completions/cowsetup
+usr/local/share/man/man5/cowloop.5
+usr/local/share/man/man8/cowsetup.8" "the rest is there"
+installs "DESTDIR and INSTALL_MOD_PATH" install-module DESTDIR="$tmp/root" INSTALL_MOD_PATH="$tmp/other"
+is "$(cat modules)" "$tmp/other updates" "may differ"
+installs "INSTALL_MOD_PATH alone" install-module INSTALL_MOD_PATH="$tmp/root"
+is "$(cat modules)" "$tmp/root updates" "is where the module goes"
+is "$(cat run)" "depmod -b $tmp/root/ $release" "and a system's own directory gets its depmod"
+installs "neither" install-module
+is "$(cat modules)" " updates" "is for this machine"
+
+done_testing

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: the part of repair that open does, too.
+ */
+
+#ifndef COWSETUP_REPAIR_H
+#define COWSETUP_REPAIR_H
+
+#include "cowfile.h"
+
+/*
+ * Repair a dirty cowfile of format 1, which is open for writing and has a head
+ * that is in order, and tell on stderr what was done. If it can't be done, or is
+ * interrupted, that is told as well, and what has been changed by then.
+ */
+int repair_dirty(struct cowfile *c);
+
+#endif /* COWSETUP_REPAIR_H */
