@@ -6,19 +6,16 @@
 set -uo pipefail
 
 cd "$(dirname "$(realpath "$0")")/../.." || exit 1
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 PATH=$PATH:/usr/sbin:/sbin
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-n=0
-ok() { # STATUS NAME
-	n=$((n + 1))
-	[ "$1" = 0 ] && echo "ok $n - $2" && return
-	echo "not ok $n - $2"
-	sed 's/^/# /' "$tmp/out"
-}
+# said STATUS NAME: like ok, and shows what the demo said when not
+said() { ok "$1" "$2" || sed 's/^/# /' "$tmp/out"; }
 
-echo 1..6
+plan 6
 truncate -s 33M "$tmp/disk"
 echo 'start=2048, type=83' | sfdisk -q "$tmp/disk"
 truncate -s 32M "$tmp/fs"
@@ -27,16 +24,16 @@ dd if="$tmp/fs" of="$tmp/disk" bs=1M seek=1 conv=notrunc status=none
 before=$(sha256sum <"$tmp/disk")
 
 IMAGE=$tmp/disk scripts/demo >"$tmp/out" 2>&1
-ok $? 'the demo runs'
+said $? 'the demo runs'
 [ "$(grep -cE '^ +/dev/mapper/(alice|bob)$' "$tmp/out")" = 4 ]
-ok $? 'it opens two devices, twice'
+said $? 'it opens two devices, twice'
 [ "$(grep -cE '(alice|bob) +32 MiB +[1-9][0-9.]* [KM]iB +[0-9.]+% dirty rw +/dev/vda1 /tmp/(alice|bob).cow$' "$tmp/out")" = 2 ]
-ok $? 'and what is in both cowfiles'
+said $? 'and what is in both cowfiles'
 grep -q 'as it was' "$tmp/out" && grep -q 'What to try next' "$tmp/out"
-ok $? 'and that the image has not changed, and goes on from there'
+said $? 'and that the image has not changed, and goes on from there'
 [ "$(sha256sum <"$tmp/disk")" = "$before" ]
-ok $? 'it has not'
+said $? 'it has not'
 
 IMAGE=$tmp/none scripts/demo >"$tmp/out" 2>&1
 [ $? = 1 ] && grep -q 'none: not a file that can be read' "$tmp/out"
-ok $? 'an image that is not there is refused'
+said $? 'an image that is not there is refused'

@@ -9,6 +9,8 @@
 set -uo pipefail
 
 cd "$(dirname "$(realpath "$0")")/../.." || exit 1
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
@@ -24,16 +26,10 @@ if [ $# = 0 ]; then
 fi
 unset KERNEL
 
-n=0
-ok() { # STATUS NAME
-	n=$((n + 1))
-	[ "$1" = 0 ] && echo "ok $n - $2" && return
-	echo "not ok $n - $2"
-	sed 's/^/# /' "$tmp/out"
-}
-skip() { n=$((n + 1)); echo "ok $n # SKIP $1"; } # REASON
+# said STATUS NAME: like ok, and shows what was said when not
+said() { ok "$1" "$2" || sed 's/^/# /' "$tmp/out"; }
 
-echo "1..$((3 * ${#versions[@]}))"
+plan $((3 * ${#versions[@]}))
 for version in "${versions[@]}"; do
 	release='' image='' kdir=''
 	lines=$(scripts/kernel "$version" 2>"$tmp/out")
@@ -45,13 +41,13 @@ for version in "${versions[@]}"; do
 	fi
 	eval "$lines"
 	[ $status = 0 ] && [ -e "$image" ] && [ -e "$kdir/Makefile" ]
-	ok $? "Linux $version is there${release:+, $release}"
+	said $? "Linux $version is there${release:+, $release}"
 
 	# all of it anew, or warnings are only seen once
 	rm -rf "build/$release"
 	make -s modules kmod KDIR="$kdir" W=1 >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
-	ok $? "the modules build for $release, without a warning"
+	said $? "the modules build for $release, without a warning"
 
 	scripts/vm --kernel "$release" tests/smoke.t >"$tmp/out" 2>&1
-	ok $? "they work there: tests/smoke.t, $(grep -c '^ok' "$tmp/out") tests"
+	said $? "they work there: tests/smoke.t, $(grep -c '^ok' "$tmp/out") tests"
 done
