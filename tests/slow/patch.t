@@ -31,7 +31,7 @@ if [ $# = 0 ]; then
 fi
 [ -d "${ktree:-}" ] || { echo '1..0 # SKIP no kernel tree'; exit; }
 
-export GIT_AUTHOR_NAME='A. U. Thor' GIT_AUTHOR_EMAIL=author@dm-cowloop.invalid GIT_COMMITTER_NAME=Committer
+export GIT_AUTHOR_NAME='An Author' GIT_AUTHOR_EMAIL=author@dm-cowloop.invalid GIT_COMMITTER_NAME=Committer
 export GIT_COMMITTER_EMAIL=committer@dm-cowloop.invalid
 scripts/patch "$ktree" >"$tmp/out" 2>&1
 ok $? "patches are made"
@@ -42,7 +42,7 @@ patches=("$top"/build/patch/*.patch)
 	! grep -v '^total: 0 errors, 0 warnings, 0 checks' "$tmp/out" | grep -v '^ *$'
 ok $? "checkpatch finds nothing"
 
-! grep -nE '^\+.*(compat|COWLOOP_HAVE|__KERNEL__|LINUX_VERSION|KERNEL_VERSION)' "${patches[0]}" >"$tmp/out"
+! grep -nE '^\+.*(-compat|COWLOOP_HAVE|__KERNEL__|LINUX_VERSION|KERNEL_VERSION)' "${patches[0]}" >"$tmp/out"
 ok $? "there is nothing for other kernels in them"
 
 help=$(sed -n '/^+config DM_COWLOOP/,/^ /p' "${patches[0]}" | sed -n '/^+\thelp/,/^+$/p' | sed '1d; $d')

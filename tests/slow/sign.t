@@ -50,13 +50,16 @@ make -s modules KDIR="$kdir" >"$tmp/out" 2>&1 && cp "build/$release/dm-cowloop.k
 	! modinfo -F signer "$tmp/unsigned.ko" | grep .
 ok $? "make modules signs nothing"
 
+# modprobe goes by the name of the file
+cp "$tmp/owner.ko" "$tmp/dm-cowloop.ko"
+
 # vm TITLE OPTION... -- ARG...: the guest's part
 vm() {
 	local title=$1 options=()
 	shift
 	while [ "$1" != -- ]; do options+=("$1"); shift; done
 	shift
-	scripts/vm ${KERNEL:+--kernel "$KERNEL"} --no-load --module "$tmp/owner.ko" --file "$tmp/unsigned.ko:/m/unsigned.ko" \
+	scripts/vm ${KERNEL:+--kernel "$KERNEL"} --no-load --module "$tmp/dm-cowloop.ko" --file "$tmp/unsigned.ko:/m/unsigned.ko" \
 		--file "$tmp/stranger.ko:/m/stranger.ko" --file "$tmp/owner.ko:/m/owner.ko" "${options[@]}" \
 		tests/slow/sign-guest "$@" >"$tmp/out" 2>&1
 	local status=$?
