@@ -59,8 +59,8 @@ vm() {
 	shift
 	while [ "$1" != -- ]; do options+=("$1"); shift; done
 	shift
-	scripts/vm ${KERNEL:+--kernel "$KERNEL"} --no-load --module "$tmp/dm-cowloop.ko" --file "$tmp/unsigned.ko:/m/unsigned.ko" \
-		--file "$tmp/stranger.ko:/m/stranger.ko" --file "$tmp/owner.ko:/m/owner.ko" "${options[@]}" \
+	scripts/vm ${KERNEL:+--kernel "$KERNEL"} --no-load --module "$tmp/dm-cowloop.ko" \
+		--file "$tmp/unsigned.ko:/m/unsigned.ko" --file "$tmp/stranger.ko:/m/stranger.ko" --file "$tmp/owner.ko:/m/owner.ko" "${options[@]}" \
 		tests/slow/sign-guest "$@" >"$tmp/out" 2>&1
 	local status=$?
 	# firmware and boot loader speak up on all serial ports
