@@ -78,20 +78,36 @@ static inline void cow_discards_are_aligned(struct queue_limits *limits)
 static inline bool cow_hides_no_space(struct block_device *bdev)
 {
 #ifdef COWLOOP_LOOP_HIDES_NO_SPACE
-	return MAJOR(bdev->bd_dev) == LOOP_MAJOR;
+	return bdev->bd_disk->major == LOOP_MAJOR;
 #else
 	return false;
 #endif
 }
 
 /*
- * What writes to a cow device need besides. In the same loop devices the error of
- * one bio is lost if another one in the same request is written after it: so each
- * gets a request of its own.
+ * Loop devices take a write for done when the filesystem, being full, has taken the
+ * beginning of it only: with direct I/O, if the filesystem does buffered I/O instead,
+ * as tmpfs does since 6.6, and since 6.15 without it, too. What is certain to be
+ * taken as a whole, or not at all, is what lies within a page of the file: so many
+ * sectors, or 0 if all is well.
+ */
+static inline unsigned int cow_write_sectors(struct block_device *bdev)
+{
+#ifdef COWLOOP_LOOP_WRITES_ALL
+	return 0;
+#else
+	return bdev->bd_disk->major == LOOP_MAJOR ? PAGE_SECTORS : 0;
+#endif
+}
+
+/*
+ * What writes to a cow device need besides. In either kind of loop device the error
+ * of one bio may be lost if another one is in the same request: so each gets a
+ * request of its own.
  */
 static inline blk_opf_t cow_write_flags(struct block_device *bdev)
 {
-	return cow_hides_no_space(bdev) ? REQ_NOMERGE : 0;
+	return cow_hides_no_space(bdev) || cow_write_sectors(bdev) ? REQ_NOMERGE : 0;
 }
 
 #endif /* DM_COWLOOP_COMPAT_H */

@@ -190,6 +190,7 @@ struct cowloop {
 	struct cow_md *md;
 	struct dm_target *ti;
 	blk_opf_t write_flags;		/* cow_write_flags() */
+	unsigned int write_sectors;	/* cow_write_sectors() */
 	sector_t units_end;		/* what the units span; the last may be short */
 	struct cow_options opt;
 	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
@@ -243,6 +244,7 @@ struct cowloop {
 	unsigned int nr_spares;
 	unsigned int max_spares;
 	struct bio_set bios;		/* splits of deferred reads, stores of copy-ups */
+	struct bio_set pieces;		/* of writes, with write_sectors */
 
 	struct mutex message_lock;	/* one message at a time */
 	char cow_name[sizeof_field(struct dm_dev, name)];
@@ -1292,6 +1294,60 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 	}
 }
 
+/* ---- Cow devices that may take a write in part ---- */
+
+/* The sectors up to where a piece of a write to the cow device ends. */
+static unsigned int piece_sectors(struct cowloop *cow, struct bio *bio)
+{
+	const sector_t sector = bio->bi_iter.bi_sector + get_start_sect(bio->bi_bdev);
+
+	return cow->write_sectors - (sector & (cow->write_sectors - 1));
+}
+
+static bool in_pieces(struct cowloop *cow, struct bio *bio)
+{
+	return unlikely(cow->write_sectors) && bio_op(bio) == REQ_OP_WRITE &&
+	       bio_sectors(bio) > piece_sectors(cow, bio);
+}
+
+/* Submit a write that was remapped, in pieces if need be. Sleeps. */
+static void submit_write(struct cowloop *cow, struct bio *bio)
+{
+	while (in_pieces(cow, bio)) {
+		struct bio *piece = bio_split(bio, piece_sectors(cow, bio), GFP_NOIO, &cow->pieces);
+
+		bio_chain(piece, bio);
+		submit_bio_noacct(piece);
+	}
+	submit_bio_noacct(bio);
+}
+
+static void submit_write_later(struct work_struct *work)
+{
+	struct cow_io *io = container_of(work, struct cow_io, work);
+
+	submit_write(io->cowloop, dm_bio_from_per_bio_data(io, sizeof(*io)));
+}
+
+/* Map a write to what is in the cowfile, or will be. */
+static int write_to_cow(struct cowloop *cow, struct bio *bio)
+{
+	struct cow_io *io = bio_to_io(bio);
+
+	remap_to_cow(cow, bio);
+	if (!in_pieces(cow, bio))
+		return DM_MAPIO_REMAPPED;
+
+	/* Not all the pieces could be had in map, which submits none before it returns. */
+	bio->bi_opf &= ~REQ_NOWAIT;
+	bio_clear_polled(bio);
+	io->cowloop = cow;
+	INIT_WORK(&io->work, submit_write_later);
+	queue_work(cow->io_wq, &io->work);
+
+	return DM_MAPIO_SUBMITTED;
+}
+
 /* ---- Copy-up ---- */
 
 /* Memory for a unit, or NULL if @gfp does not allow to wait for it. */
@@ -1418,7 +1474,7 @@ static void copyup_store(struct work_struct *work)
 	store->bi_end_io = copyup_stored;
 	/* Memory from kmalloc() is contiguous, and so one vector, however large. */
 	__bio_add_page(store, virt_to_page(io->data), size, offset_in_page(io->data));
-	submit_bio_noacct(store);
+	submit_write(cow, store);
 }
 
 static void copyup_read(struct bio *read)
@@ -1472,7 +1528,7 @@ static int rewrite(struct cowloop *cow, struct bio *bio)
 	if (unlikely(bio->bi_opf & REQ_FUA) && cow_md_changed(cow->md))
 		take_fua(bio_to_io(bio), bio);
 
-	return remap_to_cow(cow, bio);
+	return write_to_cow(cow, bio);
 }
 
 /* Whether a unit that @bio writes is all zeroes; @bio consists of whole units. */
@@ -1548,7 +1604,7 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 		return not_entered(cow, bio, ready);
 	take_fua(io, bio);
 
-	return remap_to_cow(cow, bio);
+	return write_to_cow(cow, bio);
 }
 
 /*
@@ -2356,6 +2412,13 @@ static int set_up(struct cowloop *cow)
 	cow->units_end = geo->rdo_sectors;
 	cow->zero_needs_commit = geo->format == 1;
 	cow->write_flags = cow_write_flags(cow->cow->bdev);
+	cow->write_sectors = cow_write_sectors(cow->cow->bdev);
+	if (cow->write_sectors) {
+		const int r = bioset_init(&cow->pieces, BIO_POOL_SIZE, 0, 0);
+
+		if (r)
+			return r;
+	}
 
 	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
 		DMWARN("%s: cow device %pg: unknown compat_ro features: writes will fail",
@@ -2381,6 +2444,7 @@ static void free_cowloop(struct cowloop *cow)
 	while (cow->nr_spares)
 		mempool_free(cow->spares[--cow->nr_spares], &cow->units);
 	mempool_exit(&cow->units);
+	bioset_exit(&cow->pieces);
 	bioset_exit(&cow->bios);
 	if (cow->io)
 		dm_io_client_destroy(cow->io);

@@ -54,6 +54,7 @@ full() {
 	no_space "$name: nor for a part of it" part "$end"
 	no_space "$name: nor far from there" put $((total - 8)) 2
 	no_space "$name: nor with FUA" put $((total - 10)) 1 --fua
+	like "$(blkdiscard --zeroout -o $((end * unit_size)) -l 64K $dev 2>&1)" 'No space left' "$name: nor for zeroes"
 	runs "$name: a rewrite" put 0 64
 	runs "$name: rewrites of parts" part 70
 	runs "$name: with FUA" put 80 1 --fua
@@ -123,7 +124,11 @@ while read -r kind dio options; do
 	ext4) mkfs.ext4 -q -F /dev/ram1 16M && filesystem /dev/ram1 ;;
 	xfs) mkfs.xfs -q -f /dev/ram1 && filesystem /dev/ram1 ;;
 	esac
-	cow=$(loopdev mnt/cow "--direct-io=$dio")
+	if ! cow=$(loopdev mnt/cow "--direct-io=$dio"); then
+		skip "$kind has no direct I/O in this kernel"
+		umount mnt
+		continue
+	fi
 	is "$(losetup -n -O DIO "$cow" | tr -d ' ')" "$([ "$dio" = off ]; echo $?)" "$kind, direct I/O $dio"
 	# shellcheck disable=SC2086 # may be none
 	full "$kind, direct I/O $dio${options:+, $options}" $options
@@ -131,6 +136,7 @@ while read -r kind dio options; do
 	umount mnt
 done <<'END'
 tmpfs off
+tmpfs on
 ext4 off
 ext4 on
 ext4 on format:1
