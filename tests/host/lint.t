@@ -15,6 +15,7 @@ PATH=$PATH:/usr/sbin:/sbin
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 export LC_ALL=C.UTF-8
+unset V MAKEFLAGS # make lint V=1 is not about these makes
 
 if ! said=$(scripts/setup build lint 2>&1 && scripts/kernel-source scripts 2>&1 && scripts/kernel "${KERNEL:-}" 2>&1); then
 	printf '%s\n' "$said" | sed 's/^/# /'
