@@ -11,6 +11,8 @@
 #include <linux/blkdev.h>
 #include <linux/dm-io.h>
 #include <linux/major.h>
+#include <linux/shrinker.h>
+#include <linux/slab.h>
 
 /* Block devices were opened with file modes up to 6.4. */
 #ifndef BLK_OPEN_READ
@@ -61,6 +63,51 @@ static void fn##_notify(unsigned long error, void *context)			\
 	fn(error, context);							\
 }
 #endif
+
+/*
+ * Shrinkers are allocated, and know whose they are, since 6.7. Before that, whose
+ * it is stands behind it.
+ */
+static inline void **cow_shrinker_owner(struct shrinker *shrinker)
+{
+#ifdef COWLOOP_HAVE_SHRINKER_ALLOC
+	return &shrinker->private_data;
+#else
+	return (void **)(shrinker + 1);
+#endif
+}
+
+static inline struct shrinker *cow_shrinker_alloc(const char *name)
+{
+#ifdef COWLOOP_HAVE_SHRINKER_ALLOC
+	return shrinker_alloc(0, "%s", name);
+#else
+	return kzalloc(sizeof(struct shrinker) + sizeof(void *), GFP_KERNEL);
+#endif
+}
+
+/* Returns 0 or -ENOMEM. */
+static inline int cow_shrinker_register(struct shrinker *shrinker, const char *name)
+{
+#ifdef COWLOOP_HAVE_SHRINKER_ALLOC
+	shrinker_register(shrinker);
+	return 0;
+#else
+	return register_shrinker(shrinker, "%s", name);
+#endif
+}
+
+/* Whether it was registered or not, or is NULL. */
+static inline void cow_shrinker_free(struct shrinker *shrinker)
+{
+#ifdef COWLOOP_HAVE_SHRINKER_ALLOC
+	shrinker_free(shrinker);
+#else
+	if (shrinker)
+		unregister_shrinker(shrinker);
+	kfree(shrinker);
+#endif
+}
 
 /* Whether discards are aligned had a flag of its own up to 6.10. */
 static inline void cow_discards_are_aligned(struct queue_limits *limits)

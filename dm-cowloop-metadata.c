@@ -13,10 +13,11 @@
  *
  * Memory. People swap on such devices, so a region must be loaded even where no
  * memory can be had. A page whose bits are all on disk, and which no write in
- * flight holds (cow_md_hold), can be evicted: its region becomes unread. Each
- * cowfile always has one page at least, in reserve or in use. So there is one
- * that a commit, and the completion of what is in flight, will make free for
- * eviction; neither of them needs memory that others hold.
+ * flight holds (cow_md_hold), can be evicted: its region becomes unread. That is
+ * done when there is no memory for another one, and by a shrinker when others
+ * need it. Each cowfile always has one page at least, in reserve or in use. So
+ * there is one that a commit, and the completion of what is in flight, will make
+ * free for eviction; neither of them needs memory that others hold.
  *
  * The order of things on disk, which is what makes a crash harmless:
  *
@@ -83,6 +84,7 @@
 #include <linux/mutex.h>
 #include <linux/rcupdate.h>
 #include <linux/sched/signal.h>
+#include <linux/shrinker.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uuid.h>
@@ -147,8 +149,10 @@ struct cow_md {
 	struct mutex load_lock;		/* changes of regions[], and: */
 	struct cow_region *scratch;	/* to read a region into */
 	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
+	atomic_t nr_pages;		/* in regions[] */
 	bool keep_all;			/* nothing is evicted */
 	u64 evict_next;
+	struct shrinker *shrinker;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
 	u64 count_next;
 
@@ -630,36 +634,98 @@ static bool region_retire(struct cow_md *md, struct cow_region *r)
 	return retired;
 }
 
-/* Evict a region, if one can be, and return its page. */
-static struct cow_region *region_evict(struct cow_md *md)
+/*
+ * Take the next region that can be evicted out of regions[], looking at no more
+ * than *@nr of those that have a page. NULL if there is none. Lookups may still be
+ * at it.
+ */
+static struct cow_region *region_unlink(struct cow_md *md, unsigned long *nr)
 {
-	struct cow_region *r = NULL;
-	bool evicted = false;
+	struct cow_region *r;
 	u64 i;
 
 	lockdep_assert_held(&md->load_lock);
+	lockdep_assert_held(&md->commit_lock);
 
-	if (md->keep_all)
-		return NULL;
-	mutex_lock(&md->commit_lock);
-	for (i = 0; i < md->nr_regions && !evicted; i++) {
+	for (i = 0; i < md->nr_regions && *nr; i++) {
 		cond_resched();
 		if (++md->evict_next >= md->nr_regions)
 			md->evict_next = 0;
 		r = rcu_access_pointer(md->map.regions[md->evict_next]);
 		if (cow_region_is_marker(r))
 			continue;
-
-		evicted = region_retire(md, r);
-		if (evicted)
+		--*nr;
+		if (region_retire(md, r)) {
 			RCU_INIT_POINTER(md->map.regions[md->evict_next], NULL);
+			atomic_dec(&md->nr_pages);
+			return r;
+		}
 	}
+	return NULL;
+}
+
+/* Evict a region, if one can be, and return its page. */
+static struct cow_region *region_evict(struct cow_md *md)
+{
+	unsigned long nr = ULONG_MAX;
+	struct cow_region *r;
+
+	if (md->keep_all)
+		return NULL;
+	mutex_lock(&md->commit_lock);
+	r = region_unlink(md, &nr);
 	mutex_unlock(&md->commit_lock);
 
-	if (!evicted)
-		return NULL;
-	synchronize_rcu();
+	if (r)
+		synchronize_rcu();
 	return r;
+}
+
+static unsigned long regions_count(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct cow_md *md = *cow_shrinker_owner(shrinker);
+
+	return READ_ONCE(md->keep_all) ? 0 : atomic_read(&md->nr_pages);
+}
+
+/* Others need memory. Who has the locks may be one of them. */
+static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_control *sc)
+{
+	struct cow_md *md = *cow_shrinker_owner(shrinker);
+	unsigned long nr = sc->nr_to_scan, freed = 0;
+	struct cow_region *r;
+
+	if (!mutex_trylock(&md->load_lock))
+		return SHRINK_STOP;
+	if (md->keep_all || !mutex_trylock(&md->commit_lock)) {
+		mutex_unlock(&md->load_lock);
+		return SHRINK_STOP;
+	}
+	/* Without one in reserve, one stays that is in use: see the top. */
+	while (nr && (md->reserve || atomic_read(&md->nr_pages) > 1)) {
+		r = region_unlink(md, &nr);
+		if (!r)
+			break;
+		kfree_rcu(r, rcu);
+		freed++;
+	}
+	mutex_unlock(&md->commit_lock);
+	mutex_unlock(&md->load_lock);
+
+	return freed;
+}
+
+static int start_shrinker(struct cow_md *md)
+{
+	md->shrinker = cow_shrinker_alloc("dm-cowloop");
+	if (!md->shrinker)
+		return -ENOMEM;
+	md->shrinker->count_objects = regions_count;
+	md->shrinker->scan_objects = regions_scan;
+	md->shrinker->seeks = DEFAULT_SEEKS;
+	*cow_shrinker_owner(md->shrinker) = md;
+
+	return cow_shrinker_register(md->shrinker, "dm-cowloop");
 }
 
 /* A page for a region, or NULL if there will be none before a commit. */
@@ -715,6 +781,8 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 
 	if (md->uncounted && __test_and_clear_bit(index, md->uncounted))
 		atomic64_add(weight, &md->used);
+	if (!cow_region_is_marker(r))
+		atomic_inc(&md->nr_pages);
 	rcu_assign_pointer(md->map.regions[index], r);
 
 	return 0;
@@ -775,6 +843,7 @@ static int region_expand(struct cow_md *md, u64 index)
 		for (i = round_down(nr_units, BITS_PER_BYTE); i < nr_units; i++)
 			__set_bit_le(i, r->bits);
 	}
+	atomic_inc(&md->nr_pages);
 	rcu_assign_pointer(md->map.regions[index], r);
 
 	return 0;
@@ -1083,6 +1152,7 @@ static void region_collapse(struct cow_md *md, struct cow_region *r, struct cow_
 {
 	if (READ_ONCE(md->reserve) && region_retire(md, r)) {
 		rcu_assign_pointer(md->map.regions[r->index], marker);
+		atomic_dec(&md->nr_pages);
 		kfree_rcu(r, rcu);
 	}
 }
@@ -2079,6 +2149,10 @@ struct cow_md *cow_md_open(const struct cow_md_args *args, char **error)
 	init_llist_head(&md->changed);
 
 	r = md_open(md, args, error);
+	if (!r) {
+		*error = "Cannot allocate memory";
+		r = start_shrinker(md);
+	}
 	if (r) {
 		cow_md_close(md);
 		return ERR_PTR(r);
@@ -2090,6 +2164,7 @@ void cow_md_close(struct cow_md *md)
 {
 	u64 i;
 
+	cow_shrinker_free(md->shrinker);
 	for (i = 0; md->map.regions && i < md->nr_regions; i++) {
 		struct cow_region *r = rcu_access_pointer(md->map.regions[i]);
 

@@ -4,11 +4,9 @@
 # vm: --smp 2 --mem 1G --timeout 1800
 #
 # Races. Many threads at the same few units, again and again on a new cowfile, so that they meet in first writes and
-# discards: by themselves, while the device is suspended, its table reloaded, synced and asked for its status all the time, and
-# with slow devices below, which leave more time to meet. Then removal while all of this goes on, while I/O is stuck,
-# and after a commit has failed; and the module is unloaded while devices come and go.
-#
-# SECONDS=300 as an argument makes the first part so long. ONLY=rounds leaves out the rest.
+# discards: by themselves, while the device is suspended, its table reloaded, synced and asked for its status all the
+# time, and its bitmap evicted, and with slow devices below, which leave more time to meet. Then removal while all of this
+# goes on, while I/O is stuck, and after a commit has failed; and the module is unloaded while devices come and go.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
@@ -85,6 +83,8 @@ turn() {
 }
 poll() { dmsetup status t && dmsetup table t; }
 sync_it() { dmsetup message t 0 sync; }
+# as when memory is short: the bitmap in it is evicted, as far as it can be
+squeeze() { echo 2 >/proc/sys/vm/drop_caches && sleep 0.02; }
 
 # round quiet|busy: fails when something is wrong
 round() {
@@ -92,7 +92,7 @@ round() {
 	fresh || return
 	loops=''
 	if [ "$1" = busy ]; then
-		for loop in turn poll sync_it; do
+		for loop in turn poll sync_it squeeze; do
 			over_and_over $loop &
 			loops="$loops $!"
 		done
