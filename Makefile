@@ -15,13 +15,18 @@ make check-debug        the suite on kernels that find mistakes: KASAN, lockdep,
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
 make check-deb          the Debian packages, on Debian 12 and 13
+make check-patch        the patches for a kernel tree: applied, and built
+make check-arch         the module and the tools on a big-endian machine, emulated, and cross-built for another
+make check-sign         signed modules, with and without Secure Boot
 make bench              instructions per I/O, against the targets in the kernel
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
 make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
 make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
+                        SIGN_KEY=<key> SIGN_CERT=<certificate>: sign the module
 make install-dkms       the module's source, for DKMS
-make deb                Debian packages, in build/deb
+make deb                Debian packages, in build/deb; make rpm: RPM packages, in build/rpm
+make patch              a series of patches for a kernel tree, in build/patch; KTREE=<tree>
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -66,10 +71,14 @@ kmod:
 	$(KBUILD) modules
 
 INSTALL_MOD_PATH ?= $(DESTDIR)
-# depmod is for a system's own directory, not for one that a package is made of
+# SIGN_KEY, SIGN_CERT: for a kernel that insists on signed modules, by the program that comes with it. What has been signed
+# already is linked anew. depmod is for a system's own directory, not for one that a package is made of.
+SIGN = hash=$$(sed -n 's/^CONFIG_MODULE_SIG_HASH="\(.*\)"/\1/p' "$$kdir/include/config/auto.conf") && \
+	"$$kdir/scripts/sign-file" "$${hash:-sha256}" "$(SIGN_KEY)" "$(SIGN_CERT)" "$$dir/dm-cowloop.ko" &&
 install-module:
+	$(if $(SIGN_KEY),$(Q)$(call KBUILD_DIR,$(KDIR)) && rm -f "$$dir/dm-cowloop.ko")
 	$(Q)$(MAKE) --no-print-directory modules KDIR="$(KDIR)"
-	+$(Q)$(call KBUILD_DIR,$(KDIR)) && \
+	+$(Q)$(call KBUILD_DIR,$(KDIR)) && $(if $(SIGN_KEY),$(SIGN)) \
 	$(KBUILD) INSTALL_MOD_PATH="$(INSTALL_MOD_PATH)" INSTALL_MOD_DIR=updates DEPMOD=: modules_install && \
 	if [ -z "$(DESTDIR)" ] && [ -e "$(INSTALL_MOD_PATH)/lib/modules/$$release/modules.order" ]; then \
 		PATH=$$PATH:/usr/sbin:/sbin depmod -b "$(INSTALL_MOD_PATH)/" "$$release"; \
@@ -175,6 +184,14 @@ install-dkms:
 deb:
 	$(Q)scripts/deb
 
+rpm:
+	$(Q)scripts/rpm
+
+# The module as a part of a kernel
+patch:
+	$(Q)[ "$(KTREE)" ] || { echo "make: which tree? make patch KTREE=/path/to/linux" >&2; exit 1; }
+	$(Q)scripts/patch "$(KTREE)"
+
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
 JOBS ?= 2
@@ -206,7 +223,7 @@ lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
 # what takes longer, or a release of Debian besides
-check-deb: check-%:
+check-deb check-patch check-arch check-sign: check-%:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
@@ -262,4 +279,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb cowsetup check-deb
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign

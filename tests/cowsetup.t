@@ -72,6 +72,20 @@ cowtest fill golden.img >/dev/null
 sum=$(sha256sum golden.img)
 cp golden.img want
 
+# --- versions -----------------------------------------------------------------------------------------------
+
+exits 0 "--version" cowsetup --version
+says '^cowsetup [0-9.]+$' "says the tool's"
+says "^target cowloop: $(dmsetup targets | sed -n 's/^cowloop *v//p')\$" "and the target's, as dmsetup does"
+exits 0 "--version, as anybody" anybody cowsetup-asan --version
+says '^target cowloop: loaded' "says that it is loaded"
+rmmod dm-cowloop
+exits 0 "--version without the module" cowsetup --version
+is "$(echo "$out" | wc -l)" 1 "says no more than the tool's"
+[ ! -e /sys/module/dm_cowloop ]
+ok $? "and has not loaded it"
+modprobe dm-cowloop
+
 # --- open, close --------------------------------------------------------------------------------------------
 
 exits 0 "open" cowsetup open golden.img mine.cow

@@ -72,7 +72,7 @@ used() { dmsetup status c0 | sed 's,^[^/]* \([0-9]*\)/.*,\1,'; }
 
 # numbers OFFSET SIZE COUNT: in the head on disk
 # shellcheck disable=SC2005,SC2046 # for single spaces
-numbers() { echo $(od -An -t "u$2" -j "$1" -N $(($2 * $3)) cow); }
+numbers() { echo $(od -An --endian=little -t "u$2" -j "$1" -N $(($2 * $3)) cow); }
 flags() { numbers 6 2 1; }
 cowused() { numbers 48 8 1; }
 

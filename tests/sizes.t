@@ -72,7 +72,7 @@ large() {
 	dmsetup remove t
 
 	# every unit is at its place in the file, whatever else is there
-	doffset=$(od -A n -t u8 -j 24 -N 8 "$cow" | tr -d ' ')
+	doffset=$(od -A n --endian=little -t u8 -j 24 -N 8 "$cow" | tr -d ' ')
 	for at; do
 		# of the first sector and the last: its number
 		for sector in $((at / 512 - 9)) $((at / 512 + 2)); do

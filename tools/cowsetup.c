@@ -9,6 +9,7 @@
  */
 
 #include "cowsetup.h"
+#include "dm.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -325,6 +326,17 @@ static void print_version(void)
 	printf("cowsetup %s\n", COWSETUP_VERSION);
 }
 
+/* And of the driver, which may be another one than it came with. */
+static void print_versions(void)
+{
+	char *target = dm_loaded_version();
+
+	print_version();
+	if (target)
+		printf("target %s: %s\n", DM_TARGET, target);
+	free(target);
+}
+
 static void print_help(poptContext context)
 {
 	print_version();
@@ -359,7 +371,7 @@ static int parse_options(poptContext context, u64 *given, bool *done)
 		else if (which == OPT_USAGE)
 			poptPrintUsage(context, stdout, 0);
 		else if (which == OPT_VERSION)
-			print_version();
+			print_versions();
 		*done = which == OPT_HELP || which == OPT_USAGE || which == OPT_VERSION;
 		if (*done)
 			return OK;

@@ -131,6 +131,29 @@ int dm_check_kernel(void)
 		     DM_TARGET);
 }
 
+char *dm_loaded_version(void)
+{
+	struct dm_versions *v;
+	struct dm_task *task;
+	char *found = NULL;
+
+	/* To ask device-mapper would load it. */
+	if (access("/sys/module/dm_mod", F_OK))
+		return NULL;
+	if (geteuid())
+		return access("/sys/module/dm_cowloop", F_OK) ? NULL : xasprintf("loaded; root sees its version");
+	dm_log_with_errno_init(show_log);
+	task = dm_task_create(DM_DEVICE_LIST_VERSIONS);
+	if (!task)
+		return NULL;
+	for (v = run(task) ? NULL : dm_task_get_versions(task); v && !found;
+	     v = v->next ? (struct dm_versions *)((char *)v + v->next) : NULL)
+		if (!strcmp(v->name, DM_TARGET))
+			found = xasprintf("%u.%u.%u", v->version[0], v->version[1], v->version[2]);
+	dm_task_destroy(task);
+	return found;
+}
+
 /* A node called control would take the place of the one that device-mapper itself is asked by. */
 bool dm_name_is_special(const char *name)
 {

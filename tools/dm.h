@@ -81,6 +81,9 @@ const char *dm_advice(const struct dm_device *d);
 /* Why the command can't work at all: not root, no device-mapper, no module. */
 int dm_check_kernel(void);
 
+/* The version of the target, a text to be freed; NULL if it isn't loaded, and it stays so. */
+char *dm_loaded_version(void);
+
 /* A name that is something else's in the directory of the nodes? */
 bool dm_name_is_special(const char *name);
 

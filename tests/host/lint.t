@@ -15,6 +15,7 @@ PATH=$PATH:/usr/sbin:/sbin
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 export LC_ALL=C.UTF-8
+unset V MAKEFLAGS # make lint V=1 is not about these makes
 
 if ! said=$(scripts/setup build lint 2>&1 && scripts/kernel-source scripts 2>&1 && scripts/kernel "${KERNEL:-}" 2>&1); then
 	printf '%s\n' "$said" | sed 's/^/# /'
@@ -24,16 +25,7 @@ fi
 source='' kdir='' # for these to say
 eval "$(grep -E '^(source|kdir)=' <<<"$said")"
 
-# files PATTERN...: those of the tree, whether it is a clone or not
-files() {
-	local pattern find=()
-	if [ -e .git ]; then
-		git ls-files --cached --others --exclude-standard -- "$@"
-		return
-	fi
-	for pattern; do find+=(-o -path "./$pattern"); done
-	find . -path ./build -prune -o -type f \( -false "${find[@]}" \) -print | sed 's,^\./,,'
-}
+files() { scripts/files "$@"; }
 # scripts REGEX: those whose first line is like that
 # shellcheck disable=SC2016 # awk's variables
 scripts() { files '*' | xargs -d '\n' awk -v regex="$1" 'FNR == 1 && $0 ~ regex { print FILENAME } FNR == 2 { nextfile }'; }
@@ -131,6 +123,7 @@ versions() {
 	[ "$target" ] || echo "CHANGELOG: its first line is not like \"dm-cowloop VERSION (target version VERSION)\""
 	grep -qF ".version = {${target//./, }}," dm-cowloop.c || echo "dm-cowloop.c: the target is not $target"
 	grep -qx "PACKAGE_VERSION=\"$version\"" dkms.conf || echo "dkms.conf: not $version"
+	grep -qx "Version: *$version" rpm/dm-cowloop.spec || echo "rpm/dm-cowloop.spec: not $version"
 	head -n 1 debian/changelog | grep -qF "($version)" || echo "debian/changelog: not $version"
 }
 
