@@ -142,15 +142,24 @@ static inline bool cow_hides_no_space(struct block_device *bdev)
  * Loop devices take a write for done when the filesystem, being full, has taken the
  * beginning of it only: with direct I/O, if the filesystem does buffered I/O instead,
  * as tmpfs does since 6.6, and since 6.15 without it, too. What is certain to be
- * taken as a whole, or not at all, is what lies within a page of the file: so many
- * sectors, or 0 if all is well.
+ * taken as a whole, or not at all, is what lies within 4 KiB of the file, which are
+ * a page and a block in most cases: so many sectors, or 0 if all is well.
  */
 static inline unsigned int cow_write_sectors(struct block_device *bdev)
 {
 #ifdef COWLOOP_LOOP_WRITES_ALL
 	return 0;
 #else
-	return bdev->bd_disk->major == LOOP_MAJOR ? PAGE_SECTORS : 0;
+	return bdev->bd_disk->major == LOOP_MAJOR ? 4096 >> SECTOR_SHIFT : 0;
+#endif
+}
+
+static inline bool cow_takes_parts(struct block_device *bdev)
+{
+#ifdef COWLOOP_LOOP_WRITES_ALL
+	return false;
+#else
+	return cow_write_sectors(bdev);
 #endif
 }
 

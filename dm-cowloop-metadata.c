@@ -2007,6 +2007,9 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
 	if (round_up(geo->moffset + geo->mapsize, block_size) > bdev_bytes(args->cow))
 		block_size = max(COW_V1_MAPUNIT, bdev_logical_block_size(args->cow));
+	/* In a partition a block may lie in two pages of the file: see cow_write_sectors(). */
+	if (get_start_sect(args->cow) % (block_size >> SECTOR_SHIFT) && cow_takes_parts(args->cow))
+		block_size = SECTOR_SIZE;
 	md->block_shift = ilog2(block_size);
 
 	md->region_sectors = geo->format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;

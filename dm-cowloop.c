@@ -56,8 +56,8 @@
  * It holds because ranges are published with the gate shut and the table empty,
  * and because a write looks for them before it enters. One that finds a range in
  * its way waits for the discards' end. Rewrites that found their bit set before
- * it was cleared were submitted before the discard is completed: they race it as
- * they would on any disk, and may be lost with what they have overwritten.
+ * it was cleared are in flight when the discard is: they race it as they would on
+ * any disk, and may be lost with what they have overwritten.
  *
  * Space. A write that finds none ends with ENOSPC: one beyond the limit, one that
  * the cow device has no room for, one whose part of the bitmap it has no room
@@ -1986,6 +1986,9 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 	void *data = NULL;
 	int r;
 
+	/* First: to wait for memory might evict what is loaded. */
+	if (bio_end_sector(bio) - bio->bi_iter.bi_sector < 1U << cow->unit_shift)
+		data = alloc_unit(cow, GFP_NOIO);
 	r = load(cow, unit, false);
 	if (!r && !is_rewrite(cow, bio)) {
 		/* The limit takes the right count. */
@@ -1996,15 +1999,10 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 		if (!r)
 			r = open_gate(cow);
 	}
-	if (r) {
+	if (r)
 		end_bio(bio, errno_to_blk_status(r));
-		return;
-	}
-
-	if (bio_end_sector(bio) - bio->bi_iter.bi_sector < 1U << cow->unit_shift)
-		data = alloc_unit(cow, GFP_NOIO);
-	if (map_write(cow, bio, lookup(cow, unit, bio_units(cow, bio)), &data) ==
-	    DM_MAPIO_REMAPPED)
+	else if (map_write(cow, bio, lookup(cow, unit, bio_units(cow, bio)), &data) ==
+		 DM_MAPIO_REMAPPED)
 		submit_bio_noacct(bio);
 	if (data)
 		free_unit(cow, data);

@@ -130,13 +130,25 @@ while read -r kind dio options; do
 		continue
 	fi
 	is "$(losetup -n -O DIO "$cow" | tr -d ' ')" "$([ "$dio" = off ]; echo $?)" "$kind, direct I/O $dio"
+	loop=$cow
+	case $options in
+	part*)
+		# which begins where nothing is aligned but sectors
+		echo start=265 | sfdisk -q --no-reread --no-tell-kernel "$loop"
+		losetup -d "$loop"
+		loop=$(loopdev mnt/cow --partscan "--direct-io=$dio")
+		cow=${loop}p1
+		options=${options#part}
+		;;
+	esac
 	# shellcheck disable=SC2086 # may be none
 	full "$kind, direct I/O $dio${options:+, $options}" $options
-	losetup -d "$cow"
+	losetup -d "$loop"
 	umount mnt
 done <<'END'
 tmpfs off
 tmpfs on
+tmpfs off part
 ext4 off
 ext4 on
 ext4 on format:1
