@@ -284,4 +284,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: bench-scale all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign

@@ -6,6 +6,7 @@
 
 tap_count=0
 tap_failed=0
+tap_plan=''
 
 # plan COUNT: how many there will be, when known beforehand; plan skip_all REASON: none
 plan() {
@@ -35,6 +36,10 @@ ok() {
 	echo "not ok $tap_count - $2"
 	return 1
 }
+
+# said STATUS NAME: like ok, and shows the end of what was said, which is in $tmp/out, when not
+# shellcheck disable=SC2154 # that of the test
+said() { ok "$1" "$2" || { tail -n 50 "$tmp/out" | sed 's/^/# /'; return 1; }; }
 
 # is GOT WANT NAME
 is() {

@@ -7,6 +7,8 @@
 # discards: by themselves, while the device is suspended, its table reloaded, synced and asked for its status all the
 # time, and its bitmap evicted, and with slow devices below, which leave more time to meet. Then removal while all of this
 # goes on, while I/O is stuck, and after a commit has failed; and the module is unloaded while devices come and go.
+#
+# SECONDS=300 as an argument makes the first part so long. ONLY=rounds leaves out the rest.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh

@@ -12,9 +12,6 @@ PATH=$PATH:/usr/sbin:/sbin
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-# said STATUS NAME: like ok, and shows what the demo said when not
-said() { ok "$1" "$2" || sed 's/^/# /' "$tmp/out"; }
-
 plan 6
 truncate -s 33M "$tmp/disk"
 echo 'start=2048, type=83' | sfdisk -q "$tmp/disk"

@@ -26,9 +26,6 @@ if [ $# = 0 ]; then
 fi
 unset KERNEL
 
-# said STATUS NAME: like ok, and shows what was said when not
-said() { ok "$1" "$2" || sed 's/^/# /' "$tmp/out"; }
-
 plan $((3 * ${#versions[@]}))
 for version in "${versions[@]}"; do
 	release='' image='' kdir=''

@@ -11,17 +11,11 @@ set -u
 
 top=$(realpath "$(dirname "$0")/../..")
 cd "$top" || exit 1
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-n=0 failed=0
-ok() { # STATUS NAME
-	n=$((n + 1))
-	[ "$1" = 0 ] && echo "ok $n - $2" && return
-	echo "not ok $n - $2"
-	failed=1
-	tail -n 50 "$tmp/out" | sed 's/^/# /'
-}
 # relay TITLE COMMAND...: passes when COMMAND succeeds; what it prints is shown
 relay() {
 	local title=$1 status
@@ -29,7 +23,7 @@ relay() {
 	"$@" >"$tmp/out" 2>&1
 	status=$?
 	sed 's/^/    /' "$tmp/out"
-	ok $status "$title"
+	said $status "$title"
 }
 
 [ $# -gt 0 ] || set -- arm64 s390x
@@ -46,16 +40,16 @@ for arch; do
 
 	rm -rf "build/$arch"
 	scripts/cross-build "$arch" modules kmod tools >"$tmp/lines" 2>"$tmp/out"
-	ok $? "$arch: the module and the tools can be built"
+	said $? "$arch: the module and the tools can be built"
 	root='' gnu='' out='' release='' # for these lines to say
 	eval "$(cat "$tmp/lines")"
 	[ "$out" ] || continue
 	! grep -iE 'warning|error' "$tmp/out"
-	ok $? "$arch: without a warning"
+	said $? "$arch: without a warning"
 	for file in "$out/$release/dm-cowloop.ko" "$out/tools/cowsetup" "$out/guest/cowtest" \
 		"$out/dmeventd/libdevmapper-event-cowloop.so"; do
 		LC_ALL=C readelf -h "$file" 2>"$tmp/out" | grep -qE "Machine: .*($is)"
-		ok $? "$arch: ${file##*/}"
+		said $? "$arch: ${file##*/}"
 	done
 
 	# where everybody may run it, as tests do
@@ -74,5 +68,5 @@ for arch; do
 		relay "$arch: $name" scripts/vm --arch "$arch" --smp 2 --timeout 7200 "tests/$name.t"
 	done
 done
-echo "1..$n"
-exit $failed
+echo "1..$tap_count"
+[ $tap_failed = 0 ]

@@ -12,17 +12,10 @@ set -u
 top=$(realpath "$(dirname "$0")/../..")
 [ $# = 0 ] || ktree=$(realpath "$1")
 cd "$top" || exit 1
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 tmp=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 trap 'rm -rf "$tmp"' EXIT
-
-n=0 failed=0
-ok() { # STATUS NAME
-	n=$((n + 1))
-	[ "$1" = 0 ] && echo "ok $n - $2" && return
-	echo "not ok $n - $2"
-	failed=1
-	tail -n 50 "$tmp/out" | sed 's/^/# /'
-}
 
 scripts/setup build vm flex bison bc libelf-dev sparse perl patch git
 if [ $# = 0 ]; then
@@ -30,25 +23,25 @@ if [ $# = 0 ]; then
 	eval "$(scripts/kernel-source all)"
 	ktree=$source
 fi
-[ -d "${ktree:-}" ] || { echo '1..0 # SKIP no kernel tree'; exit; }
+[ -d "${ktree:-}" ] || plan skip_all 'no kernel tree'
 
 export GIT_AUTHOR_NAME='An Author' GIT_AUTHOR_EMAIL=author@dm-cowloop.invalid GIT_COMMITTER_NAME=Committer
 export GIT_COMMITTER_EMAIL=committer@dm-cowloop.invalid
 scripts/patch "$ktree" >"$tmp/out" 2>&1
-ok $? "patches are made"
-[ $failed = 0 ] || exit
+said $? "patches are made"
+[ $tap_failed = 0 ] || exit
 patches=("$top"/build/patch/*.patch)
 
 (cd "$ktree" && perl scripts/checkpatch.pl --strict --terse --show-types "${patches[@]}") >"$tmp/out" 2>&1 &&
 	! grep -v '^total: 0 errors, 0 warnings, 0 checks' "$tmp/out" | grep -v '^ *$'
-ok $? "checkpatch finds nothing"
+said $? "checkpatch finds nothing"
 
 ! grep -nE '^\+.*(-compat|COWLOOP_HAVE|__KERNEL__|LINUX_VERSION|KERNEL_VERSION)' "${patches[0]}" >"$tmp/out"
-ok $? "there is nothing for other kernels in them"
+said $? "there is nothing for other kernels in them"
 
 help=$(sed -n '/^+config DM_COWLOOP/,/^ /p' "${patches[0]}" | sed -n '/^+\thelp/,/^+$/p' | sed '1d; $d')
 [ "$(wc -l <<<"$help")" = 5 ]
-ok $? "Kconfig says in five lines when to choose it" || printf '%s\n' "$help" | sed 's/^/# /'
+said $? "Kconfig says in five lines when to choose it" || printf '%s\n' "$help" | sed 's/^/# /'
 
 # what git am needs of the tree
 mkdir "$tmp/git"
@@ -59,17 +52,17 @@ done
 	git -C "$tmp/git" init -q && git -C "$tmp/git" add -A && git -C "$tmp/git" commit -q -m base &&
 		git -C "$tmp/git" am "${patches[@]}"
 } >"$tmp/out" 2>&1
-ok $? "git am applies them"
+said $? "git am applies them"
 
 # the same files, but for those that are patched: patch(1) makes those anew
 cp -rl "$ktree" "$tmp/tree" 2>"$tmp/out" || cp -r "$ktree" "$tmp/tree" >"$tmp/out" 2>&1
 cat "${patches[@]}" | patch -d "$tmp/tree" -p1 --no-backup-if-mismatch >"$tmp/out" 2>&1
-ok $? "patch applies them"
+said $? "patch applies them"
 ! grep -iE 'fuzz|offset' "$tmp/out"
-ok $? "as they are"
+said $? "as they are"
 cmp "$tmp/tree/drivers/md/Kconfig" "$tmp/git/drivers/md/Kconfig" >"$tmp/out" 2>&1 &&
 	! cmp -s "$ktree/drivers/md/Kconfig" "$tmp/tree/drivers/md/Kconfig"
-ok $? "and the tree they came from is as it was"
+said $? "and the tree they came from is as it was"
 
 make=(make -s -C "$tmp/tree" "O=$tmp/build" "-j$(nproc)")
 for how in y m; do
@@ -79,16 +72,16 @@ for how in y m; do
 		printf 'CONFIG_%s\n' 64BIT=y MODULES=y BLOCK=y MD=y BLK_DEV_DM=$how DM_COWLOOP=$how >"$tmp/build/mini.config"
 		"${make[@]}" KCONFIG_ALLCONFIG="$tmp/build/mini.config" allnoconfig && "${make[@]}" prepare
 	} >"$tmp/out" 2>&1
-	ok $? "a configuration with CONFIG_DM_COWLOOP=$how"
+	said $? "a configuration with CONFIG_DM_COWLOOP=$how"
 	grep -qx "CONFIG_DM_COWLOOP=$how" "$tmp/build/.config"
-	ok $? "it is in it"
+	said $? "it is in it"
 	"${make[@]}" W=1 C=1 drivers/md/ >"$tmp/out" 2>&1
-	ok $? "it builds: $how"
+	said $? "it builds: $how"
 	! grep -n 'dm-cowloop.*\(warning\|error\)' "$tmp/out"
-	ok $? "without a warning: $how"
+	said $? "without a warning: $how"
 	(cd "$tmp/build/drivers/md" && if [ $how = y ]; then ar t built-in.a; else cat modules.order; fi) >"$tmp/out" 2>&1
 	grep -q 'dm-cowloop' "$tmp/out"
-	ok $? "it is a part of the kernel: $how"
+	said $? "it is a part of the kernel: $how"
 done
 
 # other kernels, of which there are the headers: their source, as a module
@@ -96,8 +89,7 @@ while read -r version; do
 	release='' kdir=''
 	eval "$(scripts/kernel "$version" 2>"$tmp/out")"
 	if [ ! "$release" ]; then
-		n=$((n + 1))
-		echo "ok $n # SKIP Linux $version is not to be had here"
+		skip "Linux $version is not to be had here"
 		continue
 	fi
 	# what is for all kinds of machines is in a directory of its own, which the Makefile names
@@ -109,7 +101,7 @@ while read -r version; do
 		printf '%s\n' 'obj-m := dm-cowloop.o' 'dm-cowloop-y := dm-cowloop-target.o dm-cowloop-metadata.o' \
 			>"$tmp/module/Kbuild" &&
 		scripts/kbuild "$kdir" "$tmp/module" -s W=1 modules >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
-	ok $? "what it becomes for $release builds, too, without a warning"
+	said $? "what it becomes for $release builds, too, without a warning"
 done < <(scripts/kernel --all)
 
 # a whole kernel, no more than tests/smoke.t needs
@@ -122,15 +114,15 @@ mkdir "$tmp/build"
 	} >>"$tmp/build/.config" && "${make[@]}" olddefconfig && "${make[@]}" bzImage modules &&
 		"${make[@]}" INSTALL_MOD_PATH="$tmp/build" modules_install
 } >"$tmp/out" 2>&1
-ok $? "a kernel with it builds"
+said $? "a kernel with it builds"
 scripts/vm --kernel "$tmp/build" tests/smoke.t >"$tmp/out" 2>&1
-ok $? "it boots, and works: tests/smoke.t, $(grep -c '^ok' "$tmp/out") tests"
+said $? "it boots, and works: tests/smoke.t, $(grep -c '^ok' "$tmp/out") tests"
 
 if command -v rst2xml >/dev/null; then
 	rst2xml --halt=2 "$tmp/tree/Documentation/admin-guide/device-mapper/dm-cowloop.rst" /dev/null >"$tmp/out" 2>&1 &&
 		grep -qx '    dm-cowloop' "$tmp/tree/Documentation/admin-guide/device-mapper/index.rst"
-	ok $? "its page is in order, and in the index"
+	said $? "its page is in order, and in the index"
 fi
 
-echo "1..$n"
-exit $failed
+echo "1..$tap_count"
+[ $tap_failed = 0 ]

@@ -8,17 +8,10 @@ set -u
 
 cd "$(dirname "$(realpath "$0")")/../.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-
-n=0 failed=0
-ok() { # STATUS NAME
-	n=$((n + 1))
-	[ "$1" = 0 ] && echo "ok $n - $2" && return
-	echo "not ok $n - $2"
-	failed=1
-	tail -n 50 "$tmp/out" | sed 's/^/# /'
-}
 
 scripts/setup build vm openssl
 release='' kdir=''
@@ -29,7 +22,7 @@ key() {
 		-outform DER -out "$tmp/$1.der" -keyout "$tmp/$1.priv" 2>"$tmp/out"
 }
 key owner && key stranger
-ok $? "keys are made"
+said $? "keys are made"
 
 # signed NAME: what make install makes with that key
 signed() {
@@ -37,18 +30,18 @@ signed() {
 		>"$tmp/out" 2>&1 && find "$tmp/root.$1" -name 'dm-cowloop.ko*' -exec cp {} "$tmp/$1.ko" \;
 }
 signed stranger
-ok $? "make install signs the module"
+said $? "make install signs the module"
 is=$(modinfo -F signer "$tmp/stranger.ko" 2>"$tmp/out")
 [ "$is" = stranger ]
-ok $? "with the key it is told: $is"
+said $? "with the key it is told: $is"
 signed owner
-ok $? "and with another one"
+said $? "and with another one"
 [ "$(modinfo -F signer "$tmp/owner.ko")" = owner ] && [ "$(grep -c 'Module signature appended' -a "$tmp/owner.ko")" = 1 ]
-ok $? "which it has then, and no other"
+said $? "which it has then, and no other"
 rm -f "build/$release/dm-cowloop.ko"
 make -s modules KDIR="$kdir" >"$tmp/out" 2>&1 && cp "build/$release/dm-cowloop.ko" "$tmp/unsigned.ko" &&
 	! modinfo -F signer "$tmp/unsigned.ko" | grep .
-ok $? "make modules signs nothing"
+said $? "make modules signs nothing"
 
 # modprobe goes by the name of the file
 cp "$tmp/owner.ko" "$tmp/dm-cowloop.ko"
@@ -65,10 +58,10 @@ vm() {
 	local status=$?
 	# firmware and boot loader speak up on all serial ports
 	grep -aE '^(ok|not ok|#|1\.\.)' "$tmp/out" | sed 's/^/    /'
-	ok $status "$title"
+	said $status "$title"
 }
 vm "a kernel that insists on signatures" --append module.sig_enforce=1 -- enforced
 vm "Secure Boot, and the owner's key" --secure-boot "$tmp/owner.der" --timeout 1800 -- secure-boot
 
-echo "1..$n"
-exit $failed
+echo "1..$tap_count"
+[ $tap_failed = 0 ]
