@@ -147,6 +147,8 @@ script true <<'END'
 true
 END
 vm load --module "$splat" --append splat.how=fail true
+# no time at all for the boot, but for that of the last try
+BOOT_SECONDS=0 vm again --no-load --module "$splat" true
 
 # background jobs ignore SIGINT unless told not to
 mkdir int.tmp
@@ -199,6 +201,8 @@ is "$(cat hang.rc)" 125 "a hung script is a failure" hang
 grep -q '^# vm: hung' hang.err
 ok $? "it is said" hang
 
+is "$(cat again.rc) $(grep -c 'started again' again.err)" '0 2' "what does not come up is started again" again
+
 is "$(cat load.rc)" 125 "a module that does not load is a failure" load
 grep -q '^# vm: .*does not load: splat' load.err && grep -q 'Numerical result out of range' load.err
 ok $? "it is said, with the reason" load
@@ -207,7 +211,7 @@ is "$(cat int.rc)" 130 "SIGINT ends it" int
 is "$(left int)" "" "and leaves nothing"
 await 20 gone orphan
 ok $? "nothing is left when the parent dies" || left orphan | sed 's/^/# /'
-is "$(for case in relay panic hang load; do left "$case"; done)" "" "nothing is left in any other case"
+is "$(for case in relay panic hang load again; do left "$case"; done)" "" "nothing is left in any other case"
 
 for arguments in '--no-such-option' '--smp x true' 'no-such-script' '--kernel 0.1 true' '--disk no-such-disk true'; do
 	# shellcheck disable=SC2086 # several words
