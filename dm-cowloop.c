@@ -352,13 +352,26 @@ static unsigned int bio_units(struct cowloop *cow, struct bio *bio)
 }
 
 /*
+ * Let @bio wait from now on, for whatever it has to. Nobody is to poll for it either:
+ * who does may be the one that it waits for.
+ */
+static void let_wait(struct bio *bio)
+{
+	bio->bi_opf &= ~REQ_NOWAIT;
+	bio_clear_polled(bio);
+}
+
+/*
  * Leave what is from sector @end on to a bio of its own; only within map. False if
  * that must not be done with a bio that is not to wait: when some of its parts have
  * been written, and others would have to wait, it is too late to submit it again.
+ * Polled ones device-mapper would submit again, and in vain.
  */
 static bool trim_bio(struct bio *bio, sector_t end)
 {
 	if (end < bio_end_sector(bio)) {
+		if (unlikely(bio->bi_opf & REQ_POLLED))
+			let_wait(bio);
 		if (unlikely(bio->bi_opf & REQ_NOWAIT))
 			return false;
 		dm_accept_partial_bio(bio, end - bio->bi_iter.bi_sector);
@@ -446,12 +459,12 @@ static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
 
 /*
  * Bios that map does not decide on alone: all but reads and writes; in general
- * those that have to do with durability; and all writes, where they are refused
- * or may have to be kept.
+ * those that have to do with durability, or are polled and the rest of another
+ * one; and all writes, where they are refused or may have to be kept.
  */
 static void set_state_opf(struct cowloop *cow, enum cow_mode mode)
 {
-	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | (REQ_OP_MASK & ~REQ_OP_WRITE);
+	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | REQ_DRV | (REQ_OP_MASK & ~REQ_OP_WRITE);
 
 	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags)
 		opf |= REQ_OP_WRITE;
@@ -674,7 +687,7 @@ static void restore_bio(struct bio *bio)
 	bio->bi_bdev = io->bdev;
 	bio->bi_flags = io->flags;
 	bio->bi_status = BLK_STS_OK;
-	bio->bi_opf &= ~REQ_NOWAIT;
+	let_wait(bio);
 	io->committed = false;
 	/* It was chained to, if the cow device has split it. */
 	atomic_set(&bio->__bi_remaining, 1);
@@ -1274,7 +1287,6 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 
 		split = bio;
 		if (run.nr < nr) {
-			bio_clear_polled(bio);	/* nobody would poll the split */
 			split = bio_split(bio, unit_start(cow, unit + run.nr) - sector,
 					  GFP_NOIO, &cow->bios);
 			bio_chain(split, bio);
@@ -1339,8 +1351,7 @@ static int write_to_cow(struct cowloop *cow, struct bio *bio)
 		return DM_MAPIO_REMAPPED;
 
 	/* Not all the pieces could be had in map, which submits none before it returns. */
-	bio->bi_opf &= ~REQ_NOWAIT;
-	bio_clear_polled(bio);
+	let_wait(bio);
 	io->cowloop = cow;
 	INIT_WORK(&io->work, submit_write_later);
 	queue_work(cow->io_wq, &io->work);
@@ -2016,7 +2027,7 @@ static void do_deferred(struct work_struct *work)
 
 	while ((bio = bio_list_pop(&bios))) {
 		/* It has waited; and an EAGAIN from here would not be tried again. */
-		bio->bi_opf &= ~REQ_NOWAIT;
+		let_wait(bio);
 		if (op_is_write(bio_op(bio)))
 			deferred_write(cow, bio);
 		else
@@ -2572,6 +2583,11 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 	if (bio->bi_opf & REQ_PREFLUSH)
 		return map_flush(cow, bio);
 
+	/*
+	 * Device-mapper's mark on a polled bio that it has split and keeps a list of. The
+	 * clone has it from the bio, but no list, which a device-mapper below would look for.
+	 */
+	bio->bi_opf &= ~REQ_DRV;
 	bio->bi_iter.bi_sector = dm_target_offset(cow->ti, bio->bi_iter.bi_sector);
 	unit = sector_to_unit(cow, bio->bi_iter.bi_sector);
 	nr = bio_units(cow, bio);

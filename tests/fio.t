@@ -161,6 +161,44 @@ again "io_uring, full queue, writes" $uring
 is "$(cowstat t mode errors)" "rw 0" "io_uring, full queue: no error, no change of mode"
 dmsetup remove t
 
+# --- Polled I/O ---------------------------------------------------------------------------------------------
+
+# Devices whose poll queue completes nothing by itself: it takes those who wait, and poll.
+rmmod null_blk
+modprobe null_blk nr_devices=2 gb=1 memory_backed=1 bs=512 submit_queues=2 poll_queues=2
+dd if=rdo of=/dev/nullb0 bs=1M oflag=direct status=none
+dmsetup create polled-rdo --readonly --table "0 $((mib * 2048)) linear /dev/nullb0 0"
+runs "device: polled" cowopen t /dev/mapper/polled-rdo /dev/nullb1
+is "$(cat "/sys/block/dm-$(dmsetup info -c --noheadings -o minor t)/queue/io_poll")" 1 "the device has polled I/O, as those below it have"
+polled="$uring --hipri"
+# how often the driver below is asked for what it has completed; not with every kernel
+tracing=/sys/kernel/debug/tracing
+{ echo 'p:polls null_poll' >$tracing/kprobe_events && echo 1 >$tracing/events/kprobes/polls/enable; } 2>/dev/null
+polls() { awk '$1 == "polls" { print $2 }' $tracing/kprobe_profile 2>/dev/null; }
+# reaches NAME: passes when it has been since the last time
+reaches() {
+	[ "${before:=$(polls)}" ] || { skip "$1: no kprobes here"; return; }
+	now=$(polls)
+	[ "$now" -gt "$before" ]
+	ok $? "$1: by polling ($now)" && before=$now
+}
+before=$(polls)
+# shellcheck disable=SC2086 # several words
+job "polled, reads of rdo" $polled --rw=randread --bs=4k --verify=0
+reaches "reads of rdo are completed"
+# shellcheck disable=SC2086 # several words
+job "polled" $polled --rw=randrw --bsrange=512-64k
+reaches "reads and writes are completed"
+# shellcheck disable=SC2086 # several words
+job "polled, writes" $polled --rw=randwrite --bsrange=512-64k
+dmsetup remove t
+cowopen t /dev/mapper/polled-rdo /dev/nullb1
+# shellcheck disable=SC2086 # several words
+job "polled, opened again" --rw=read --bs=64k $polled
+reaches "reads of what was written are completed"
+is "$(cowstat t mode errors)" "rw 0" "polled: no error, no change of mode"
+dmsetup remove t polled-rdo
+
 is "$(sha256sum rdo)" "$sum" "nobody has written to rdo"
 
 done_testing
