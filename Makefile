@@ -19,6 +19,7 @@ make check-patch        the patches for a kernel tree: applied, and built
 make check-arch         the module and the tools on a big-endian machine, emulated, and cross-built for another
 make check-sign         signed modules, with and without Secure Boot
 make bench              instructions per I/O, against the targets in the kernel
+make bench-cpus         whether more CPUs do more, against dm-linear
 make bench-scale        memory, metadata and time for large devices, and for slow ones
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -270,9 +271,9 @@ bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
 
-bench-scale: setup
+bench-cpus bench-scale: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
-	$(Q)scripts/bench-scale
+	$(Q)scripts/$@
 
 demo: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
@@ -284,4 +285,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign
