@@ -2016,15 +2016,15 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 	md->sector_bytes = geo->format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
 	md->map.sector_units = md->sector_bytes * BITS_PER_BYTE;
 	md->map.region_units = md->region_sectors * md->map.sector_units;
-	md->map.region_inverse = div_u64(U64_MAX, md->map.region_units) + 1;
+	md->map.region_inverse = DIV_ROUND_UP_ULL(1ULL << 38, md->map.region_units >> 8);
 	md->nr_map_sectors = div_u64(geo->nr_units + md->map.sector_units - 1,
 				     md->map.sector_units);
 	md->nr_regions = div_u64(geo->nr_units + md->map.region_units - 1, md->map.region_units);
 	md->units_per_block = units_per_block(args, geo);
-	if (md->nr_regions > INT_MAX / sizeof(*md->map.regions))
+	if (geo->nr_units > COW_MAX_UNITS)
 		return refuse(args, error, "Read-only device is too large for the unit size",
 			      "found %llu units, expected at most %llu", geo->nr_units,
-			      (u64)INT_MAX / sizeof(*md->map.regions) * md->map.region_units);
+			      COW_MAX_UNITS);
 
 	md->map.regions = kvcalloc(md->nr_regions, sizeof(*md->map.regions), GFP_KERNEL);
 	md->scratch = kmalloc(sizeof(*md->scratch), GFP_KERNEL);

@@ -162,7 +162,7 @@ enum cow_flight {
 
 struct cow_stats {
 	unsigned long begun[COW_NR_FLIGHTS];
-	unsigned long ended[COW_NR_FLIGHTS];	/* however they did */
+	unsigned long ended[COW_NR_FLIGHTS];	/* however they did; but for COW_FLIGHT_NONE */
 	unsigned long rdo_reads;	/* that were deferred, as they were split: */
 	unsigned long cow_reads;
 	unsigned long copyups;
@@ -182,11 +182,13 @@ struct cowloop {
 	struct cow_stats __percpu *stats;
 	blk_opf_t state_opf;		/* bios with one of them are not for map alone */
 	unsigned int unit_shift;	/* of a unit, in sectors */
+	struct block_device *rdo_bdev;
+	struct block_device *cow_bdev;	/* for map alone: NULL in mode closed */
+	sector_t data_sector;		/* of unit 0 in the cow device */
+
+	enum cow_mode mode;
 	struct dm_dev *rdo;
 	struct dm_dev *cow;		/* NULL once it has been let go */
-	sector_t data_sector;		/* of unit 0 in the cow device */
-	enum cow_mode mode;
-
 	struct cow_md *md;
 	struct dm_target *ti;
 	blk_opf_t write_flags;		/* cow_write_flags() */
@@ -389,7 +391,7 @@ static int end_bio(struct bio *bio, blk_status_t status)
 
 static int remap_to_rdo(struct cowloop *cow, struct bio *bio)
 {
-	bio_set_dev(bio, cow->rdo->bdev);
+	bio_set_dev(bio, cow->rdo_bdev);
 
 	return DM_MAPIO_REMAPPED;
 }
@@ -462,13 +464,14 @@ static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
  * those that have to do with durability, or are polled and the rest of another
  * one; and all writes, where they are refused or may have to be kept.
  */
-static void set_state_opf(struct cowloop *cow, enum cow_mode mode)
+static void set_map_state(struct cowloop *cow, enum cow_mode mode)
 {
 	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | REQ_DRV | (REQ_OP_MASK & ~REQ_OP_WRITE);
 
 	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags)
 		opf |= REQ_OP_WRITE;
 	WRITE_ONCE(cow->state_opf, opf);
+	WRITE_ONCE(cow->cow_bdev, mode == COW_MODE_CLOSED ? NULL : cow->cow->bdev);
 }
 
 /* True if the mode was another one: then an event is to be raised. Any context. */
@@ -481,7 +484,7 @@ static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 	change = mode > cow->mode;
 	if (change) {
 		WRITE_ONCE(cow->mode, mode);
-		set_state_opf(cow, mode);
+		set_map_state(cow, mode);
 	}
 	spin_unlock_irqrestore(&cow->lock, flags);
 
@@ -534,18 +537,13 @@ static bool is_low(struct cowloop *cow)
 	return (limit > used ? limit - used : 0) <= READ_ONCE(cow->opt.low_water);
 }
 
-/*
- * Raise an event if low water has been reached, once until there is more again.
- * Any context.
- */
-static void check_low_water(struct cowloop *cow)
+static noinline void update_low(struct cowloop *cow)
 {
 	unsigned long flags;
 	bool low;
 
 	/* A count that is too low would make an event too many. */
-	if (likely(!READ_ONCE(cow->opt.low_water)) || cow_md_counting(cow->md) ||
-	    READ_ONCE(cow->mode) > COW_MODE_OUT_OF_SPACE ||
+	if (cow_md_counting(cow->md) || READ_ONCE(cow->mode) > COW_MODE_OUT_OF_SPACE ||
 	    is_low(cow) == READ_ONCE(cow->low))
 		return;
 
@@ -555,6 +553,16 @@ static void check_low_water(struct cowloop *cow)
 		queue_work(cow->io_wq, &cow->event_work);
 	WRITE_ONCE(cow->low, low);
 	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/*
+ * Raise an event if low water has been reached, once until there is more again.
+ * Any context.
+ */
+static void check_low_water(struct cowloop *cow)
+{
+	if (unlikely(READ_ONCE(cow->opt.low_water)))
+		update_low(cow);
 }
 
 /* Have the first of the writes that are kept tried again. With the lock held. */
@@ -2435,7 +2443,8 @@ static int set_up(struct cowloop *cow)
 		cow->opt.read_only = true;
 	}
 	cow->mode = cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW;
-	set_state_opf(cow, cow->mode);
+	cow->rdo_bdev = cow->rdo->bdev;
+	set_map_state(cow, cow->mode);
 
 	cow->max_spares = min(COW_SPARE_BYTES / geo->mapunit, (unsigned int)COW_MAX_SPARES);
 	return mempool_init_kmalloc_pool(&cow->units, COW_MIN_COPYUPS, geo->mapunit);
@@ -2617,6 +2626,7 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 static int cowloop_map(struct dm_target *ti, struct bio *bio)
 {
 	struct cowloop *cow = ti->private;
+	struct block_device *bdev;
 	enum cow_flight flight;
 	enum cow_where where;
 	u64 first, last;
@@ -2632,12 +2642,17 @@ static int cowloop_map(struct dm_target *ti, struct bio *bio)
 	last = sector_to_unit(cow, bio_end_sector(bio) - 1);
 	where = first == last ? cow_lookup(&cow->map, first) :
 				lookup_all(cow, first, last - first + 1);
-	if (where == COW_IN_COW && likely(READ_ONCE(cow->mode) != COW_MODE_CLOSED)) {
-		flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
-		__this_cpu_inc(cow->stats->begun[flight]);
-		rcu_read_unlock_sched();
-		bio->bi_private = (void *)flight;
-		return remap_to_cow(cow, bio);
+	if (where == COW_IN_COW) {
+		bdev = READ_ONCE(cow->cow_bdev);
+		if (likely(bdev)) {
+			flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
+			__this_cpu_inc(cow->stats->begun[flight]);
+			rcu_read_unlock_sched();
+			bio->bi_private = (void *)flight;
+			bio_set_dev(bio, bdev);
+			bio->bi_iter.bi_sector += cow->data_sector;
+			return DM_MAPIO_REMAPPED;
+		}
 	}
 	rcu_read_unlock_sched();
 
@@ -2750,6 +2765,9 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 	struct cowloop *cow = ti->private;
 	const unsigned long flight = (unsigned long)bio->bi_private;
 
+	/* Nobody waits for these to end. */
+	if (flight == COW_FLIGHT_NONE && likely(!*error))
+		return DM_ENDIO_DONE;
 	if (likely(flight <= COW_FLIGHT_REWRITES && !*error)) {
 		this_cpu_inc(cow->stats->ended[flight]);
 		return DM_ENDIO_DONE;

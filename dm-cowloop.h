@@ -257,7 +257,7 @@ struct cow_region {
 struct cow_map {
 	/* of each region its page, or where all of its units are: COW_IN_COW or before */
 	struct cow_region __rcu **regions;
-	u64 region_inverse;	/* 2^64 / region_units, rounded up */
+	u64 region_inverse;	/* 2^38 / (region_units / 256), rounded up */
 	u32 region_units;
 	u32 sector_units;	/* units in a bitmap sector */
 };
@@ -309,12 +309,15 @@ int cow_md_count_some(struct cow_md *md);
 
 /*
  * The region of @unit, and in *@bit its place there. By multiplication: a division
- * would take longer than all the rest of a lookup. It is exact below 2^64 /
- * region_units, which is more units than any array of regions is for.
+ * would take longer than all the rest of a lookup, and a product of 128 bits a stack
+ * that is aligned for it. Regions have 127 or 128 times 256 units; for 2^31 such groups
+ * the product fits, and what has been added by rounding up stays below one.
  */
+#define COW_MAX_UNITS	(1ULL << 39)
+
 static __always_inline u64 cow_unit_to_region(const struct cow_map *map, u64 unit, u32 *bit)
 {
-	const u64 index = mul_u64_u64_shr(unit, map->region_inverse, 64);
+	const u64 index = (unit >> 8) * map->region_inverse >> 38;
 
 	*bit = unit - index * map->region_units;
 
