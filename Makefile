@@ -162,6 +162,13 @@ SBINDIR ?= $(PREFIX)/sbin
 PLUGINDIR ?= $(PREFIX)/lib
 MANDIR ?= $(PREFIX)/share/man
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
+UDEVRULESDIR ?= $(PREFIX)/lib/udev/rules.d
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
+
+# what calls cowsetup, by the path it is at
+CALLERS = "$(DESTDIR)$(UDEVRULESDIR)/65-cowsetup.rules" "$(DESTDIR)$(GENERATORDIR)/cowsetup-generator" \
+	"$(DESTDIR)$(UNITDIR)/cowsetup-assemble@.service" "$(DESTDIR)$(UNITDIR)/cowsetup-gone@.service"
 
 # dmeventd finds its plugins as programs find their libraries: ldconfig is for a system's own directories
 install-tools: build/tools/cowsetup $(PLUGIN)
@@ -170,7 +177,15 @@ install-tools: build/tools/cowsetup $(PLUGIN)
 	$(Q)[ "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || PATH=$$PATH:/usr/sbin:/sbin ldconfig
 	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
 	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
+	$(Q)install -D -m 644 man/cowtab.5 "$(DESTDIR)$(MANDIR)/man5/cowtab.5"
 	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"
+	$(Q)install -D -m 644 -t "$(DESTDIR)$(UDEVRULESDIR)" udev/65-cowsetup.rules
+	$(Q)install -D -m 755 -t "$(DESTDIR)$(GENERATORDIR)" systemd/cowsetup-generator
+	$(Q)install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(wildcard systemd/*.target systemd/*.service)
+	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,' $(CALLERS)
+	$(Q)install -d "$(DESTDIR)$(UNITDIR)/sysinit.target.wants" "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
+	$(Q)ln -sf ../cowsetup.target "$(DESTDIR)$(UNITDIR)/sysinit.target.wants"
+	$(Q)ln -sf ../remote-cowsetup.target "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
 
 install: install-module install-tools
 
