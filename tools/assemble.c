@@ -249,7 +249,8 @@ static int assemble_named(struct assembly *a, const char *name)
 	const struct cowtab_entry *e = cowtab_find(&a->tab, name);
 
 	if (!e || !strcmp(name, COWTAB_ANY))
-		return error(WRONG, "%s: %s has no line for a device of this name.", name, a->tab.path);
+		return error(WRONG, "%s: %s has no line for a device of this name that is right; cowsetup assemble --all --dry-run shows those that are not.",
+			     name, a->tab.path);
 	return assemble_entry(a, e, true);
 }
 
@@ -266,7 +267,8 @@ int cmd_assemble(int argc, char **argv)
 	if (argc && !name && access(argv[0], F_OK))
 		return error_errno("%s", argv[0]);
 	a.device = name ? NULL : argv[0];
-	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB);
+	/* The generator has told of lines that are wrong, and --all does: not again for each device. */
+	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB, argc);
 	a.any = cowtab_find(&a.tab, COWTAB_ANY);
 	if (a.any && a.any->noauto)
 		a.any = NULL;
@@ -277,5 +279,5 @@ int cmd_assemble(int argc, char **argv)
 		verbose("There is no pair to be opened.");
 	free_cow_devices(a.cows, a.nr_cows);
 	cowtab_free(&a.tab);
-	return r ? r : !name ? bad_lines : OK;
+	return r || argc ? r : bad_lines;
 }

@@ -32,6 +32,8 @@ int bad(const struct line *l, const char *fmt, ...)
 	va_list ap;
 	char *text;
 
+	if (l->tab->quiet)
+		return WRONG;
 	va_start(ap, fmt);
 	if (vasprintf(&text, fmt, ap) < 0)
 		exit(error(NO_MEMORY, "Out of memory."));
@@ -113,6 +115,8 @@ static int parse_options(struct line *l, char *text)
 		r = parse_one(l, o);
 	if (!r && l->e.create && l->e.opt.read_only)
 		r = bad(l, "create and read-only: a cowfile that is never written cannot be made");
+	if (!r && l->e.create && !strcmp(l->e.name, COWTAB_ANY))
+		r = bad(l, "%s: create: it stands for what has a cowfile already", COWTAB_ANY);
 	return r;
 }
 
@@ -144,14 +148,14 @@ static int check_fields(const struct line *l)
 	if (any && (strcmp(e->rdo, "-") || strcmp(e->cow, "-")))
 		return bad(l, "%s: stands for cow devices that say where their rdo is: found %s and %s, expected - and -",
 			   e->name, e->rdo, e->cow);
-	if (any && e->create)
-		return bad(l, "%s: create: only what has a cowfile is found", e->name);
 	if (!any && !is_spec(e->rdo))
 		return bad(l, "%s: found %s for rdo, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
 			   e->name, e->rdo);
 	if (!any && !is_spec(e->cow))
 		return bad(l, "%s: found %s for cow, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
 			   e->name, e->cow);
+	if (strpbrk(e->rdo, "\"'\\") || strpbrk(e->cow, "\"'\\"))
+		return bad(l, "%s: rdo and cow cannot have quotes or \\ in them", e->name);
 	return OK;
 }
 
@@ -201,7 +205,7 @@ static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 
 /* ---- The table ---- */
 
-int cowtab_read(struct cowtab *tab, const char *path)
+int cowtab_read(struct cowtab *tab, const char *path, bool quiet)
 {
 	FILE *f = fopen(path, "re");
 	unsigned int number = 0;
@@ -210,7 +214,7 @@ int cowtab_read(struct cowtab *tab, const char *path)
 	ssize_t n;
 	int r = OK;
 
-	*tab = (struct cowtab){ .path = path };
+	*tab = (struct cowtab){ .path = path, .quiet = quiet };
 	if (!f && errno == ENOENT)
 		return OK;
 	if (!f)

@@ -26,6 +26,7 @@ struct cowtab_entry {
 
 struct cowtab {
 	const char *path;
+	bool quiet;		/* say nothing of lines that are wrong */
 	struct cowtab_entry *entries;
 	size_t nr;
 };
@@ -34,7 +35,7 @@ struct cowtab {
  * Read a table; there need not be one. What is wrong with a line is printed,
  * and the line left out: the exit code is WRONG then, and the others are there.
  */
-int cowtab_read(struct cowtab *tab, const char *path);
+int cowtab_read(struct cowtab *tab, const char *path, bool quiet);
 
 void cowtab_free(struct cowtab *tab);
 

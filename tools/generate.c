@@ -54,13 +54,13 @@ static char *escape(const char *text, bool path)
 	return escaped;
 }
 
-/* Of a word in a unit file: neither a specifier nor the start of an escape. */
+/* A word in a unit file, where % is special; cowtab_read() takes no quotes. To be freed. */
 static char *quote(const char *text)
 {
 	char *quoted = xmalloc(2 * strlen(text) + 1), *to = quoted;
 
 	for (; *text; text++) {
-		if (*text == '%' || *text == '\\')
+		if (*text == '%')
 			*to++ = *text;
 		*to++ = *text;
 	}
@@ -323,7 +323,7 @@ int cmd_generate(int argc, char **argv)
 	if (!self)
 		return error_errno("/proc/self/exe: cannot be read");
 	quoted = quote(self);
-	r = cowtab_read(&tab, opt.cowtab ? opt.cowtab : COWTAB);
+	r = cowtab_read(&tab, opt.cowtab ? opt.cowtab : COWTAB, false);
 	for (size_t i = 0; i < tab.nr; i++) {
 		const struct cowtab_entry *e = &tab.entries[i];
 
