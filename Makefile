@@ -14,6 +14,7 @@ make check-stress       races, for five minutes on 2 CPUs and again on 4; SECOND
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
+make check-assemble     what opens by itself: at boot, and when it is plugged in, on Debian 12 and 13
 make check-deb          the Debian packages, on Debian 12 and 13
 make check-patch        the patches for a kernel tree: applied, and built
 make check-arch         the module and the tools on a big-endian machine, emulated, and cross-built for another
@@ -239,7 +240,7 @@ lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
 # what takes longer, or a release of Debian besides
-check-deb check-patch check-arch check-sign: check-%:
+check-assemble check-deb check-patch check-arch check-sign: check-%:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
@@ -299,4 +300,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-assemble check-deb check-patch check-arch check-sign
