@@ -14,6 +14,7 @@ make check-stress       races, for five minutes on 2 CPUs and again on 4; SECOND
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
+make check-assemble     what opens by itself: at boot, and when it is plugged in, on Debian 12 and 13
 make check-deb          the Debian packages, on Debian 12 and 13
 make check-patch        the patches for a kernel tree: applied, and built
 make check-arch         the module and the tools on a big-endian machine, emulated, and cross-built for another
@@ -163,6 +164,13 @@ SBINDIR ?= $(PREFIX)/sbin
 PLUGINDIR ?= $(PREFIX)/lib
 MANDIR ?= $(PREFIX)/share/man
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
+UDEVRULESDIR ?= $(PREFIX)/lib/udev/rules.d
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
+
+# what calls cowsetup, by the path it is at
+CALLERS = "$(DESTDIR)$(UDEVRULESDIR)/65-cowsetup.rules" "$(DESTDIR)$(GENERATORDIR)/cowsetup-generator" \
+	"$(DESTDIR)$(UNITDIR)/cowsetup-assemble@.service" "$(DESTDIR)$(UNITDIR)/cowsetup-gone@.service"
 
 # dmeventd finds its plugins as programs find their libraries: ldconfig is for a system's own directories
 install-tools: build/tools/cowsetup $(PLUGIN)
@@ -171,7 +179,15 @@ install-tools: build/tools/cowsetup $(PLUGIN)
 	$(Q)[ "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || PATH=$$PATH:/usr/sbin:/sbin ldconfig
 	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
 	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
+	$(Q)install -D -m 644 man/cowtab.5 "$(DESTDIR)$(MANDIR)/man5/cowtab.5"
 	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"
+	$(Q)install -D -m 644 -t "$(DESTDIR)$(UDEVRULESDIR)" udev/65-cowsetup.rules
+	$(Q)install -D -m 755 -t "$(DESTDIR)$(GENERATORDIR)" systemd/cowsetup-generator
+	$(Q)install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(wildcard systemd/*.target systemd/*.service)
+	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,' $(CALLERS)
+	$(Q)install -d "$(DESTDIR)$(UNITDIR)/sysinit.target.wants" "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
+	$(Q)ln -sf ../cowsetup.target "$(DESTDIR)$(UNITDIR)/sysinit.target.wants"
+	$(Q)ln -sf ../remote-cowsetup.target "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
 
 install: install-module install-tools
 
@@ -225,7 +241,7 @@ lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
 # what takes longer, or a release of Debian besides
-check-deb check-patch check-arch check-sign: check-%:
+check-assemble check-deb check-patch check-arch check-sign: check-%:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
@@ -285,4 +301,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-assemble check-deb check-patch check-arch check-sign

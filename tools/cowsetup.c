@@ -50,6 +50,9 @@ enum {
 	OPT_EXEC,
 	OPT_MONITOR,
 	OPT_OFF,
+	OPT_ALL,
+	OPT_COWTAB,
+	OPT_GONE,
 	/* These go with any command. */
 	OPT_COMMON,
 	OPT_BATCH_MODE = OPT_COMMON,
@@ -72,10 +75,14 @@ static const struct poptOption help_table[] = {
 
 static const struct poptOption option_table[] = {
 	{ NULL, '\0', POPT_ARG_INCLUDE_TABLE, (void *)help_table, 0, "Help options:", NULL },
+	{ "all", 'a', POPT_ARG_NONE, NULL, OPT_ALL,
+	  "All that there is", NULL },
 	{ "batch-mode", 'q', POPT_ARG_NONE, NULL, OPT_BATCH_MODE,
 	  "Do not ask for confirmation", NULL },
 	{ "compress", '\0', POPT_ARG_STRING, NULL, OPT_COMPRESS,
 	  "How to compress a packed file: none, gzip, zstd, or as cowpack -z did", "TYPE" },
+	{ "cowtab", '\0', POPT_ARG_STRING, NULL, OPT_COWTAB,
+	  "The table of pairs, instead of /etc/cowtab", "FILE" },
 	{ "deferred", '\0', POPT_ARG_NONE, NULL, OPT_DEFERRED,
 	  "Close the device when the last user has gone", NULL },
 	{ "dry-run", 'n', POPT_ARG_NONE, NULL, OPT_DRY_RUN,
@@ -86,6 +93,8 @@ static const struct poptOption option_table[] = {
 	  "Overwrite what is there; repair what can only be guessed; close what cannot be synced", NULL },
 	{ "format", '\0', POPT_ARG_STRING, NULL, OPT_FORMAT,
 	  "Format of the cowfile: 1 (the original's) or 2 (the default)", "NUMBER" },
+	{ "gone", '\0', POPT_ARG_NONE, NULL, OPT_GONE,
+	  "All devices of which a part is not there any more", NULL },
 	{ "json", '\0', POPT_ARG_NONE, NULL, OPT_JSON,
 	  "Print JSON, for scripts", NULL },
 	{ "label", '\0', POPT_ARG_STRING, NULL, OPT_LABEL,
@@ -249,6 +258,15 @@ static int parse_option(int which, const char *value)
 	case OPT_OFF:
 		opt.off = true;
 		return OK;
+	case OPT_ALL:
+		opt.all = true;
+		return OK;
+	case OPT_GONE:
+		opt.gone = true;
+		return OK;
+	case OPT_COWTAB:
+		opt.cowtab = xasprintf("%s", value);
+		return OK;
 	}
 	abort();
 }
@@ -274,8 +292,10 @@ static const struct command commands[] = {
 	  BIT(OPT_RESERVE) | BIT(OPT_QUEUE) | BIT(OPT_NO_PASSDOWN) |
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC),
 	  cmd_open },
-	{ "close", "<name>", 1, 1, "remove the device",
-	  BIT(OPT_DEFERRED) | BIT(OPT_FORCE), cmd_close },
+	{ "assemble", "[<device> or <name>]", 0, 1, "open what /etc/cowtab says: all of it, or what a device is a part of",
+	  BIT(OPT_ALL) | BIT(OPT_DRY_RUN) | BIT(OPT_COWTAB), cmd_assemble },
+	{ "close", "<name>", 0, 1, "remove the device",
+	  BIT(OPT_DEFERRED) | BIT(OPT_FORCE) | BIT(OPT_GONE), cmd_close },
 	{ "list", "", 0, 0, "list the active devices",
 	  BIT(OPT_JSON), cmd_list },
 	{ "status", "<name>", 1, 1, "show everything about an active device",
@@ -292,6 +312,10 @@ static const struct command commands[] = {
 	  0, cmd_detach },
 	{ "dump", "<cow>", 1, 1, "show the head of a cowfile",
 	  BIT(OPT_JSON), cmd_dump },
+	{ "probe", "<device>", 1, 1, "say for udev whether there is a cowfile on a device",
+	  0, cmd_probe },
+	{ "generate", "<directory>", 1, 3, "make systemd's units of /etc/cowtab, for its generator",
+	  BIT(OPT_COWTAB), cmd_generate },
 	{ "map", "<cow>", 1, 1, "show which parts have been modified",
 	  BIT(OPT_JSON), cmd_map },
 	{ "check", "<cow>", 1, 1, "look for faults in a cowfile",

@@ -75,6 +75,9 @@ struct options {
 	const char *exec;
 	bool monitor;
 	bool off;
+	bool all;
+	bool gone;
+	const char *cowtab;
 };
 
 extern struct options opt;
@@ -117,6 +120,8 @@ const char *percent_text(u64 part, u64 whole);
 
 int cmd_format(int argc, char **argv);
 int cmd_dump(int argc, char **argv);
+int cmd_probe(int argc, char **argv);
+int cmd_generate(int argc, char **argv);
 int cmd_map(int argc, char **argv);
 int cmd_check(int argc, char **argv);
 int cmd_repair(int argc, char **argv);
@@ -126,6 +131,7 @@ int cmd_merge(int argc, char **argv);
 int cmd_upgrade(int argc, char **argv);
 
 int cmd_open(int argc, char **argv);
+int cmd_assemble(int argc, char **argv);
 int cmd_close(int argc, char **argv);
 int cmd_list(int argc, char **argv);
 int cmd_status(int argc, char **argv);

@@ -374,17 +374,32 @@ static int refuse_busy(const struct dm_device *d, int err)
 	return r;
 }
 
+/* Has it been unplugged? */
+static bool is_gone(dev_t dev)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+	return dev && access(path, F_OK) && errno == ENOENT;
+}
+
 /*
  * The kernel has nobody to tell when it can't make everything durable as it
  * removes a device, so have it done before that, while there is a way back.
  */
 static int sync_before_close(const struct dm_device *d)
 {
-	const bool failed = d->mode == DM_MODE_FAIL;
+	const bool failed = d->mode == DM_MODE_FAIL, gone = dm_has_cow(d) && is_gone(d->cow);
 
 	errno = dm_message(d, "sync");
 	if (!errno)
 		return OK;
+	/* There is nowhere left to sync it to. */
+	if (gone) {
+		warn("%s: its cow device has gone: what was written since the last sync that succeeded may be lost.",
+		     d->name);
+		return OK;
+	}
 	if (opt.force) {
 		warn("%s: closed without being synced (%s): what was written since the last sync that succeeded may be lost.",
 		     d->name, strerror(errno));
@@ -394,14 +409,13 @@ static int sync_before_close(const struct dm_device *d)
 			   d->name, failed ? ", as its cow device has failed" : "");
 }
 
-int cmd_close(int argc, char **argv)
+static int close_one(const char *name)
 {
 	char *rdo_file, *cow_file, *user = NULL;
 	bool rdo_autoclear, cow_autoclear, monitored = false;
 	struct dm_device d;
-	int err, r = live_find(argv[0], &d);
+	int err, r = live_find(name, &d);
 
-	(void)argc;
 	if (r)
 		return r;
 	/* Whoever is here to stay is not waited for. */
@@ -435,6 +449,36 @@ int cmd_close(int argc, char **argv)
 	free(rdo_file);
 	free(cow_file);
 	return r;
+}
+
+/* Those that are in use are closed when they are not any more: until then there are errors of I/O. */
+static int close_gone(void)
+{
+	struct dm_device *devices;
+	int r, one;
+	size_t nr;
+
+	opt.deferred = true;
+	r = dm_check_kernel();
+	if (r)
+		return r;
+	r = dm_list(&devices, &nr);
+	for (size_t i = 0; i < nr && !interrupted; i++) {
+		if (!is_gone(devices[i].rdo) && !(dm_has_cow(&devices[i]) && is_gone(devices[i].cow)))
+			continue;
+		one = devices[i].deferred_remove ? OK : close_one(devices[i].name);
+		if (!r)
+			r = one;
+	}
+	free(devices);
+	return r;
+}
+
+int cmd_close(int argc, char **argv)
+{
+	if (opt.gone == (argc > 0))
+		return error(USAGE, "close: requires <name> or --gone.");
+	return opt.gone ? close_gone() : close_one(argv[0]);
 }
 
 /* ---- readonly, detach ---- */

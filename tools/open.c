@@ -30,6 +30,7 @@
 #include "loop.h"
 #include "monitor.h"
 #include "newcow.h"
+#include "open.h"
 #include "repair.h"
 
 /* An open in progress. */
@@ -37,6 +38,7 @@ struct opening {
 	const char *rdo_path;
 	const char *cow_path;
 	char *name;
+	bool make;		/* a cowfile, when there is none */
 	struct file rdo;
 	struct cowfile c;
 	struct loop rdo_loop, cow_loop;
@@ -89,11 +91,45 @@ static int refuse_active(const char *path, bool as_rdo)
 	return r;
 }
 
+int find_active(const char *cow, char **name)
+{
+	struct dm_device *devices;
+	struct file f = FILE_CLOSED;
+	size_t nr;
+	int r;
+
+	*name = NULL;
+	r = file_open(&f, cow, FILE_READ);
+	if (r)
+		return r;
+	r = dm_list(&devices, &nr);
+	for (size_t i = 0; i < nr && !r && !*name; i++)
+		if (devices[i].mode != DM_MODE_CLOSED && is_device(devices[i].cow, &f))
+			*name = xasprintf("%s", devices[i].name);
+	free(devices);
+	file_close(&f);
+	return r;
+}
+
 /* ---- The name ---- */
 
 static bool name_char(char c)
 {
 	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
+}
+
+bool name_is_plain(const char *name)
+{
+	while (*name && name_char(*name))
+		name++;
+	return !*name;
+}
+
+void name_make_plain(char *name)
+{
+	for (; *name; name++)
+		if (!name_char(*name))
+			*name = '_';
 }
 
 /* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
@@ -106,9 +142,7 @@ static char *default_name(const char *cow_path)
 		base[n - 4] = 0;
 	if (strlen(base) > 90)
 		base[90] = 0;
-	for (char *p = base; *p; p++)
-		if (!name_char(*p))
-			*p = '_';
+	name_make_plain(base);
 	name = xasprintf("%s", base);
 	for (unsigned int i = 2; dm_name_is_special(name) || dm_name_exists(name); i++) {
 		free(name);
@@ -129,9 +163,8 @@ static int choose_name(struct opening *o, const char *name)
 	r = dm_check_name(name);
 	if (r)
 		return r;
-	for (const char *p = name; *p; p++)
-		if (!name_char(*p))
-			return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
+	if (!name_is_plain(name))
+		return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
 	r = dm_refuse_name(name);
 	if (r)
 		return r;
@@ -176,6 +209,8 @@ static int look_at_cow(struct opening *o, bool *blank)
 	if (access(o->cow_path, F_OK) && errno == ENOENT) {
 		if (opt.read_only)
 			return error(WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
+		if (!o->make)
+			return error(WRONG, "%s: there is no such cowfile.", o->cow_path);
 		o->created = *blank = true;
 		return OK;
 	}
@@ -186,6 +221,9 @@ static int look_at_cow(struct opening *o, bool *blank)
 	if (!r && all_zero(start, sizeof(start))) {
 		if (opt.read_only)
 			r = error(WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
+		else if (!o->make)
+			r = error(WRONG, "%s: blank; no cowfile is made of it unless the option create says so.",
+				  o->cow_path);
 		*blank = true;
 	}
 	o->old_size = f.size;
@@ -546,11 +584,12 @@ static void monitor_opened(const char *name)
 		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
 }
 
-int cmd_open(int argc, char **argv)
+int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 {
 	struct opening o = {
-		.rdo_path = argv[0],
-		.cow_path = argv[1],
+		.rdo_path = rdo,
+		.cow_path = cow,
+		.make = make,
 		.rdo = FILE_CLOSED,
 		.c = { .file = FILE_CLOSED },
 		.rdo_loop = LOOP_CLOSED,
@@ -559,7 +598,7 @@ int cmd_open(int argc, char **argv)
 	int r = dm_check_kernel();
 
 	if (!r)
-		r = choose_name(&o, argc > 2 ? argv[2] : NULL);
+		r = choose_name(&o, name);
 	if (!r)
 		r = do_open(&o);
 	if (r && !o.kept) {
@@ -578,4 +617,9 @@ int cmd_open(int argc, char **argv)
 	free(o.name);
 
 	return r;
+}
+
+int cmd_open(int argc, char **argv)
+{
+	return open_pair(argv[0], argv[1], argc > 2 ? argv[2] : NULL, true);
 }

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup assemble: opens the pairs that are complete.
+ *
+ * A pair is a line of /etc/cowtab, or, if a line there allows that (see
+ * COWTAB_ANY), a cow device whose head says where its rdo is. Nothing else is
+ * opened: a machine may be there to look at devices that must not change.
+ *
+ * Each half may appear last, and udev calls for each that appears, for several
+ * at the same time: one assemble looks and opens at a time, and what it finds
+ * open is as good as opened. That rdo is the right one open_pair() finds out.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <blkid/blkid.h>
+#include <uuid/uuid.h>
+
+#include "cowtab.h"
+#include "dm.h"
+#include "open.h"
+#include "probe.h"
+
+#define RUN_DIR		"/run/cowsetup"
+
+struct assembly {
+	struct cowtab tab;
+	const struct cowtab_entry *any;		/* its options are those of pairs that no line names */
+	struct cow_device *cows;		/* all there are */
+	size_t nr_cows;
+	const char *device;			/* only pairs that this is a part of; NULL: all */
+	bool checked;				/* the kernel can do it */
+	unsigned int nr;			/* pairs that were complete */
+};
+
+/* ---- Finding the halves ---- */
+
+/* Where an rdo is: a path to be freed, or NULL. */
+static char *find_rdo(const char *spec)
+{
+	char *value, *copy, *path;
+
+	if (spec[0] == '/')
+		return access(spec, F_OK) ? NULL : xasprintf("%s", spec);
+	copy = xasprintf("%s", spec);
+	value = strchr(copy, '=');
+	if (value)
+		*value++ = 0;
+	path = value ? blkid_evaluate_tag(copy, value, NULL) : NULL;
+	free(copy);
+	return path;
+}
+
+static bool has_tag(const struct cow_device *cow, const char *spec)
+{
+	char *label = head_label(&cow->head, cow->format), uuid[UUID_STR_LEN] = "";
+	bool r = false;
+
+	if (cow->format == 2)
+		uuid_unparse_lower(cow->head.uuid, uuid);
+	if (!strncmp(spec, "LABEL=", 6))
+		r = !strcmp(spec + 6, label);
+	else if (!strncmp(spec, "UUID=", 5))
+		r = *uuid && !strcasecmp(spec + 5, uuid);
+	free(label);
+	return r;
+}
+
+/* The same for a cow: UUID= and LABEL= are what its head has. */
+static char *find_cow(const struct assembly *a, const char *spec)
+{
+	if (strncmp(spec, "UUID=", 5) && strncmp(spec, "LABEL=", 6))
+		return find_rdo(spec);
+	for (size_t i = 0; i < a->nr_cows; i++)
+		if (has_tag(&a->cows[i], spec))
+			return xasprintf("%s", a->cows[i].path);
+	return NULL;
+}
+
+/* Is the pair among those asked for? */
+static bool wanted(const struct assembly *a, const char *rdo, const char *cow)
+{
+	return !a->device || (rdo && file_same_path(rdo, a->device)) ||
+	       (cow && file_same_path(cow, a->device));
+}
+
+/* ---- Opening ---- */
+
+/* One at a time, until this process ends. */
+static int lock(void)
+{
+	int fd;
+
+	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
+		return error_errno("%s: cannot be made", RUN_DIR);
+	fd = open(RUN_DIR "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (fd < 0 || flock(fd, LOCK_EX))
+		return error_errno("%s/lock: cannot be locked", RUN_DIR);
+	return OK;
+}
+
+/* The module is not loaded before there is something to be opened. */
+static int prepare(struct assembly *a)
+{
+	int r;
+
+	if (a->checked)
+		return OK;
+	r = dm_check_kernel();
+	if (!r)
+		r = lock();
+	a->checked = !r;
+	return r;
+}
+
+/* A name for a pair that no line names: its label, or what nobody else has. */
+static char *choose_name(const struct assembly *a, const struct cow_device *cow)
+{
+	char *name = head_label(&cow->head, cow->format), uuid[UUID_STR_LEN];
+
+	name_make_plain(name);
+	if (*name && !dm_name_is_special(name) && !cowtab_find(&a->tab, name) && !dm_name_exists(name))
+		return name;
+	free(name);
+	uuid_unparse_lower(cow->head.uuid, uuid);
+	return xasprintf("cow-%s", uuid);
+}
+
+/* Open a pair that is complete; without @e's name, one is chosen. */
+static int open_one(struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
+		    const char *rdo, const char *cow)
+{
+	const struct options given = opt;
+	char *active = NULL, *name;
+	int r = OK;
+
+	a->nr++;
+	if (opt.dry_run) {
+		printf("%s: %s %s\n", any ? COWTAB_ANY : e->name, rdo, cow);
+		return OK;
+	}
+	r = prepare(a);
+	if (!r && !access(cow, F_OK))
+		r = find_active(cow, &active);
+	/* A line's device has to have its name: open_pair() says what is the matter. */
+	if (!r && active && (any || !strcmp(active, e->name))) {
+		verbose("%s: open already.", active);
+	} else if (!r) {
+		name = any ? choose_name(a, any) : xasprintf("%s", e->name);
+		opt = e->opt;
+		r = open_pair(rdo, cow, name, e->create);
+		opt = given;
+		free(name);
+	}
+	free(active);
+	return r;
+}
+
+/* A line; @named: it was asked for, so that all that is missing is an error. */
+static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool named)
+{
+	char *rdo = find_rdo(e->rdo), *cow = find_cow(a, e->cow);
+	int r = OK;
+
+	/* What is going to be made need not be there. */
+	if (!cow && e->create && e->cow[0] == '/')
+		cow = xasprintf("%s", e->cow);
+	if (rdo && cow && wanted(a, rdo, cow))
+		r = open_one(a, e, NULL, rdo, cow);
+	else if (named)
+		r = error(WRONG, "%s: not complete: there is no %s (%s:%u).", e->name, rdo ? e->cow : e->rdo,
+			  a->tab.path, e->line);
+	else if (wanted(a, rdo, cow))
+		verbose("%s: not complete: there is no %s.", e->name, rdo ? e->cow : e->rdo);
+	free(rdo);
+	free(cow);
+	return r;
+}
+
+/* A cow device that says where its rdo is, and is no line's. */
+static int assemble_cow(struct assembly *a, const struct cow_device *cow)
+{
+	char *spec = head_rdo_spec(&cow->head, cow->format), *rdo = *spec ? find_rdo(spec) : NULL;
+	int r = OK;
+
+	if (!*spec || (!rdo && !wanted(a, NULL, cow->path)))
+		;
+	else if (!rdo)
+		verbose("%s: not complete: there is no %s.", cow->path, spec);
+	else if (!wanted(a, rdo, cow->path))
+		;
+	else if (!a->any)
+		verbose("%s: belongs to %s, and is not opened, since no line of %s says so; see cowtab(5).",
+			cow->path, rdo, a->tab.path);
+	else
+		r = open_one(a, a->any, cow, rdo, cow->path);
+	free(spec);
+	free(rdo);
+	return r;
+}
+
+/* Is it the cow of a line? Then that line, noauto and all, says what becomes of it. */
+static bool has_entry(const struct assembly *a, const struct cow_device *cow)
+{
+	bool found = false;
+	char *path;
+
+	for (size_t i = 0; i < a->tab.nr && !found; i++) {
+		path = find_cow(a, a->tab.entries[i].cow);
+		found = path && file_same_path(path, cow->path);
+		free(path);
+	}
+	return found;
+}
+
+/* All go on when one fails; the exit code is that of the first. */
+static int assemble_all(struct assembly *a)
+{
+	const struct cowtab_entry *e;
+	int r = OK, one;
+
+	for (size_t i = 0; i < a->tab.nr && !interrupted; i++) {
+		e = &a->tab.entries[i];
+		if (e->noauto || !strcmp(e->name, COWTAB_ANY))
+			continue;
+		one = assemble_entry(a, e, false);
+		if (!r)
+			r = one;
+	}
+	for (size_t i = 0; i < a->nr_cows && !interrupted; i++) {
+		if (has_entry(a, &a->cows[i]))
+			continue;
+		one = assemble_cow(a, &a->cows[i]);
+		if (!r)
+			r = one;
+	}
+	return r;
+}
+
+static int assemble_named(struct assembly *a, const char *name)
+{
+	const struct cowtab_entry *e = cowtab_find(&a->tab, name);
+
+	if (!e || !strcmp(name, COWTAB_ANY))
+		return error(WRONG, "%s: %s has no line for a device of this name that is right; cowsetup assemble --all --dry-run shows those that are not.",
+			     name, a->tab.path);
+	return assemble_entry(a, e, true);
+}
+
+/* ---- The command ---- */
+
+int cmd_assemble(int argc, char **argv)
+{
+	const char *name = argc && !strchr(argv[0], '/') ? argv[0] : NULL;
+	struct assembly a = { 0 };
+	int r, bad_lines;
+
+	if (opt.all == (argc > 0))
+		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
+	if (argc && !name && access(argv[0], F_OK))
+		return error_errno("%s", argv[0]);
+	a.device = name ? NULL : argv[0];
+	/* The generator has told of lines that are wrong, and --all does: not again for each device. */
+	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB, argc);
+	a.any = cowtab_find(&a.tab, COWTAB_ANY);
+	if (a.any && a.any->noauto)
+		a.any = NULL;
+	r = find_cow_devices(&a.cows, &a.nr_cows);
+	if (!r)
+		r = name ? assemble_named(&a, name) : assemble_all(&a);
+	if (!r && !name && !a.nr)
+		verbose("There is no pair to be opened.");
+	free_cow_devices(a.cows, a.nr_cows);
+	cowtab_free(&a.tab);
+	return r || argc ? r : bad_lines;
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: reads /etc/cowtab.
+ *
+ * A line has a name, rdo, cow, and options with commas between them. A line that
+ * is wrong is told with its number and left out, since the others may be what
+ * a machine needs to come up.
+ */
+
+#include "cowtab.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dm.h"
+#include "open.h"
+
+static const char BLANKS[] = " \t\r\n";
+
+/* A line that is being read. */
+struct line {
+	const struct cowtab *tab;
+	struct cowtab_entry e;
+};
+
+static __attribute__((format(printf, 2, 3)))
+int bad(const struct line *l, const char *fmt, ...)
+{
+	va_list ap;
+	char *text;
+
+	if (l->tab->quiet)
+		return WRONG;
+	va_start(ap, fmt);
+	if (vasprintf(&text, fmt, ap) < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	va_end(ap);
+	error(WRONG, "%s:%u: %s; the line is left out, see cowtab(5).", l->tab->path, l->e.line, text);
+	free(text);
+	return WRONG;
+}
+
+/* ---- Options ---- */
+
+static bool *flag(struct cowtab_entry *e, const char *name)
+{
+	const struct {
+		const char *name;
+		bool *flag;
+	} flags[] = {
+		{ "create", &e->create },
+		{ "monitor", &e->opt.monitor },
+		{ "no-discard-passdown", &e->opt.no_passdown },
+		{ "noauto", &e->noauto },
+		{ "queue-if-no-space", &e->opt.queue },
+		{ "read-only", &e->opt.read_only },
+		{ "repair", &e->opt.repair },
+	};
+
+	for (unsigned int i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
+		if (!strcmp(name, flags[i].name))
+			return flags[i].flag;
+	return NULL;
+}
+
+static u64 *size(struct cowtab_entry *e, const char *name)
+{
+	if (!strcmp(name, "limit"))
+		return &e->opt.limit;
+	if (!strcmp(name, "low-water"))
+		return &e->opt.low_water;
+	if (!strcmp(name, "reserve"))
+		return &e->opt.reserve;
+	return NULL;
+}
+
+/* What is for systemd's generator, or says what is so anyway. */
+static bool is_others(const char *option)
+{
+	return !strcmp(option, "defaults") || !strcmp(option, "nofail") || !strcmp(option, "_netdev") ||
+	       !strncmp(option, "x-", 2);
+}
+
+static int parse_one(struct line *l, char *option)
+{
+	char *value = strchr(option, '=');
+	bool *on = flag(&l->e, option);
+	u64 *bytes;
+
+	if (on) {
+		*on = true;
+		return OK;
+	}
+	if (is_others(option))
+		return OK;
+	if (value)
+		*value++ = 0;
+	bytes = size(&l->e, option);
+	if (!bytes)
+		return bad(l, "unknown option %s", option);
+	if (!value || !parse_size(value, bytes))
+		return bad(l, "%s=%s: it must be a size, as 4096, 64K or 1.5G", option, value ? value : "");
+	return OK;
+}
+
+static int parse_options(struct line *l, char *text)
+{
+	char *save;
+	int r = OK;
+
+	for (char *o = strtok_r(text, ",", &save); o && !r; o = strtok_r(NULL, ",", &save))
+		r = parse_one(l, o);
+	if (!r && l->e.create && l->e.opt.read_only)
+		r = bad(l, "create and read-only: a cowfile that is never written cannot be made");
+	if (!r && l->e.create && !strcmp(l->e.name, COWTAB_ANY))
+		r = bad(l, "%s: create: it stands for what has a cowfile already", COWTAB_ANY);
+	return r;
+}
+
+/* ---- Fields ---- */
+
+static bool is_spec(const char *spec)
+{
+	static const char *const tags[] = { "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=" };
+
+	if (spec[0] == '/')
+		return true;
+	for (unsigned int i = 0; i < sizeof(tags) / sizeof(tags[0]); i++)
+		if (!strncmp(spec, tags[i], strlen(tags[i])))
+			return spec[strlen(tags[i])];
+	return false;
+}
+
+static int check_fields(const struct line *l)
+{
+	const struct cowtab_entry *e = &l->e, *other;
+	const bool any = !strcmp(e->name, COWTAB_ANY);
+
+	if (!any && (dm_name_is_special(e->name) || strlen(e->name) > 100 || !name_is_plain(e->name)))
+		return bad(l, "%s: not a name for a device: found other characters than letters, digits and #+-.:=@_, or more than 100",
+			   e->name);
+	other = cowtab_find(l->tab, e->name);
+	if (other)
+		return bad(l, "%s: the name is that of line %u already", e->name, other->line);
+	if (any && (strcmp(e->rdo, "-") || strcmp(e->cow, "-")))
+		return bad(l, "%s: stands for cow devices that say where their rdo is: found %s and %s, expected - and -",
+			   e->name, e->rdo, e->cow);
+	if (!any && !is_spec(e->rdo))
+		return bad(l, "%s: found %s for rdo, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
+			   e->name, e->rdo);
+	if (!any && !is_spec(e->cow))
+		return bad(l, "%s: found %s for cow, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
+			   e->name, e->cow);
+	if (strpbrk(e->rdo, "\"'\\") || strpbrk(e->cow, "\"'\\"))
+		return bad(l, "%s: rdo and cow cannot have quotes or \\ in them", e->name);
+	return OK;
+}
+
+static void free_entry(struct cowtab_entry *e)
+{
+	free(e->name);
+	free(e->rdo);
+	free(e->cow);
+	free(e->options);
+}
+
+static int parse_line(struct cowtab *tab, unsigned int number, char *text)
+{
+	/* What the command line says of messages goes for all. */
+	struct line l = { .tab = tab, .e = { .line = number, .opt = opt } };
+	char *field[5], *save = NULL;
+	struct cowtab_entry *grown;
+	unsigned int nr = 0;
+	int r;
+
+	for (char *f = strtok_r(text, BLANKS, &save); f && nr < 5; f = strtok_r(NULL, BLANKS, &save))
+		field[nr++] = f;
+	if (!nr || field[0][0] == '#')
+		return OK;
+	if (nr < 3 || nr > 4)
+		return bad(&l, "found %s%u fields, expected a name, rdo, cow and, maybe, options",
+			   nr > 4 ? "at least " : "", nr);
+
+	l.e.name = xasprintf("%s", field[0]);
+	l.e.rdo = xasprintf("%s", field[1]);
+	l.e.cow = xasprintf("%s", field[2]);
+	l.e.options = xasprintf("%s", nr > 3 && strcmp(field[3], "-") ? field[3] : "");
+	r = check_fields(&l);
+	if (!r && *l.e.options)
+		r = parse_options(&l, field[3]);
+	if (r) {
+		free_entry(&l.e);
+		return r;
+	}
+	grown = realloc(tab->entries, (tab->nr + 1) * sizeof(*grown));
+	if (!grown)
+		exit(error(NO_MEMORY, "Out of memory."));
+	tab->entries = grown;
+	grown[tab->nr++] = l.e;
+	return OK;
+}
+
+/* ---- The table ---- */
+
+int cowtab_read(struct cowtab *tab, const char *path, bool quiet)
+{
+	FILE *f = fopen(path, "re");
+	unsigned int number = 0;
+	char *text = NULL;
+	size_t room = 0;
+	ssize_t n;
+	int r = OK;
+
+	*tab = (struct cowtab){ .path = path, .quiet = quiet };
+	if (!f && errno == ENOENT)
+		return OK;
+	if (!f)
+		return error_errno("%s: cannot be read", path);
+	while ((n = getline(&text, &room, f)) >= 0) {
+		number++;
+		/* A zero byte would end it. */
+		for (ssize_t i = 0; i < n; i++)
+			if (!text[i])
+				text[i] = '?';
+		if (parse_line(tab, number, text))
+			r = WRONG;
+	}
+	if (ferror(f))
+		r = error_errno("%s: cannot be read", path);
+	free(text);
+	fclose(f);
+	return r;
+}
+
+void cowtab_free(struct cowtab *tab)
+{
+	for (size_t i = 0; i < tab->nr; i++)
+		free_entry(&tab->entries[i]);
+	free(tab->entries);
+	*tab = (struct cowtab){ 0 };
+}
+
+const struct cowtab_entry *cowtab_find(const struct cowtab *tab, const char *name)
+{
+	for (size_t i = 0; i < tab->nr; i++)
+		if (!strcmp(tab->entries[i].name, name))
+			return &tab->entries[i];
+	return NULL;
+}

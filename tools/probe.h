@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: telling cowfiles on block devices from everything else.
+ */
+
+#ifndef COWSETUP_PROBE_H
+#define COWSETUP_PROBE_H
+
+#include "cowfile.h"
+
+/* A device that holds a cowfile. */
+struct cow_device {
+	char *path;
+	struct cow_head head;
+	unsigned int format;
+	enum cow_state state;
+};
+
+/* The label and the place of rdo in a head, texts to be freed; empty in format 1. */
+char *head_label(const struct cow_head *head, unsigned int format);
+char *head_rdo_spec(const struct cow_head *head, unsigned int format);
+
+/* All of them there are now, in an array for free_cow_devices(). What can't be read is none. */
+int find_cow_devices(struct cow_device **devices, size_t *nr);
+void free_cow_devices(struct cow_device *devices, size_t nr);
+
+#endif /* COWSETUP_PROBE_H */
