@@ -20,7 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
 #include "cowtab.h"
@@ -53,7 +52,7 @@ static char *find_rdo(const char *spec)
 	value = strchr(copy, '=');
 	if (value)
 		*value++ = 0;
-	path = value ? blkid_evaluate_tag(copy, value, NULL) : NULL;
+	path = value ? find_tagged(copy, value) : NULL;
 	free(copy);
 	return path;
 }
