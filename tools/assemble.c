@@ -261,7 +261,7 @@ int cmd_assemble(int argc, char **argv)
 	struct assembly a = { 0 };
 	int r, bad_lines;
 
-	if (opt.all == (argc > 0))
+	if (opt.all == !!argc)
 		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
 	if (argc && !name && access(argv[0], F_OK))
 		return error_errno("%s", argv[0]);

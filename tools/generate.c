@@ -251,8 +251,7 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 		r = add_half(e, dir, service, e->cow, true, &text);
 	/* It may have been closed by hand, or because one of its devices has gone, which is no failure. */
 	if (!r) {
-		whole = xasprintf("%s"
-				  "\n"
+		whole = xasprintf("%s\n"
 				  "[Service]\n"
 				  "Type=oneshot\n"
 				  "RemainAfterExit=yes\n"
