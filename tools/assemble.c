@@ -20,7 +20,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
 #include "cowtab.h"
@@ -53,7 +52,7 @@ static char *find_rdo(const char *spec)
 	value = strchr(copy, '=');
 	if (value)
 		*value++ = 0;
-	path = value ? blkid_evaluate_tag(copy, value, NULL) : NULL;
+	path = value ? find_tagged(copy, value) : NULL;
 	free(copy);
 	return path;
 }
@@ -262,7 +261,7 @@ int cmd_assemble(int argc, char **argv)
 	struct assembly a = { 0 };
 	int r, bad_lines;
 
-	if (opt.all == (argc > 0))
+	if (opt.all == !!argc)
 		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
 	if (argc && !name && access(argv[0], F_OK))
 		return error_errno("%s", argv[0]);

@@ -88,12 +88,12 @@ static int run(struct dm_task *task)
 }
 
 /* Run a task that makes, changes or removes a node; wait until that is done. */
-static int run_with_udev(struct dm_task *task)
+static int run_with_udev(struct dm_task *task, uint16_t flags)
 {
 	uint32_t cookie = 0;
 	int err;
 
-	if (!dm_task_set_cookie(task, &cookie, 0))
+	if (!dm_task_set_cookie(task, &cookie, flags))
 		return EIO;
 	err = run(task);
 	dm_udev_wait(cookie);
@@ -331,7 +331,7 @@ static int load(const char *name, u64 start, u64 sectors, const char *params, bo
 static int resume(const char *name)
 {
 	struct dm_task *task = new_task(DM_DEVICE_RESUME, name);
-	int err = run_with_udev(task);
+	int err = run_with_udev(task, 0);
 
 	dm_task_destroy(task);
 	return err;
@@ -347,7 +347,8 @@ static int remove_named(const char *name, bool deferred)
 		dm_task_deferred_remove(task);
 	else
 		dm_task_retry_remove(task);
-	err = run_with_udev(task);
+	/* Nor would the library wait with the node until a device in use has gone. */
+	err = run_with_udev(task, deferred ? DM_UDEV_DISABLE_LIBRARY_FALLBACK : 0);
 	dm_task_destroy(task);
 
 	return err;

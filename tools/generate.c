@@ -209,7 +209,9 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 		free(unit);
 	} else {
 		quoted = quote(spec);
-		more = xasprintf("%sRequiresMountsFor=%s\n", *text, quoted);
+		/* At that time nothing else may have loaded it. */
+		more = xasprintf("%sRequiresMountsFor=%s\n"
+				 "Wants=modprobe@loop.service\nAfter=modprobe@loop.service\n", *text, quoted);
 	}
 	free(quoted);
 	free(node);
@@ -234,6 +236,8 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 			 "SourcePath=%s\n"
 			 "DefaultDependencies=no\n"
 			 "IgnoreOnIsolate=true\n"
+			 "Wants=modprobe@dm_mod.service\n"
+			 "After=modprobe@dm_mod.service\n"
 			 "Conflicts=umount.target\n"
 			 "Before=umount.target\n"
 			 "Wants=blockdev@dev-mapper-%%i.target\n"
@@ -245,15 +249,15 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 	r = add_half(e, dir, service, e->rdo, false, &text);
 	if (!r)
 		r = add_half(e, dir, service, e->cow, true, &text);
+	/* It may have been closed by hand, or because one of its devices has gone, which is no failure. */
 	if (!r) {
-		whole = xasprintf("%s"
-				  "\n"
+		whole = xasprintf("%s\n"
 				  "[Service]\n"
 				  "Type=oneshot\n"
 				  "RemainAfterExit=yes\n"
 				  "TimeoutStartSec=infinity\n"
 				  "ExecStart=%s assemble -- %s\n"
-				  "ExecStop=%s close --deferred -- %s\n",
+				  "ExecStop=-%s close --deferred -- %s\n",
 				  text, self, e->name, self, e->name);
 		path = xasprintf("%s/%s", dir, service);
 		r = write_file(path, whole);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -97,25 +98,37 @@ static dev_t device_number(const char *name)
 	return makedev(maj, min);
 }
 
+/* The next device that has anything in it: its path, to be freed; NULL: that was the last. */
+static char *next_device(DIR *dir, dev_t *dev)
+{
+	struct dirent *entry;
+	char *size, *path;
+
+	while ((entry = readdir(dir))) {
+		*dev = device_number(entry->d_name);
+		size = *dev ? dev_attribute(*dev, "size") : NULL;
+		path = size && strcmp(size, "0") ? dev_path(*dev) : NULL;
+		free(size);
+		if (path)
+			return path;
+	}
+	return NULL;
+}
+
 int find_cow_devices(struct cow_device **devices, size_t *nr)
 {
 	DIR *dir = opendir("/sys/class/block");
-	struct dirent *entry;
 	struct cow_device *grown;
 	struct cowfile c;
-	char *path, *size;
+	char *path;
 	dev_t dev;
 
 	*devices = NULL;
 	*nr = 0;
 	if (!dir)
 		return error_errno("/sys/class/block: the block devices cannot be listed");
-	while ((entry = readdir(dir))) {
-		dev = device_number(entry->d_name);
-		size = dev ? dev_attribute(dev, "size") : NULL;
-		path = size && strcmp(size, "0") ? dev_path(dev) : NULL;
-		free(size);
-		if (!path || !look_at(path, &c)) {
+	while ((path = next_device(dir, &dev))) {
+		if (!look_at(path, &c)) {
 			free(path);
 			continue;
 		}
@@ -134,6 +147,57 @@ void free_cow_devices(struct cow_device *devices, size_t nr)
 	for (size_t i = 0; i < nr; i++)
 		free(devices[i].path);
 	free(devices);
+}
+
+static bool is_cowloop(dev_t dev)
+{
+	char *uuid = dev_attribute(dev, "dm/uuid");
+	const bool is = uuid && !strncmp(uuid, "COWLOOP-", 8);
+
+	free(uuid);
+	return is;
+}
+
+/* Does libblkid find that UUID or label there? */
+static bool device_has_tag(const char *path, const char *tag, const char *value)
+{
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	blkid_probe pr = fd < 0 ? NULL : blkid_new_probe();
+	const char *found;
+	bool has = false;
+
+	if (pr && !blkid_probe_set_device(pr, fd, 0, 0)) {
+		blkid_probe_enable_superblocks(pr, 1);
+		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_UUID | BLKID_SUBLKS_LABEL);
+		has = !blkid_do_safeprobe(pr) && !blkid_probe_lookup_value(pr, tag, &found, NULL) &&
+		      !strcmp(found, value);
+	}
+	if (pr)
+		blkid_free_probe(pr);
+	if (fd >= 0)
+		close(fd);
+	return has;
+}
+
+char *find_tagged(const char *tag, const char *value)
+{
+	char *path = blkid_evaluate_tag(tag, value, NULL);
+	struct stat st;
+	dev_t dev;
+	DIR *dir;
+
+	if (!path || stat(path, &st) || !is_cowloop(st.st_rdev))
+		return path;
+	free(path);
+	dir = opendir("/sys/class/block");
+	while ((path = dir ? next_device(dir, &dev) : NULL)) {
+		if (!is_cowloop(dev) && device_has_tag(path, tag, value))
+			break;
+		free(path);
+	}
+	if (dir)
+		closedir(dir);
+	return path;
 }
 
 /* ---- The command ---- */

@@ -24,4 +24,11 @@ char *head_rdo_spec(const struct cow_head *head, unsigned int format);
 int find_cow_devices(struct cow_device **devices, size_t *nr);
 void free_cow_devices(struct cow_device *devices, size_t nr);
 
+/*
+ * The device of a tag: "UUID" and a value, say; a path to be freed, or NULL. It
+ * is no cowloop device, which has the filesystem of its read-only device, and
+ * so the same UUID and label.
+ */
+char *find_tagged(const char *tag, const char *value);
+
 #endif /* COWSETUP_PROBE_H */

@@ -65,7 +65,6 @@ for suite; do
 	rm wrong.rdo
 	truncate -s 32M wrong.rdo
 	mke2fs -q -t ext4 -L wrong wrong.rdo
-	sha256sum ./*.rdo >sums
 
 	mkdir -p etc
 	cat >etc/cowtab <<-END
@@ -78,16 +77,16 @@ for suite; do
 	END
 	cat >etc/fstab <<-END
 		/dev/vda           /    ext4   rw,noatime  0 0
-		tmpfs              /run/shm  tmpfs  defaults  0 0
 		/dev/mapper/boot   /mnt ext4   defaults    0 2
 		/dev/mapper/hand   /opt ext4   noauto      0 0
 	END
-	rm -f srv
+	pair file
 	mkdir -p srv
-	cp boot.rdo srv/rdo
+	mv file.rdo srv/rdo
+	sha256sum ./*.rdo >sums
 
 	"$top/scripts/vm" --distro "$suite" --timeout 900 --poweroff --qmp qmp --file "$tree:/" --file etc/cowtab:/etc/cowtab \
-		--file etc/fstab:/etc/fstab --file srv:/srv --disk boot.rdo,readonly=on --disk boot.cow \
+		--file etc/fstab:/etc/fstab --file srv:/srv --disk boot.rdo,readonly=on,serial=boot.rdo --disk boot.cow,serial=boot.cow \
 		"$top/tests/slow/assemble-guest" 2>&1 | serve
 	is "${PIPESTATUS[0]}" 0 "Debian $suite"
 	is "$(cowsetup dump --json boot.cow | grep -c '"state": *"clean"')" 1 "what was mounted as it went off is clean"
