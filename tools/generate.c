@@ -193,6 +193,11 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 static int add_half(const struct cowtab_entry *e, const char *dir, const char *service, const char *spec,
 		    bool cow, char **text)
 {
+	/*
+	 * This link goes over to the device itself, which has the same filesystem, and to others
+	 * like it; whoever stops one of these would stop what requires the link.
+	 */
+	const bool moves = !cow && (!strncmp(spec, "UUID=", 5) || !strncmp(spec, "LABEL=", 6));
 	char *node = device_node(spec, cow), *unit, *name, *quoted, *more;
 	int r = OK;
 
@@ -201,7 +206,8 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 		unit = xasprintf("%s.device", name);
 		free(name);
 		quoted = quote(unit);
-		more = xasprintf("%sBindsTo=%s\nAfter=%s\n", *text, quoted, quoted);
+		more = xasprintf("%s%s=%s\nAfter=%s\n", *text, moves ? "Wants" : "BindsTo", quoted,
+				 quoted);
 		if (!e->noauto)
 			r = link_unit(dir, unit, "wants", service);
 		if (!r)
@@ -221,13 +227,14 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 }
 
 static int write_service(const struct cowtab *tab, const struct cowtab_entry *e, const char *dir,
-			 const char *instance, const char *service, const char *self)
+			 const char *device, const char *service, const char *self)
 {
 	const bool netdev = has_option(e, "_netdev"), nofail = has_option(e, "nofail");
 	const char *target = netdev ? "remote-cowsetup.target" : "cowsetup.target";
 	char *text, *whole, *path;
 	int r;
 
+	/* When the device has gone, however that came about, there is something to be started again. */
 	text = xasprintf("# Made by cowsetup-generator of line %u in %s.\n"
 			 "\n"
 			 "[Unit]\n"
@@ -242,11 +249,14 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 			 "Before=umount.target\n"
 			 "Wants=blockdev@dev-mapper-%%i.target\n"
 			 "Before=blockdev@dev-mapper-%%i.target\n"
+			 "BindsTo=dev-mapper-%%i.device\n"
 			 "%s%s%s%s",
 			 e->line, tab->path, tab->path,
 			 nofail ? "" : "Before=", nofail ? "" : target, nofail ? "" : "\n",
 			 netdev ? "After=remote-fs-pre.target\n" : "");
-	r = add_half(e, dir, service, e->rdo, false, &text);
+	r = write_timeout(e, dir, device);
+	if (!r)
+		r = add_half(e, dir, service, e->rdo, false, &text);
 	if (!r)
 		r = add_half(e, dir, service, e->cow, true, &text);
 	/* It may have been closed by hand, or because one of its devices has gone, which is no failure. */
@@ -266,7 +276,7 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 	}
 	free(text);
 	if (!r)
-		r = link_unit(dir, instance, "requires", service);
+		r = link_unit(dir, device, "requires", service);
 	if (!r && !e->noauto)
 		r = link_unit(dir, target, nofail ? "wants" : "requires", service);
 	return r;
