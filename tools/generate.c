@@ -234,7 +234,6 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 	char *text, *whole, *path;
 	int r;
 
-	/* When the device has gone, however that came about, there is something to be started again. */
 	text = xasprintf("# Made by cowsetup-generator of line %u in %s.\n"
 			 "\n"
 			 "[Unit]\n"
@@ -249,14 +248,11 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 			 "Before=umount.target\n"
 			 "Wants=blockdev@dev-mapper-%%i.target\n"
 			 "Before=blockdev@dev-mapper-%%i.target\n"
-			 "BindsTo=dev-mapper-%%i.device\n"
 			 "%s%s%s%s",
 			 e->line, tab->path, tab->path,
 			 nofail ? "" : "Before=", nofail ? "" : target, nofail ? "" : "\n",
 			 netdev ? "After=remote-fs-pre.target\n" : "");
-	r = write_timeout(e, dir, device);
-	if (!r)
-		r = add_half(e, dir, service, e->rdo, false, &text);
+	r = add_half(e, dir, service, e->rdo, false, &text);
 	if (!r)
 		r = add_half(e, dir, service, e->cow, true, &text);
 	/* It may have been closed by hand, or because one of its devices has gone, which is no failure. */

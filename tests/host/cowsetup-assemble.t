@@ -195,17 +195,15 @@ dev-nbd0.device.wants/cowsetup@net.service -> ../cowsetup@net.service
 remote-cowsetup.target.requires/cowsetup@net.service -> ../cowsetup@net.service" "who wants and requires them"
 unit='cowsetup@a\x2db.service'
 devices="dev-disk-by\\x2duuid-${uuid//-/\\x2d}.device dev-disk-by\\x2dcow\\x2dlabel-my\\x5cx2f\\x5cx25cow.device"
-is "$(setting "$unit" BindsTo)" "dev-mapper-%i.device ${devices#* }" "bound to its own device and cow"
+is "$(setting "$unit" BindsTo)" "${devices#* }" "bound to cow"
 is "$(setting "$unit" Wants | grep -o '[^ ]*$')" "${devices% *}" "but not to a UUID that more devices come to have"
-is "$(setting cowsetup@net.service BindsTo)" "dev-mapper-%i.device dev-nbd0.device" "while a path is rdo's alone"
+is "$(setting cowsetup@net.service BindsTo)" "dev-nbd0.device" "while a path is rdo's alone"
 is "$(setting "$unit" After)" "modprobe@dm_mod.service $devices" "and after them"
 is "$(setting "$unit" Before)" "umount.target blockdev@dev-mapper-%i.target cowsetup.target" "before what needs it"
 like "$(setting "$unit" ExecStart)" '/cowsetup assemble -- a-b$' "opens it"
 like "$(setting "$unit" ExecStop)" '^-/.*/cowsetup close --deferred -- a-b$' "closes it"
 is "$(cat gen/dev-disk-by*uuid*.device.d/50-cowsetup-a-b.conf)" "[Unit]
 JobRunningTimeoutSec=5min" "a timeout is its device's"
-is "$(cat 'gen/dev-mapper-a\x2db.device.d/50-cowsetup-a-b.conf')" "[Unit]
-JobRunningTimeoutSec=5min" "and that of what is made of it"
 is "$(setting cowsetup@file.service RequiresMountsFor)" "/srv/100%%/rdo.img /var/cow" "files: after their filesystems"
 like "$(setting cowsetup@file.service After)" 'modprobe@loop.service' "and with loop devices"
 is "$(setting cowsetup@file.service Before)" "umount.target blockdev@dev-mapper-%i.target" "nofail: not waited for"
