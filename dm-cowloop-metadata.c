@@ -2016,7 +2016,7 @@ static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **er
 	md->sector_bytes = geo->format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
 	md->map.sector_units = md->sector_bytes * BITS_PER_BYTE;
 	md->map.region_units = md->region_sectors * md->map.sector_units;
-	md->map.region_inverse = DIV_ROUND_UP_ULL(1ULL << 38, md->map.region_units >> 8);
+	md->map.region_inverse = DIV_ROUND_UP_ULL(BIT_ULL(38), md->map.region_units >> 8);
 	md->nr_map_sectors = div_u64(geo->nr_units + md->map.sector_units - 1,
 				     md->map.sector_units);
 	md->nr_regions = div_u64(geo->nr_units + md->map.region_units - 1, md->map.region_units);

@@ -313,7 +313,7 @@ int cow_md_count_some(struct cow_md *md);
  * that is aligned for it. Regions have 127 or 128 times 256 units; for 2^31 such groups
  * the product fits, and what has been added by rounding up stays below one.
  */
-#define COW_MAX_UNITS	(1ULL << 39)
+#define COW_MAX_UNITS	BIT_ULL(39)
 
 static __always_inline u64 cow_unit_to_region(const struct cow_map *map, u64 unit, u32 *bit)
 {

@@ -476,7 +476,7 @@ static int close_gone(void)
 
 int cmd_close(int argc, char **argv)
 {
-	if (opt.gone == (argc > 0))
+	if (opt.gone == !!argc)
 		return error(USAGE, "close: requires <name> or --gone.");
 	return opt.gone ? close_gone() : close_one(argv[0]);
 }
