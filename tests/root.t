@@ -89,7 +89,8 @@ usable() {
 }
 
 start 'a new system'
-in_root sh -c 'find /usr/sbin -type f -exec sha256sum {} + >/root/sums && sync /root/sums' # what has not been when it is full may find no space
+# synced: what has not been when it is full may find no space
+in_root sh -c 'find /usr/sbin -type f -exec sha256sum {} + >/root/sums && sync /root/sums'
 in_root dd if=/dev/urandom of=/var/written bs=4K count=64 conv=fsync status=none
 daemon
 usable 'with room' dir0

@@ -27,8 +27,6 @@
 #include "open.h"
 #include "probe.h"
 
-#define RUN_DIR		"/run/cowsetup"
-
 struct assembly {
 	struct cowtab tab;
 	const struct cowtab_entry *any;		/* its options are those of pairs that no line names */
@@ -97,11 +95,11 @@ static int lock(void)
 {
 	int fd;
 
-	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
-		return error_errno("%s: cannot be made", RUN_DIR);
-	fd = open(RUN_DIR "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	if (mkdir(COWSETUP_RUN, 0755) && errno != EEXIST)
+		return error_errno("%s: cannot be made", COWSETUP_RUN);
+	fd = open(COWSETUP_RUN "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0 || flock(fd, LOCK_EX))
-		return error_errno("%s/lock: cannot be locked", RUN_DIR);
+		return error_errno("%s/lock: cannot be locked", COWSETUP_RUN);
 	return OK;
 }
 

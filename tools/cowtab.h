@@ -11,6 +11,9 @@
 
 #define COWTAB		"/etc/cowtab"
 
+/* The lock of assemble, and the mark that has udev call it for all devices. */
+#define COWSETUP_RUN	"/run/cowsetup"
+
 /* The name in the line for all the cow devices that say where their rdo is. */
 #define COWTAB_ANY	"*"
 

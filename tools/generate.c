@@ -22,9 +22,6 @@
 #include "cowtab.h"
 #include "dm.h"
 
-/* Where the mark is that has udev call assemble for all devices. */
-#define MARK_DIR	"/run/cowsetup"
-
 /* ---- Names of units ---- */
 
 static bool unit_char(char c)
@@ -300,7 +297,7 @@ static int make_units(const struct cowtab *tab, const struct cowtab_entry *e, co
 static int set_mark(bool on)
 {
 	const char *run = getenv("RUNTIME_DIRECTORY");
-	const char *dir = run ? run : MARK_DIR;
+	const char *dir = run ? run : COWSETUP_RUN;
 	char *path = xasprintf("%s/assemble", dir);
 	int r = OK, fd;
 

@@ -63,6 +63,12 @@ static bool is_device(dev_t dev, const struct file *f)
 	return !fstat(f->fd, &st) && st.st_rdev == dev;
 }
 
+/* One that has let go of its cowfile has but a number, which may be another's by now. */
+static bool has_cowfile(const struct dm_device *d, const struct file *f)
+{
+	return d->mode != DM_MODE_CLOSED && is_device(d->cow, f);
+}
+
 /* Refuse what an active cowloop device has; many may share a read-only device, though. */
 static int refuse_active(const char *path, bool as_rdo)
 {
@@ -78,8 +84,7 @@ static int refuse_active(const char *path, bool as_rdo)
 		return r;
 	r = dm_list(&devices, &nr);
 	for (size_t i = 0; i < nr && !r; i++) {
-		/* One that has let go of its cowfile has but a number, which may be another's by now. */
-		if (devices[i].mode != DM_MODE_CLOSED && is_device(devices[i].cow, &f))
+		if (has_cowfile(&devices[i], &f))
 			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
 				  DM_NODES, devices[i].name);
 		else if (!as_rdo && is_device(devices[i].rdo, &f))
@@ -104,7 +109,7 @@ int find_active(const char *cow, char **name)
 		return r;
 	r = dm_list(&devices, &nr);
 	for (size_t i = 0; i < nr && !r && !*name; i++)
-		if (devices[i].mode != DM_MODE_CLOSED && is_device(devices[i].cow, &f))
+		if (has_cowfile(&devices[i], &f))
 			*name = xasprintf("%s", devices[i].name);
 	free(devices);
 	file_close(&f);

@@ -136,7 +136,7 @@ int find_cow_devices(struct cow_device **devices, size_t *nr)
 		if (!grown)
 			exit(error(NO_MEMORY, "Out of memory."));
 		*devices = grown;
-		grown[(*nr)++] = (struct cow_device){ path, c.head, c.format, c.state };
+		grown[(*nr)++] = (struct cow_device){ path, c.head, c.format };
 	}
 	closedir(dir);
 	return OK;

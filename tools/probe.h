@@ -13,7 +13,6 @@ struct cow_device {
 	char *path;
 	struct cow_head head;
 	unsigned int format;
-	enum cow_state state;
 };
 
 /* The label and the place of rdo in a head, texts to be freed; empty in format 1. */
