@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -382,17 +383,21 @@ int dm_replace(const struct dm_device *d, const char *params, bool read_only)
 
 	if (err)
 		return err;
+	/* It may be what this program is on, whose pages cannot be read while it is suspended. */
+	mlockall(MCL_CURRENT | MCL_FUTURE);
 	/* Without freezing a filesystem on it, which would want to write. */
 	task = new_task(DM_DEVICE_SUSPEND, d->name);
 	dm_task_skip_lockfs(task);
 	err = run(task);
 	dm_task_destroy(task);
-	if (!err)
-		return resume(d->name);
-
-	task = new_task(DM_DEVICE_CLEAR, d->name);
-	run(task);
-	dm_task_destroy(task);
+	if (!err) {
+		err = resume(d->name);
+	} else {
+		task = new_task(DM_DEVICE_CLEAR, d->name);
+		run(task);
+		dm_task_destroy(task);
+	}
+	munlockall();
 	return err;
 }
 
