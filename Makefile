@@ -14,6 +14,7 @@ make check-stress       races, for five minutes on 2 CPUs and again on 4; SECOND
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
+make check-boot         a root filesystem on a cowloop device: from disks, live media and the network, on Debian 12 and 13
 make check-assemble     what opens by itself: at boot, and when it is plugged in, on Debian 12 and 13
 make check-deb          the Debian packages, on Debian 12 and 13
 make check-patch        the patches for a kernel tree: applied, and built
@@ -167,6 +168,11 @@ COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 UDEVRULESDIR ?= $(PREFIX)/lib/udev/rules.d
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 GENERATORDIR ?= $(PREFIX)/lib/systemd/system-generators
+# systemd looks nowhere else
+SHUTDOWNDIR ?= /usr/lib/systemd/system-shutdown
+LIBDIR ?= $(PREFIX)/lib/cowsetup
+# initramfs-tools looks in two places: that of packages, and that of the machine's own
+INITRAMFSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/initramfs-tools
 
 # what calls cowsetup, by the path it is at
 CALLERS = "$(DESTDIR)$(UDEVRULESDIR)/65-cowsetup.rules" "$(DESTDIR)$(GENERATORDIR)/cowsetup-generator" \
@@ -184,12 +190,22 @@ install-tools: build/tools/cowsetup $(PLUGIN)
 	$(Q)install -D -m 644 -t "$(DESTDIR)$(UDEVRULESDIR)" udev/65-cowsetup.rules
 	$(Q)install -D -m 755 -t "$(DESTDIR)$(GENERATORDIR)" systemd/cowsetup-generator
 	$(Q)install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(wildcard systemd/*.target systemd/*.service)
+	$(Q)install -D -m 755 systemd/cowsetup-shutdown "$(DESTDIR)$(SHUTDOWNDIR)/cowloop"
 	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,' $(CALLERS)
 	$(Q)install -d "$(DESTDIR)$(UNITDIR)/sysinit.target.wants" "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
 	$(Q)ln -sf ../cowsetup.target "$(DESTDIR)$(UNITDIR)/sysinit.target.wants"
 	$(Q)ln -sf ../remote-cowsetup.target "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
 
-install: install-module install-tools
+# for a root filesystem on a cowloop device; update-initramfs is for whoever wants that to be in it
+install-initramfs:
+	$(Q)install -D -m 644 initramfs/cowroot "$(DESTDIR)$(LIBDIR)/cowroot"
+	$(Q)install -D -m 755 initramfs/initramfs-tools/hook "$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot"
+	$(Q)install -D -m 755 initramfs/initramfs-tools/local-top "$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot"
+	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' \
+		"$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot" "$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot"
+	$(Q)install -D -m 644 man/cowroot.7 "$(DESTDIR)$(MANDIR)/man7/cowroot.7"
+
+install: install-module install-tools install-initramfs
 
 # The module's source, for DKMS to build it for every kernel that comes
 DKMS_SRC = /usr/src/dm-cowloop-$(VERSION)
@@ -241,7 +257,7 @@ lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
 # what takes longer, or a release of Debian besides
-check-assemble check-deb check-patch check-arch check-sign: check-%:
+check-assemble check-boot check-deb check-patch check-arch check-sign: check-%:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
@@ -301,4 +317,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch check-assemble check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign

@@ -41,7 +41,11 @@ touch "root/lib/modules/$release/modules.order"
 installs "make install DESTDIR=" install DESTDIR="$tmp/root"
 is "$(cat modules)" "$tmp/root updates" "the module goes there, too"
 is "$(cat run)" "" "and neither depmod nor ldconfig is run"
-is "$(cd root && find usr ! -type d | sort)" "usr/local/lib/libdevmapper-event-cowloop.so
+is "$(cd root && find etc usr ! -type d | sort)" "etc/initramfs-tools/hooks/cowroot
+etc/initramfs-tools/scripts/local-top/cowroot
+usr/lib/systemd/system-shutdown/cowloop
+usr/local/lib/cowsetup/cowroot
+usr/local/lib/libdevmapper-event-cowloop.so
 usr/local/lib/systemd/system-generators/cowsetup-generator
 usr/local/lib/systemd/system/cowsetup-assemble@.service
 usr/local/lib/systemd/system/cowsetup-gone@.service
@@ -54,9 +58,12 @@ usr/local/sbin/cowsetup
 usr/local/share/bash-completion/completions/cowsetup
 usr/local/share/man/man5/cowloop.5
 usr/local/share/man/man5/cowtab.5
+usr/local/share/man/man7/cowroot.7
 usr/local/share/man/man8/cowsetup.8" "the rest is there"
 is "$(grep -rhoE '/[a-z/]*/cowsetup( |$)' root/usr/local/lib/systemd root/usr/local/lib/udev | sort -u)" "/usr/local/sbin/cowsetup " \
 	"and calls cowsetup where it is"
+is "$(grep -rhoE '/[a-z/]*/cowsetup(/cowroot)?( |$)' root/etc/initramfs-tools | sort -u | tr -d '\n')" \
+	"/usr/local/lib/cowsetup/cowroot/usr/local/sbin/cowsetup" "and the initramfs has both from there"
 installs "DESTDIR and INSTALL_MOD_PATH" install-module DESTDIR="$tmp/root" INSTALL_MOD_PATH="$tmp/other"
 is "$(cat modules)" "$tmp/other updates" "may differ"
 installs "INSTALL_MOD_PATH alone" install-module INSTALL_MOD_PATH="$tmp/root"
