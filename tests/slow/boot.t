@@ -3,7 +3,7 @@
 #
 # A root filesystem on a cowloop device, see cowroot(7): a Debian on a disk that cannot be written, with its changes in a
 # cowfile on another disk or in RAM. It is goes down in good order and leaves a clean cowfile; it is booted again, and
-# filled; without that it is pristine; and its disk is never changed.
+# without that cowfile it is pristine; and its disk is never changed.
 #
 #   tests/slow/boot.t [SUITE...]     (default: bookworm trixie)
 
@@ -59,7 +59,7 @@ for suite; do
 	ok $? "whose journal is empty"
 	runs "cowsetup check" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/mine.cow"
 
-	boots "booted again, and filled" '/dev/vda,LABEL=changes:/mine.cow,limit=160M,reserve=40M' again
+	boots "booted again" '/dev/vda,LABEL=changes:/mine.cow,limit=160M,reserve=40M' again
 	debugfs -w -R 'rm /mine.cow' "$tmp/changes" >/dev/null 2>&1
 	boots "pristine, without the cowfile" '/dev/vda,LABEL=changes:/mine.cow' pristine
 	boots "with its changes in RAM" '/dev/vda,tmpfs:256M' ram
