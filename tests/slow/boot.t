@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # A root filesystem on a cowloop device, see cowroot(7): a Debian on a disk that cannot be written, with its changes in a
-# cowfile on another disk or in RAM. It is goes down in good order and leaves a clean cowfile; it is booted again, and
+# cowfile on another disk or in RAM. It goes down in good order and leaves a clean cowfile; it is booted again, and
 # without that cowfile it is pristine; and its disk is never changed.
 #
 #   tests/slow/boot.t [SUITE...]     (default: bookworm trixie)
