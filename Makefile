@@ -173,6 +173,8 @@ SHUTDOWNDIR ?= /usr/lib/systemd/system-shutdown
 LIBDIR ?= $(PREFIX)/lib/cowsetup
 # initramfs-tools looks in two places: that of packages, and that of the machine's own
 INITRAMFSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/initramfs-tools
+# and dracut in one
+DRACUTDIR ?= /usr/lib/dracut/modules.d/90cowroot
 
 # what calls cowsetup, by the path it is at
 CALLERS = "$(DESTDIR)$(UDEVRULESDIR)/65-cowsetup.rules" "$(DESTDIR)$(GENERATORDIR)/cowsetup-generator" \
@@ -201,8 +203,9 @@ install-initramfs:
 	$(Q)install -D -m 644 initramfs/cowroot "$(DESTDIR)$(LIBDIR)/cowroot"
 	$(Q)install -D -m 755 initramfs/initramfs-tools/hook "$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot"
 	$(Q)install -D -m 755 initramfs/initramfs-tools/local-top "$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot"
-	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' \
-		"$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot" "$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot"
+	$(Q)install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)" $(wildcard initramfs/dracut/*)
+	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' "$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot" \
+		"$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot" $(patsubst initramfs/dracut/%,"$(DESTDIR)$(DRACUTDIR)/%",$(wildcard initramfs/dracut/*))
 	$(Q)install -D -m 644 man/cowroot.7 "$(DESTDIR)$(MANDIR)/man7/cowroot.7"
 
 install: install-module install-tools install-initramfs

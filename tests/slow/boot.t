@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # A root filesystem on a cowloop device, see cowroot(7): a Debian on a disk that cannot be written, with its changes in a
-# cowfile on another disk or in RAM. It goes down in good order and leaves a clean cowfile; it is booted again, and
-# without that cowfile it is pristine; and its disk is never changed.
+# cowfile on another disk, by an initramfs of initramfs-tools and by one of dracut. It goes down in good order and leaves a
+# clean cowfile; has the package that it was given when it is booted again; stays usable when the cowfile is full; comes up
+# after a power cut; and without the cowfile it is pristine. It boots from a live medium, with the changes in RAM, and two
+# of them from one image on the network, whose server goes away and comes back. What is read-only is never changed.
 #
 #   tests/slow/boot.t [SUITE...]     (default: bookworm trixie)
 
@@ -15,54 +17,148 @@ cd "$top" || exit 1
 . tests/lib.sh
 PATH=$PATH:/usr/sbin:/sbin
 tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
+server=''
+# shellcheck disable=SC2317 # it is called, by the trap
+cleanup() {
+	[ -z "$server" ] || kill "$server"
+	rm -rf "$tmp"
+}
+trap cleanup EXIT
 
-# boots NAME COWROOT WHAT: the system, from the disk that cannot be written
-boots() {
-	scripts/vm --distro "$suite" --root "$tmp/golden,readonly=on" --initrd "$tmp/initrd" --disk "$tmp/changes" \
-		--append "cowroot=$2" --poweroff --timeout 900 --log "$tmp/log" tests/slow/boot-guest "$3" >"$tmp/out" 2>&1
-	status=$?
-	sed 's/^/    /' "$tmp/out"
-	said $status "Debian $suite: $1"
+# vm NAME OPTION... STAGE...: the system; what it says goes into $tmp/NAME
+vm() {
+	local name=$1
+	shift
+	scripts/vm --distro "$suite" --poweroff --timeout 900 --log "$tmp/$name.log" "$@" >"$tmp/$name" 2>&1
 }
 
-# cowfile: the one on the second disk, as the system has left it; it is not mounted
-cowfile() { rm -f "$tmp/mine.cow" && debugfs -R "dump /mine.cow $tmp/mine.cow" "$tmp/changes" >/dev/null 2>&1; }
+# boots NAME OPTION... STAGE...: and it does well
+boots() {
+	local name=$1
+	shift
+	vm out "$@"
+	set -- $?
+	sed 's/^/    /' "$tmp/out"
+	said "$1" "Debian $suite: $name"
+}
+
+# from_disk INITRD: options for a system on the disk that cannot be written; $cowroot is where its changes are
+from_disk() { options=(--root "$tmp/golden,readonly=on" --initrd "$tmp/$1.img" --disk "$tmp/changes" --append "cowroot=$cowroot"); }
+
+# clean NAME: the cowfile on the second disk, as the system has left it, which is not mounted
+clean() {
+	rm -f "$tmp/mine.cow"
+	debugfs -R "dump /mine.cow $tmp/mine.cow" "$tmp/changes" >/dev/null 2>&1
+	like "$(build/tools/cowsetup dump --json "$tmp/mine.cow" 2>&1)" '"state": "clean"' "$1: the cowfile is clean"
+	like "$(dumpe2fs -h "$tmp/changes" 2>&1)" 'Filesystem state: *clean' "and so is the filesystem that holds it"
+	! dumpe2fs -h "$tmp/changes" 2>&1 | grep -q needs_recovery
+	ok $? "whose journal is empty"
+	runs "cowsetup check" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/mine.cow"
+}
+
+# cut STAGE: boots it, and has its power fail when it says so
+cut() {
+	local pid
+	: >"$tmp/out"
+	vm out "${options[@]}" tests/slow/boot-guest "$1" &
+	pid=$!
+	until grep -q '^cut me' "$tmp/out" || ! kill -0 $pid 2>/dev/null; do
+		sleep 1
+	done
+	sleep 2
+	pkill -KILL -f "^[^ ]*qemu-system.*$tmp/changes"
+	wait $pid
+	sed 's/^/    /' "$tmp/out"
+	grep -q '^cut me' "$tmp/out" && ! grep -q '^not ok' "$tmp/out"
+	said $? "Debian $suite: $2"
+}
+
+serve() {
+	qemu-nbd --read-only --persistent --shared=4 --format=raw --bind=127.0.0.1 --port=$port --export-name=golden "$tmp/golden" &
+	server=$!
+}
 
 [ $# -gt 0 ] || set -- bookworm trixie
-scripts/setup build vm e2fsprogs
+scripts/setup build vm e2fsprogs qemu-utils squashfs-tools erofs-utils procps
 for suite; do
 	disk='' tree='' # for these to say
 	lines=$(scripts/distro-image "$suite" && scripts/distro-tree "$suite")
 	ok $? "Debian $suite: there is a disk with it" || continue
 	eval "$lines"
 
-	rm -f "$tmp/golden" "$tmp/handed" "$tmp/changes"
+	rm -rf "${tmp:?}"/*
 	cp --sparse=always "$disk" "$tmp/golden"
-	truncate -s 256M "$tmp/handed"
-	scripts/vm --distro "$suite" --root "$tmp/golden" --disk "$tmp/handed" --file "$tree:/" --poweroff --timeout 900 \
-		tests/slow/boot-guest make >"$tmp/out" 2>&1
-	said $? "Debian $suite: its initramfs is made" || continue
-	read -r size < <(head -c 512 "$tmp/handed")
-	tail -c +513 "$tmp/handed" | head -c "$size" >"$tmp/initrd"
+	truncate -s 512M "$tmp/handed"
+	vm out --root "$tmp/golden" --disk "$tmp/handed" --file "$tree:/" tests/slow/boot-guest make
+	said $? "Debian $suite: initramfs-tools and dracut make initramfses" || continue
+	tar -C "$tmp" -xf "$tmp/handed" && rm "$tmp/handed"
 	sum=$(sha256sum <"$tmp/golden")
+
+	# --- From a disk, with the changes on another -----------------------------------------------------------
+
 	truncate -s 600M "$tmp/changes"
 	mke2fs -q -t ext4 -L changes "$tmp/changes"
-
-	boots "it is installed in" '/dev/vda,LABEL=changes:/mine.cow,limit=160M,reserve=40M' first
-	cowfile
-	ok $? "when it has gone down, there is a cowfile on the disk"
-	build/tools/cowsetup dump --json "$tmp/mine.cow" >"$tmp/out" 2>&1
-	like "$(cat "$tmp/out")" '"state": "clean"' "which is clean"
-	like "$(dumpe2fs -h "$tmp/changes" 2>&1)" 'Filesystem state: *clean' "and so is the filesystem that holds it"
-	! dumpe2fs -h "$tmp/changes" 2>&1 | grep -q needs_recovery
-	ok $? "whose journal is empty"
-	runs "cowsetup check" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/mine.cow"
-
-	boots "booted again" '/dev/vda,LABEL=changes:/mine.cow,limit=160M,reserve=40M' again
+	cowroot='/dev/vda,LABEL=changes:/mine.cow,limit=160M,reserve=40M'
+	from_disk initrd
+	boots "it is installed in" "${options[@]}" tests/slow/boot-guest first
+	clean "when it has gone down"
+	from_disk dracut
+	cut again "by dracut: it is still so, and full, until the power fails"
+	from_disk initrd
+	boots "and nothing is lost" "${options[@]}" tests/slow/boot-guest after
+	clean "after that"
 	debugfs -w -R 'rm /mine.cow' "$tmp/changes" >/dev/null 2>&1
-	boots "pristine, without the cowfile" '/dev/vda,LABEL=changes:/mine.cow' pristine
-	boots "with its changes in RAM" '/dev/vda,tmpfs:256M' ram
+	from_disk dracut
+	boots "without the cowfile it is pristine" "${options[@]}" tests/slow/boot-guest pristine
+
+	# --- A live medium: an image in a compressed filesystem --------------------------------------------------
+
+	mkdir "$tmp/in" "$tmp/medium"
+	ln "$tmp/golden" "$tmp/in/root.img"
+	case $suite in
+	bookworm) packed=squashfs; mksquashfs "$tmp/in" "$tmp/medium/live" -quiet -no-progress -comp lz4 >/dev/null ;;
+	*) packed=erofs; mkfs.erofs -zlz4 "$tmp/medium/live" "$tmp/in" >/dev/null 2>&1 ;;
+	esac
+	truncate -s $(($(stat -c %s "$tmp/medium/live") * 21 / 20 + (64 << 20))) "$tmp/stick"
+	mke2fs -q -t ext4 -L LIVE -d "$tmp/medium" "$tmp/stick"
+	rm -r "$tmp/medium"
+	live=$(sha256sum <"$tmp/stick")
+	boots "from a live medium" --root "$tmp/stick,readonly=on" --initrd "$tmp/initrd.img" \
+		--append 'cowroot=LABEL=LIVE:/live:/root.img,tmpfs:256M' tests/slow/boot-guest live $packed
+	is "$(sha256sum <"$tmp/stick")" "$live" "which is not changed"
+
+	# --- Two systems, one image on the network ---------------------------------------------------------------
+
+	port=$((20000 + RANDOM % 10000))
+	serve
+	pids=()
+	for who in one two; do
+		truncate -s 600M "$tmp/$who.disk"
+		vm $who --net --root "$tmp/$who.disk" --initrd "$tmp/initrd.img" \
+			--append "nbdroot=10.0.2.2:$port/golden nbddev=/dev/nbd0 ip=dhcp cowroot=/dev/nbd0,/dev/vda" \
+			tests/slow/boot-guest farm $who &
+		pids+=($!)
+	done
+	until { grep -q '^ready' "$tmp/one" && grep -q '^ready' "$tmp/two"; } || ! kill -0 "${pids[@]}" 2>/dev/null; do
+		sleep 1
+	done
+	kill "$server"
+	wait "$server"
+	sleep 10
+	serve
+	i=0
+	for who in one two; do
+		wait "${pids[i++]}"
+		status=$?
+		sed 's/^/    /' "$tmp/$who"
+		cp "$tmp/$who" "$tmp/out"
+		said $status "Debian $suite: $who, from the network"
+		runs "its cowfile is in order" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/$who.disk"
+	done
+	kill "$server"
+	wait "$server"
+	server=''
+
 	is "$(sha256sum <"$tmp/golden")" "$sum" "Debian $suite: its disk is as it was"
 done
 done_testing

@@ -1,0 +1,29 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# What an initramfs of dracut has to have for cowroot=, see cowroot(7). It is there because somebody wants it: always included.
+
+# called by dracut
+check() {
+	require_binaries /usr/sbin/cowsetup blkid losetup || return 1
+}
+
+# called by dracut
+depends() {
+	echo base dm rootfs-block
+}
+
+# called by dracut: what the image and the cowfile may be on, whatever this machine's root is on now
+installkernel() {
+	hostonly='' instmods dm-cowloop loop squashfs erofs isofs ext4 xfs btrfs vfat nls_cp437 nls_ascii nls_iso8859-1 nls_utf8
+}
+
+# called by dracut
+install() {
+	inst_multiple /usr/sbin/cowsetup blkid losetup mount umount mkdir sleep modprobe
+	inst_simple /usr/lib/cowsetup/cowroot
+	# shellcheck disable=SC2154 # dracut's variables
+	inst_script "$moddir/cowroot-generator" "$systemdutildir/system-generators/dracut-cowroot-generator"
+	inst_hook cmdline 90 "$moddir/parse-cowroot.sh"
+	inst_hook initqueue/settled 90 "$moddir/open-cowroot.sh"
+}
