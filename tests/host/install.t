@@ -43,6 +43,10 @@ is "$(cat modules)" "$tmp/root updates" "the module goes there, too"
 is "$(cat run)" "" "and neither depmod nor ldconfig is run"
 is "$(cd root && find etc usr ! -type d | sort)" "etc/initramfs-tools/hooks/cowroot
 etc/initramfs-tools/scripts/local-top/cowroot
+usr/lib/dracut/modules.d/90cowroot/cowroot-generator
+usr/lib/dracut/modules.d/90cowroot/module-setup.sh
+usr/lib/dracut/modules.d/90cowroot/open-cowroot.sh
+usr/lib/dracut/modules.d/90cowroot/parse-cowroot.sh
 usr/lib/systemd/system-shutdown/cowloop
 usr/local/lib/cowsetup/cowroot
 usr/local/lib/libdevmapper-event-cowloop.so
@@ -62,8 +66,8 @@ usr/local/share/man/man7/cowroot.7
 usr/local/share/man/man8/cowsetup.8" "the rest is there"
 is "$(grep -rhoE '/[a-z/]*/cowsetup( |$)' root/usr/local/lib/systemd root/usr/local/lib/udev | sort -u)" "/usr/local/sbin/cowsetup " \
 	"and calls cowsetup where it is"
-is "$(grep -rhoE '/[a-z/]*/cowsetup(/cowroot)?( |$)' root/etc/initramfs-tools | sort -u | tr -d '\n')" \
-	"/usr/local/lib/cowsetup/cowroot/usr/local/sbin/cowsetup" "and the initramfs has both from there"
+is "$(grep -rhoE '/[a-z/]*/cowsetup(/cowroot)?( |$)' root/etc/initramfs-tools root/usr/lib/dracut | tr -d ' ' | sort -u | paste -sd ' ')" \
+	"/usr/local/lib/cowsetup/cowroot /usr/local/sbin/cowsetup" "and the initramfs has both from there"
 installs "DESTDIR and INSTALL_MOD_PATH" install-module DESTDIR="$tmp/root" INSTALL_MOD_PATH="$tmp/other"
 is "$(cat modules)" "$tmp/other updates" "may differ"
 installs "INSTALL_MOD_PATH alone" install-module INSTALL_MOD_PATH="$tmp/root"
