@@ -25,6 +25,26 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# system: the release with this tree installed, as $tmp/golden; its initramfses are made in it, but at this machine's speed
+# shellcheck disable=SC2317 # it is called
+system() {
+	debugfs -R "rdump / $tmp/system" "$disk" &&
+		tar -C "$tree" --owner=0 --group=0 -c . | tar -C "$tmp/system" -x --keep-directory-symlink --no-overwrite-dir &&
+		unshare --mount sh -euxc '
+			cd "$1"
+			mount -t proc proc proc
+			mount -t sysfs sys sys
+			mount --rbind /dev dev
+			chroot . sh -euxc "
+				depmod $2
+				dpkg -i /usr/local/share/debs/*.deb
+				update-initramfs -c -k $2
+				dracut --force --hostonly --no-hostonly-cmdline --add-drivers \"virtio_pci virtio_blk ext4\" \
+					--kver $2 /boot/dracut.img"' - "$tmp/system" "$release" </dev/null &&
+		cp "$tmp/system/boot/initrd.img-$release" "$tmp/initrd.img" && cp "$tmp/system/boot/dracut.img" "$tmp/dracut.img" &&
+		mke2fs -q -t ext4 -d "$tmp/system" "$tmp/golden" "$(($(du -sm "$tmp/system" | cut -f 1) + 500))M" && rm -r "$tmp/system"
+}
+
 # vm NAME OPTION... STAGE...: the system; what it says goes into $tmp/NAME
 vm() {
 	local name=$1
@@ -78,20 +98,19 @@ serve() {
 	server=$!
 }
 
+[ "$(id -u)" = 0 ] || plan skip_all "it takes root to make a system in a directory"
 [ $# -gt 0 ] || set -- bookworm trixie
 scripts/setup build vm e2fsprogs qemu-utils squashfs-tools erofs-utils procps
 for suite; do
-	disk='' tree='' # for these to say
+	disk='' tree='' release='' # for these to say
 	lines=$(scripts/distro-image "$suite" && scripts/distro-tree "$suite")
 	ok $? "Debian $suite: there is a disk with it" || continue
 	eval "$lines"
 
 	rm -rf "${tmp:?}"/*
-	cp --sparse=always "$disk" "$tmp/golden"
-	truncate -s 512M "$tmp/handed"
-	vm out --root "$tmp/golden" --disk "$tmp/handed" --file "$tree:/" tests/slow/boot-guest make
-	said $? "Debian $suite: initramfs-tools and dracut make initramfses" || continue
-	tar -C "$tmp" -xf "$tmp/handed" && rm "$tmp/handed"
+	mkdir "$tmp/system"
+	system >"$tmp/out" 2>&1
+	said $? "Debian $suite: with this tree in it, and initramfses by initramfs-tools and dracut" || continue
 	sum=$(sha256sum <"$tmp/golden")
 
 	# --- From a disk, with the changes on another -----------------------------------------------------------
