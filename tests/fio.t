@@ -166,7 +166,9 @@ dmsetup remove t
 # Devices whose poll queue completes nothing by itself: it takes those who wait, and poll.
 rmmod null_blk
 modprobe null_blk nr_devices=2 gb=1 memory_backed=1 bs=512 submit_queues=2 poll_queues=2
+# all of their memory before that: null_blk looks for more in its poll, where nobody may sleep
 dd if=rdo of=/dev/nullb0 bs=1M oflag=direct status=none
+dd if=/dev/zero of=/dev/nullb1 bs=1M count=$((mib + 1)) oflag=direct status=none
 dmsetup create polled-rdo --readonly --table "0 $((mib * 2048)) linear /dev/nullb0 0"
 runs "device: polled" cowopen t /dev/mapper/polled-rdo /dev/nullb1
 is "$(cat "/sys/block/dm-$(dmsetup info -c --noheadings -o minor t)/queue/io_poll")" 1 "the device has polled I/O, as those below it have"
