@@ -76,8 +76,8 @@ clean() {
 	runs "cowsetup check" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/mine.cow"
 }
 
-# cut STAGE: boots it, and has its power fail when it says so
-cut() {
+# cut_power STAGE NAME: boots it, and has its power fail when it says so
+cut_power() {
 	local pid
 	: >"$tmp/out"
 	vm out "${options[@]}" tests/slow/boot-guest "$1" &
@@ -122,7 +122,7 @@ for suite; do
 	boots "it is installed in" "${options[@]}" tests/slow/boot-guest first
 	clean "when it has gone down"
 	from_disk dracut
-	cut again "by dracut: it is still so, and full, until the power fails"
+	cut_power again "by dracut: it is still so, and full, until the power fails"
 	from_disk initrd
 	boots "and nothing is lost" "${options[@]}" tests/slow/boot-guest after
 	clean "after that"
