@@ -2,16 +2,12 @@
 /*
  * A plugin for QEMU's emulator that counts the instructions of the guest: how often each piece of code was run
  * between one mark and the next. A mark is an instruction that does nothing and that no compiler makes, see
- * tests/profile-mark.c. scripts/profile turns what comes out into names.
- *
- * With shared=on it counts something else: the kernel's loads and stores in cache lines that more than one CPU used
- * between the marks, and at least one wrote. These are what goes from cache to cache on a machine that has some.
+ * profile_mark() in tests/profile-mark.c. scripts/profile turns what comes out into names.
  *
  * The plugin interface is declared here, as far as it is used, since not every distribution has the header.
  */
 
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,8 +22,6 @@ struct qemu_plugin_tb;
 struct qemu_plugin_insn;
 enum qemu_plugin_cb_flags { QEMU_PLUGIN_CB_NO_REGS };
 enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
-enum qemu_plugin_mem_rw { QEMU_PLUGIN_MEM_R = 1, QEMU_PLUGIN_MEM_W, QEMU_PLUGIN_MEM_RW };
-typedef uint32_t qemu_plugin_meminfo_t;
 
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
@@ -38,11 +32,6 @@ void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, void (*cb)(qemu_
 void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *to, uint64_t n);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct qemu_plugin_insn *insn, void (*cb)(unsigned int, void *),
 					    enum qemu_plugin_cb_flags flags, void *data);
-void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn,
-				      void (*cb)(unsigned int, qemu_plugin_meminfo_t, uint64_t, void *),
-				      enum qemu_plugin_cb_flags flags, enum qemu_plugin_mem_rw rw, void *data);
-bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t info);
-uint64_t qemu_plugin_insn_vaddr(const struct qemu_plugin_insn *insn);
 
 EXPORT int qemu_plugin_version = 1;
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int argc, char **argv);
@@ -55,62 +44,10 @@ struct block {
 	struct block *next;
 };
 
-/* Loads or stores by one instruction in one cache line. */
-struct access {
-	uint64_t address;
-	uint64_t loads;
-	uint64_t stores;
-	struct access *next;
-};
-
-struct line {
-	uint64_t number;
-	uint64_t users;		/* CPUs, a bit each */
-	uint64_t writers;
-	struct access *accesses;
-	struct line *next;
-};
-
-#define KERNEL UINT64_C(0xffff800000000000)
-
 static const uint8_t mark[] = {0x0f, 0x1f, 0x84, 0x00, 0xc0, 0x0c, 0x10, 0x09};
 static struct block *blocks[1 << 16];
-static struct line *lines[1 << 20];
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	/* of lines */
 static const char *output;
-static bool running, shared;
-
-/* What was counted, and begin again; @out is NULL when that is nothing. */
-static void end_lines(FILE *out)
-{
-	struct access *a;
-	struct line *l;
-
-	pthread_mutex_lock(&lock);
-	for (size_t i = 0; i < sizeof(lines) / sizeof(*lines); i++)
-		while ((l = lines[i])) {
-			while ((a = l->accesses)) {
-				if (out && l->writers && l->users & (l->users - 1))
-					fprintf(out, "%" PRIx64 " 1 %" PRIu64 "\n", a->address, a->loads + a->stores);
-				l->accesses = a->next;
-				free(a);
-			}
-			lines[i] = l->next;
-			free(l);
-		}
-	pthread_mutex_unlock(&lock);
-}
-
-static void end_blocks(FILE *out)
-{
-	for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks); i++)
-		for (struct block *b = blocks[i]; b; b = b->next) {
-			if (out && b->runs)
-				fprintf(out, "%" PRIx64 " %" PRIu64 " %" PRIu64 "\n", b->address, b->instructions,
-					b->runs);
-			b->runs = 0;
-		}
-}
+static bool running;
 
 static void marked(unsigned int cpu, void *data)
 {
@@ -118,10 +55,13 @@ static void marked(unsigned int cpu, void *data)
 
 	(void)cpu;
 	(void)data;
-	if (shared)
-		end_lines(out);
-	else
-		end_blocks(out);
+	for (size_t i = 0; i < sizeof(blocks) / sizeof(*blocks); i++)
+		for (struct block *b = blocks[i]; b; b = b->next) {
+			if (out && b->runs)
+				fprintf(out, "%" PRIx64 " %" PRIu64 " %" PRIu64 "\n", b->address, b->instructions,
+					b->runs);
+			b->runs = 0;
+		}
 	if (running && (!out || fclose(out)))
 		perror(output);
 	running = !running;
@@ -146,74 +86,30 @@ static struct block *get_block(uint64_t address, size_t instructions)
 	return b;
 }
 
-static void accessed(unsigned int cpu, qemu_plugin_meminfo_t info, uint64_t at, void *data)
-{
-	const uint64_t number = at / 64, address = (uintptr_t)data;
-	struct access *a;
-	struct line *l;
-
-	if (!running || at < KERNEL)
-		return;
-	pthread_mutex_lock(&lock);
-	for (l = lines[number % (sizeof(lines) / sizeof(*lines))]; l && l->number != number; l = l->next)
-		;
-	if (!l) {
-		l = calloc(1, sizeof(*l));
-		if (!l)
-			abort();
-		l->number = number;
-		l->next = lines[number % (sizeof(lines) / sizeof(*lines))];
-		lines[number % (sizeof(lines) / sizeof(*lines))] = l;
-	}
-	for (a = l->accesses; a && a->address != address; a = a->next)
-		;
-	if (!a) {
-		a = calloc(1, sizeof(*a));
-		if (!a)
-			abort();
-		a->address = address;
-		a->next = l->accesses;
-		l->accesses = a;
-	}
-	l->users |= UINT64_C(1) << cpu;
-	if (qemu_plugin_mem_is_store(info)) {
-		l->writers |= UINT64_C(1) << cpu;
-		a->stores++;
-	} else {
-		a->loads++;
-	}
-	pthread_mutex_unlock(&lock);
-}
-
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 {
 	const size_t n = qemu_plugin_tb_n_insns(tb);
 	struct block *b = get_block(qemu_plugin_tb_vaddr(tb), n);
 
 	(void)id;
-	if (!shared)
-		qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &b->runs, 1);
+	qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &b->runs, 1);
 	for (size_t i = 0; i < n; i++) {
 		struct qemu_plugin_insn *insn = qemu_plugin_tb_get_insn(tb, i);
 
 		if (qemu_plugin_insn_size(insn) == sizeof(mark) &&
 		    !memcmp(qemu_plugin_insn_data(insn), mark, sizeof(mark)))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, marked, QEMU_PLUGIN_CB_NO_REGS, NULL);
-		if (shared && qemu_plugin_insn_vaddr(insn) >= KERNEL)
-			qemu_plugin_register_vcpu_mem_cb(insn, accessed, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW,
-							 (void *)(uintptr_t)qemu_plugin_insn_vaddr(insn));
 	}
 }
 
 int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int argc, char **argv)
 {
 	(void)info;
-	if (argc < 1 || argc > 2 || strncmp(argv[0], "output=", 7) || (argc == 2 && strcmp(argv[1], "shared=on"))) {
-		fprintf(stderr, "profile: expected output=FILE[,shared=on]\n");
+	if (argc != 1 || strncmp(argv[0], "output=", 7)) {
+		fprintf(stderr, "profile: expected output=FILE\n");
 		return -1;
 	}
 	output = argv[0] + 7;
-	shared = argc == 2;
 	qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
 
 	return 0;
