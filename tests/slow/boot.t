@@ -5,7 +5,8 @@
 # cowfile on another disk, by an initramfs of initramfs-tools and by one of dracut. It goes down in good order and leaves a
 # clean cowfile; has the package that it was given when it is booted again; stays usable when the cowfile is full; comes up
 # after a power cut; and without the cowfile it is pristine. It boots from a live medium, with the changes in RAM, and two
-# of them from one image on the network, whose server goes away and comes back: nothing is lost by it. What is read-only is never changed.
+# of them from one image on the network, whose server goes away and comes back: nothing is lost by it. What is read-only is
+# never changed.
 #
 #   tests/slow/boot.t [SUITE...]     (default: bookworm trixie)
 
@@ -76,21 +77,29 @@ clean() {
 	runs "cowsetup check" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/mine.cow"
 }
 
+# cut_me NAME: whether that system has done its part, and its power may be cut
+cut_me() { grep -q '^cut me' "$tmp/$1"; }
+
+# was_cut NAME: passes when the one that spoke into $tmp/out got as far as that, and did well
+was_cut() {
+	sed 's/^/    /' "$tmp/out"
+	cut_me out && ! grep -q '^not ok' "$tmp/out"
+	said $? "Debian $suite: $1"
+}
+
 # cut_power STAGE NAME: boots it, and has its power fail when it says so
 cut_power() {
 	local pid
 	: >"$tmp/out"
 	vm out "${options[@]}" tests/slow/boot-guest "$1" &
 	pid=$!
-	until grep -q '^cut me' "$tmp/out" || ! kill -0 $pid 2>/dev/null; do
+	until cut_me out || ! kill -0 $pid 2>/dev/null; do
 		sleep 1
 	done
 	sleep 2
 	pkill -KILL -f "^[^ ]*qemu-system.*$tmp/changes"
 	wait $pid
-	sed 's/^/    /' "$tmp/out"
-	grep -q '^cut me' "$tmp/out" && ! grep -q '^not ok' "$tmp/out"
-	said $? "Debian $suite: $2"
+	was_cut "$2"
 }
 
 # from_server NAME: options for a system whose image comes from the server, and whose changes are on a disk of that name
@@ -164,7 +173,7 @@ for suite; do
 		vm $who "${options[@]}" tests/slow/boot-guest farm $who &
 	done
 	for ((i = 0; i < 600; i++)); do
-		! { grep -q '^cut me' "$tmp/one" && grep -q '^cut me' "$tmp/two"; } || break
+		! { cut_me one && cut_me two; } || break
 		sleep 1
 	done
 	kill "$server"
@@ -174,10 +183,8 @@ for suite; do
 	wait
 	serve
 	for who in one two; do
-		sed 's/^/    /' "$tmp/$who"
 		cp "$tmp/$who" "$tmp/out"
-		grep -q '^cut me' "$tmp/out" && ! grep -q '^not ok' "$tmp/out"
-		said $? "Debian $suite: $who boots from the network, and its server goes away"
+		was_cut "$who boots from the network, and its server goes away"
 		runs "its cowfile is in order" build/tools/cowsetup check --rdo "$tmp/golden" "$tmp/$who.disk"
 		from_server $who
 		boots "the server is there again" "${options[@]}" tests/slow/boot-guest back $who
