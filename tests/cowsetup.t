@@ -811,7 +811,12 @@ done
 # free, but not where it is wanted: the cow device ends early
 truncate -s $((8192 + 1000 * 4096)) space.cow
 cow=$(loopdev space.cow)
-cowsetup open space.img "$cow" space >/dev/null 2>&1
+short='has room for changes in the first 3\.9 MiB of the device only; in the other 4\.1 MiB writes will get ENOSPC'
+exits 0 "open with a cow device that is too short" cowsetup open space.img "$cow" space
+is "$(echo "$out" | grep -Ec "$short")" 1 "says so once"
+cowsetup close space
+exits 0 "open it again" cowsetup open space.img "$cow" space
+says "$short" "says so again"
 rm -f called
 cowsetup watch --threshold 1 --exec 'echo "$NAME $MODE $FREE $TOTAL" >>called' space >watched 2>&1 &
 watch=$!

@@ -88,6 +88,15 @@ u64 cow_full_size(const struct cow_geometry *geo)
 	return geo->doffset + geo->nr_units * geo->mapunit;
 }
 
+void cow_warn_short(const struct cow_geometry *geo, const struct file *f)
+{
+	const u64 room = f->size > geo->doffset ? (f->size - geo->doffset) / geo->mapunit * geo->mapunit : 0;
+
+	if (f->block && f->size < cow_full_size(geo))
+		warn("%s: has room for changes in the first %s of the device only; in the other %s writes will get ENOSPC.",
+		     f->path, size_text(room), size_text(geo->rdo_sectors * 512 - room));
+}
+
 u64 cow_sector_units(const struct cowfile *c, u64 sector, u32 *nr)
 {
 	const u64 first = sector * c->sector_units;

@@ -132,6 +132,9 @@ void cow_finish_head(struct cowfile *c, enum cow_state state, u64 used);
 /* How long the file of a cowfile is that has room for all units. */
 u64 cow_full_size(const struct cow_geometry *geo);
 
+/* Warn of a device that is shorter than that: what lies beyond its end cannot be changed. */
+void cow_warn_short(const struct cow_geometry *geo, const struct file *f);
+
 /* ---- The read-only device ---- */
 
 /* Open a read-only device and check that it is the one the cowfile belongs to. */

@@ -263,10 +263,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	if (f->size < need)
 		return error(WRONG, "%s: too small for its own bitmap: found %s, expected %s and room for data.",
 			     f->path, size_text(f->size), size_text(need));
-	if (f->size < cow_full_size(geo))
-		warn("%s: has room for %s of the %s of changes there can be.", f->path,
-		     size_text(f->size > geo->doffset ? f->size - geo->doffset : 0),
-		     size_text(geo->rdo_sectors * 512));
+	cow_warn_short(geo, f);
 	wipe_marks(f);
 	/* No head from here on. */
 	r = file_write(f, 0, zeroes, sizeof(zeroes));

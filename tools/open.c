@@ -295,13 +295,16 @@ static int refuse_truncated(const struct cowfile *c)
 	return runs.error ? runs.error : cow_check_end(c, end);
 }
 
-/* A loop device cannot grow with its file, so make room for all units now. */
+/* A loop device cannot grow with its file, so make room for all units now. A device is as long as it is. */
 static int extend_cow(struct opening *o)
 {
 	const u64 full = cow_full_size(&o->c.geo);
 	struct file *f = &o->c.file;
 	int r;
 
+	/* One that was made just now has had its warning. */
+	if (f->block && !opt.read_only && !o->formatted)
+		cow_warn_short(&o->c.geo, f);
 	if (f->block || opt.read_only || f->size >= full)
 		return OK;
 	r = refuse_truncated(&o->c);

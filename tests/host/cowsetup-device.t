@@ -123,7 +123,7 @@ truncate -s 8192 tiny
 tiny=''
 attach tiny tiny
 exits 0 "room for nothing but the bitmap" cowsetup format "$rdo" "$tiny"
-says 'has room for 0 bytes of the' "which is told"
+says 'has room for changes in the first 0 bytes of the device only' "which is told"
 exits 0 "and no fault" cowsetup check "$tiny"
 truncate -s 4096 tinier
 attach tiny tinier
