@@ -10,7 +10,13 @@ check() {
 
 # called by dracut
 depends() {
+	local queue
 	echo base dm rootfs-block
+	# a module of its own, by dracut 107
+	# shellcheck disable=SC2154 # dracut's variables
+	for queue in "$dracutbasedir"/modules.d/[0-9][0-9]*initqueue; do
+		[ ! -d "$queue" ] || echo initqueue
+	done
 }
 
 # called by dracut: what the image and the cowfile may be on, whatever this machine's root is on now
@@ -26,4 +32,6 @@ install() {
 	inst_script "$moddir/cowroot-generator" "$systemdutildir/system-generators/dracut-cowroot-generator"
 	inst_hook cmdline 90 "$moddir/parse-cowroot.sh"
 	inst_hook initqueue/settled 90 "$moddir/open-cowroot.sh"
+	# otherwise newer versions leave it out when nothing else is to be waited for
+	dracut_need_initqueue
 }
