@@ -22,6 +22,7 @@ make check-arch         the module and the tools on a big-endian machine, emulat
 make check-sign         signed modules, with and without Secure Boot
 make bench              instructions per I/O, against the targets in the kernel
 make bench-cpus         whether more CPUs do more, against dm-linear
+make bench-shared       whether CPUs get in each other's way
 make bench-scale        memory, metadata and time for large devices, and for slow ones
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -306,7 +307,7 @@ bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
 
-bench-cpus bench-scale: setup
+bench-cpus bench-scale bench-shared: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/$@
 
@@ -320,4 +321,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign
