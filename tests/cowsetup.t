@@ -621,6 +621,24 @@ exits 0 "it can be opened again" cowsetup open golden.img disk/a.cow
 runs "and has its changes" cmp want /dev/mapper/a
 cowsetup close a
 
+# the mount that it was opened by is none any more, as one from the initramfs may be
+mkdir 'now here'
+mount --bind disk 'now here'
+cowsetup open golden.img disk/a.cow >/dev/null
+umount -l disk
+like "$(losetup --list --noheadings --raw --output BACK-FILE)" '^/a\.cow$' "the kernel has but a part of the path"
+exits 0 "status, with another mount" cowsetup status --json a
+is "$(json cow_file)" '"/tmp/now here/a.cow"' "has the path that there is now"
+exits 5 "it is in use by any" cowsetup open golden.img 'now here/a.cow' again
+exits 0 "readonly, with another mount" cowsetup readonly a
+runs "and the filesystem can be remounted" mount -o remount,ro 'now here'
+mount -o remount,rw 'now here'
+cowsetup close a
+mount --bind 'now here' disk
+umount 'now here'
+rmdir 'now here'
+clean "another mount"
+
 # mounted: what the filesystem has not written yet is not lost
 cowsetup open fs.img disk/m.cow >/dev/null
 mount /dev/mapper/m /mnt

@@ -30,6 +30,8 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
+#include "sysfs.h"
+
 /* ---- Opening ---- */
 
 int file_from_fd(struct file *f, int fd, const char *path)
@@ -389,24 +391,23 @@ static dev_t loop_number(const char *name)
 /* The loop device that a file is attached to, and what sits on that. */
 static char *find_loop(const struct stat *st)
 {
-	char *path, line[PATH_MAX], *holder;
-	struct stat backing;
+	char *file, *holder, *found = NULL;
 	struct dirent *entry;
-	char *found = NULL;
 	DIR *dir = opendir("/sys/block");
+	dev_t dev;
 
 	while (dir && !found && (entry = readdir(dir))) {
 		if (strncmp(entry->d_name, "loop", 4))
 			continue;
-		path = xasprintf("/sys/block/%s/loop/backing_file", entry->d_name);
-		if (read_line(path, line, sizeof(line)) && !stat(line, &backing) &&
-		    backing.st_dev == st->st_dev && backing.st_ino == st->st_ino) {
-			holder = find_holder(loop_number(entry->d_name));
+		dev = loop_number(entry->d_name);
+		file = dev_attribute(dev, "loop/backing_file"); /* those without one are not opened */
+		if (file && loop_has(dev, st)) {
+			holder = find_holder(dev);
 			found = xasprintf("attached to /dev/%s%s%s", entry->d_name,
 					  holder ? ", which is part of " : "", holder ? holder : "");
 			free(holder);
 		}
-		free(path);
+		free(file);
 	}
 	if (dir)
 		closedir(dir);

@@ -20,33 +20,12 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <linux/loop.h>
 
 /* ---- What sysfs says ---- */
-
-char *dev_path(dev_t dev)
-{
-	char *link = xasprintf("/sys/dev/block/%u:%u", major(dev), minor(dev));
-	char *target = realpath(link, NULL), *slash, *path;
-
-	free(link);
-	slash = target ? strrchr(target, '/') : NULL;
-	if (!slash) {
-		path = xasprintf("%u:%u", major(dev), minor(dev));
-	} else {
-		/* As cciss/c0d0 is written in sysfs. */
-		for (char *p = slash; *p; p++)
-			if (*p == '!')
-				*p = '/';
-		path = xasprintf("/dev/%s", slash + 1);
-	}
-	free(target);
-	return path;
-}
 
 bool loop_autoclear(dev_t dev)
 {
@@ -68,23 +47,9 @@ bool loop_read_only(dev_t dev)
 
 bool loop_has_file(dev_t dev, const struct file *f)
 {
-	struct loop_info64 info;
 	struct stat st;
-	char *path;
-	bool same;
-	int fd;
 
-	if (!dev_is_loop(dev) || fstat(f->fd, &st))
-		return false;
-	path = dev_path(dev);
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-	free(path);
-	/* The kernel's own device number, in the encoding it has for userspace. */
-	same = fd >= 0 && !ioctl(fd, LOOP_GET_STATUS64, &info) &&
-	       info.lo_inode == st.st_ino && (dev_t)info.lo_device == st.st_dev;
-	if (fd >= 0)
-		close(fd);
-	return same;
+	return !fstat(f->fd, &st) && loop_has(dev, &st);
 }
 
 bool loop_wait_gone(dev_t dev, const char *file)

@@ -37,7 +37,4 @@ bool loop_autoclear(dev_t dev);
 /* Wait until it has gone away; false if it is still there after some seconds. */
 bool loop_wait_gone(dev_t dev, const char *file);
 
-/* "/dev/loop3", or "/dev/" and whatever it is called; to be freed. */
-char *dev_path(dev_t dev);
-
 #endif /* COWSETUP_LOOP_H */

@@ -6,10 +6,16 @@
 
 #include "sysfs.h"
 
+#include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
+#include <linux/loop.h>
 #include <linux/major.h>
 
 char *dev_attribute(dev_t dev, const char *name)
@@ -34,12 +40,120 @@ char *dev_attribute(dev_t dev, const char *name)
 	return line;
 }
 
+char *dev_path(dev_t dev)
+{
+	char link[64], *target, *slash, *path = NULL;
+
+	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+	target = realpath(link, NULL);
+	slash = target ? strrchr(target, '/') : NULL;
+	/* As cciss/c0d0 is written in sysfs. */
+	for (char *p = slash; p && *p; p++)
+		if (*p == '!')
+			*p = '/';
+	if (slash ? asprintf(&path, "/dev/%s", slash + 1) < 0 :
+		    asprintf(&path, "%u:%u", major(dev), minor(dev)) < 0)
+		path = NULL;
+	free(target);
+	return path;
+}
+
 bool dev_is_loop(dev_t dev)
 {
 	return major(dev) == LOOP_MAJOR;
 }
 
+/* ---- The file of a loop device ---- */
+
+static bool loop_status(dev_t dev, struct loop_info64 *info)
+{
+	char *path = dev_is_loop(dev) ? dev_path(dev) : NULL;
+	const int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+	const bool known = fd >= 0 && !ioctl(fd, LOOP_GET_STATUS64, info);
+
+	if (fd >= 0)
+		close(fd);
+	free(path);
+	return known;
+}
+
+/* The kernel's own device number, in the encoding it has for userspace. */
+static bool is_file(const struct loop_info64 *info, const struct stat *st)
+{
+	return info->lo_inode == st->st_ino && (dev_t)info->lo_device == st->st_dev;
+}
+
+bool loop_has(dev_t dev, const struct stat *st)
+{
+	struct loop_info64 info;
+
+	return loop_status(dev, &info) && is_file(&info, st);
+}
+
+/* Undo the \040 of mountinfo. */
+static void unescape(char *text)
+{
+	unsigned int c;
+	char *to = text;
+
+	for (; *text; to++) {
+		if (*text == '\\' && sscanf(text + 1, "%3o", &c) == 1) {
+			*to = c;
+			text += 4;
+		} else {
+			*to = *text++;
+		}
+	}
+	*to = 0;
+}
+
+/* Where @file, a path on a filesystem of which only that is known, is to be found; NULL if it is not. */
+static char *find_file(const struct loop_info64 *info, const char *file)
+{
+	FILE *mounts = fopen("/proc/self/mountinfo", "re");
+	char *line = NULL, point[PATH_MAX], type[64], *path, *found = NULL;
+	unsigned int maj, min;
+	size_t room = 0;
+	struct stat st;
+
+	while (mounts && !found && getline(&line, &room, mounts) > 0) {
+		const char *rest = strstr(line, " - ");
+
+		if (!rest || sscanf(line, "%*u %*u %u:%u %*s %4095s", &maj, &min, point) != 3 ||
+		    sscanf(rest, " - %63s", type) != 1)
+			continue;
+		/* What cannot have it is not asked: a server may be gone. The parts of a btrfs have numbers of their own. */
+		if (makedev(maj, min) != (dev_t)info->lo_device && strcmp(type, "btrfs") != 0)
+			continue;
+		unescape(point);
+		if (asprintf(&path, "%s%s", strcmp(point, "/") ? point : "", file) < 0)
+			break;
+		if (!stat(path, &st) && is_file(info, &st))
+			found = path;
+		else
+			free(path);
+	}
+	free(line);
+	if (mounts)
+		fclose(mounts);
+	return found;
+}
+
+/*
+ * The kernel has the path that the file had when it was opened. When that was by a mount that is none any more, as by one
+ * from the initramfs or in another namespace, it is relative to the filesystem.
+ */
 char *loop_file(dev_t dev)
 {
-	return dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL;
+	char *file = dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL, *found;
+	struct loop_info64 info;
+	struct stat st;
+
+	if (!file || !loop_status(dev, &info) || (!stat(file, &st) && is_file(&info, &st)))
+		return file;
+	found = find_file(&info, file);
+	if (!found)
+		return file;
+	free(file);
+	return found;
 }

@@ -8,14 +8,21 @@
 
 #include "cowsetup.h"
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 /* A file in the sysfs directory of a block device: its first line, to be freed, or NULL. */
 char *dev_attribute(dev_t dev, const char *name);
 
+/* "/dev/loop3", or "/dev/" and whatever it is called; to be freed, NULL without memory. */
+char *dev_path(dev_t dev);
+
 bool dev_is_loop(dev_t dev);
 
-/* The file a loop device is made of, to be freed, as the kernel names it; or NULL. */
+/* Is this the loop device's file? */
+bool loop_has(dev_t dev, const struct stat *st);
+
+/* The path of the file a loop device is made of, to be freed; or NULL. One that is gone has the name it had. */
 char *loop_file(dev_t dev);
 
 #endif /* COWSETUP_SYSFS_H */
