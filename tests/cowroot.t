@@ -89,6 +89,7 @@ panic() { echo "panic: $*"; exit 1; }
 END
 
 # local_top CMDLINE: as if the kernel had been given that
+# shellcheck disable=SC2317 # exits calls it
 local_top() {
 	echo "$1" >cmdline
 	: >/conf/param.conf

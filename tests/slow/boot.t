@@ -144,6 +144,7 @@ for suite; do
 	debugfs -w -R 'rm /mine.cow' "$tmp/changes" >/dev/null 2>&1
 	from_disk dracut
 	boots "without the cowfile it is pristine" "${options[@]}" tests/slow/boot-guest pristine
+	clean "by dracut, too"
 
 	# --- A live medium: an image in a compressed filesystem --------------------------------------------------
 
