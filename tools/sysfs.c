@@ -122,7 +122,7 @@ static char *find_file(const struct loop_info64 *info, const char *file)
 		if (!rest || sscanf(line, "%*u %*u %u:%u %*s %4095s", &maj, &min, point) != 3 ||
 		    sscanf(rest, " - %63s", type) != 1)
 			continue;
-		/* What cannot have it is not asked: a server may be gone. The parts of a btrfs have numbers of their own. */
+		/* What cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
 		if (makedev(maj, min) != (dev_t)info->lo_device && strcmp(type, "btrfs") != 0)
 			continue;
 		unescape(point);
@@ -140,8 +140,9 @@ static char *find_file(const struct loop_info64 *info, const char *file)
 }
 
 /*
- * The kernel has the path that the file had when it was opened. When that was by a mount that is none any more, as by one
- * from the initramfs or in another namespace, it is relative to the filesystem.
+ * The kernel has the path that the file had when it was opened. When that was by
+ * a mount that is none any more, as by one from the initramfs or in another
+ * namespace, it is relative to the filesystem.
  */
 char *loop_file(dev_t dev)
 {

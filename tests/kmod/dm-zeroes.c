@@ -146,7 +146,10 @@ static void zeroes_io_hints(struct dm_target *ti, struct queue_limits *limits)
 {
 	struct zeroes *zeroes = ti->private;
 
-	/* By hand, since dm takes over nothing from a device that it is not shown. Write-zeroes have no limit then. */
+	/*
+	 * By hand, since dm takes over nothing from a device that it is not
+	 * shown. Write-zeroes have no limit then.
+	 */
 	limits->logical_block_size = bdev_logical_block_size(zeroes->dev->bdev);
 	limits->max_discard_sectors = bdev_max_discard_sectors(zeroes->dev->bdev);
 	limits->max_hw_discard_sectors = limits->max_discard_sectors;
