@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=dash
-# vm: --smp 2 --mem 1G --timeout 1800
+# vm: --smp 2 --mem 1G --timeout 3600
 #
 # Faults: for each operation, the n-th I/O to a device fails, for every n until the operation passes untouched. What
 # failed says so, nothing else does, the device can be removed, and the cowfile opens again with all that was synced.

@@ -16,7 +16,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +29,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
+#include "mountinfo.h"
 #include "sysfs.h"
 
 /* ---- Opening ---- */
@@ -415,35 +415,27 @@ static char *find_loop(const struct stat *st)
 }
 
 /* Filesystems with device numbers of their own are known by the device they name. */
-static bool is_mount_of(const char *line, dev_t dev)
+static bool is_mount_of(const struct mountinfo *m, dev_t dev)
 {
-	const char *rest = strstr(line, " - ");
-	char source[PATH_MAX];
-	unsigned int maj, min;
 	struct stat st;
 
-	if (sscanf(line, "%*u %*u %u:%u", &maj, &min) == 2 && makedev(maj, min) == dev)
-		return true;
-	return rest && sscanf(rest, " - %*s %4095s", source) == 1 && source[0] == '/' &&
-	       !stat(source, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev;
+	return m->dev == dev || (m->source[0] == '/' && !stat(m->source, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev);
 }
 
 char *device_mount(dev_t dev, bool *writable)
 {
-	FILE *f = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL, point[PATH_MAX], options[256], *found = NULL;
-	size_t room = 0;
+	FILE *f = mountinfo_open();
+	char *found = NULL;
+	struct mountinfo m;
 
 	*writable = false;
-	while (f && !*writable && getline(&line, &room, f) > 0) {
-		if (!is_mount_of(line, dev) ||
-		    sscanf(line, "%*u %*u %*s %*s %4095s %255s", point, options) != 2)
+	while (f && !*writable && mountinfo_next(f, &m)) {
+		if (!is_mount_of(&m, dev))
 			continue;
 		free(found);
-		found = xasprintf("%s", point);
-		*writable = !strncmp(options, "rw", 2);
+		found = xasprintf("%s", m.point);
+		*writable = m.writable;
 	}
-	free(line);
 	if (f)
 		fclose(f);
 	return found;

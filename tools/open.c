@@ -302,10 +302,15 @@ static int extend_cow(struct opening *o)
 	struct file *f = &o->c.file;
 	int r;
 
-	/* One that was made just now has had its warning. */
-	if (f->block && !opt.read_only && !o->formatted)
-		cow_warn_short(&o->c.geo, f);
-	if (f->block || opt.read_only || f->size >= full)
+	if (opt.read_only)
+		return OK;
+	if (f->block) {
+		/* One that was made just now has had its warning. */
+		if (!o->formatted)
+			cow_warn_short(&o->c.geo, f);
+		return OK;
+	}
+	if (f->size >= full)
 		return OK;
 	r = refuse_truncated(&o->c);
 	if (r)

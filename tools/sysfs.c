@@ -7,7 +7,6 @@
 #include "sysfs.h"
 
 #include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +16,8 @@
 
 #include <linux/loop.h>
 #include <linux/major.h>
+
+#include "mountinfo.h"
 
 char *dev_attribute(dev_t dev, const char *name)
 {
@@ -90,52 +91,27 @@ bool loop_has(dev_t dev, const struct stat *st)
 	return loop_status(dev, &info) && is_file(&info, st);
 }
 
-/* Undo the \040 of mountinfo. */
-static void unescape(char *text)
-{
-	unsigned int c;
-	char *to = text;
-
-	for (; *text; to++) {
-		if (*text == '\\' && sscanf(text + 1, "%3o", &c) == 1) {
-			*to = c;
-			text += 4;
-		} else {
-			*to = *text++;
-		}
-	}
-	*to = 0;
-}
-
 /* Where @file, a path on a filesystem of which only that is known, is to be found; NULL if it is not. */
 static char *find_file(const struct loop_info64 *info, const char *file)
 {
-	FILE *mounts = fopen("/proc/self/mountinfo", "re");
-	char *line = NULL, point[PATH_MAX], type[64], *path, *found = NULL;
-	unsigned int maj, min;
-	size_t room = 0;
+	FILE *f = mountinfo_open();
+	char *path, *found = NULL;
+	struct mountinfo m;
 	struct stat st;
 
-	while (mounts && !found && getline(&line, &room, mounts) > 0) {
-		const char *rest = strstr(line, " - ");
-
-		if (!rest || sscanf(line, "%*u %*u %u:%u %*s %4095s", &maj, &min, point) != 3 ||
-		    sscanf(rest, " - %63s", type) != 1)
-			continue;
+	while (f && !found && mountinfo_next(f, &m)) {
 		/* What cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
-		if (makedev(maj, min) != (dev_t)info->lo_device && strcmp(type, "btrfs") != 0)
+		if (m.dev != (dev_t)info->lo_device && strcmp(m.type, "btrfs") != 0)
 			continue;
-		unescape(point);
-		if (asprintf(&path, "%s%s", strcmp(point, "/") ? point : "", file) < 0)
+		if (asprintf(&path, "%s%s", strcmp(m.point, "/") ? m.point : "", file) < 0)
 			break;
 		if (!stat(path, &st) && is_file(info, &st))
 			found = path;
 		else
 			free(path);
 	}
-	free(line);
-	if (mounts)
-		fclose(mounts);
+	if (f)
+		fclose(f);
 	return found;
 }
 
