@@ -213,9 +213,19 @@ for fs in ext4 xfs; do
 	said=$(touch mnt/dir 2>&1) && said='still writable'
 	diag "$name, full: $said"
 	is "$(cowstat t used mode)" "3000 out_of_space" "$name: all is used, mode out_of_space"
-	uncached
-	[ $fs = xfs ] || runs "$name: what was synced can be read" files check mnt
 	runs "$name: umount" timeout 100 umount mnt
+	# What it had no space for is in its journal, and it may no longer have it in memory (ext4 of Linux 6.12): but all is
+	# there for one that has space to replay that in.
+	truncate -s $((size + 2))M over
+	over=$(loopdev over)
+	cowopen over /dev/mapper/t "$over"
+	runs "$name: with its changes elsewhere it is mounted" mount /dev/mapper/over mnt
+	runs "$name: all that was synced is there, without room" files check mnt
+	umount mnt
+	dmsetup remove over
+	losetup -d "$over"
+	rm over
+	is "$(cowstat t used mode)" "3000 out_of_space" "$name: still no room"
 	dmsetup message t 0 limit 0
 	runs "$name: with room it is mounted again" mount $dev mnt
 	runs "$name: all that was synced is there" files check mnt
