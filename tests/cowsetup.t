@@ -223,7 +223,7 @@ says 'nix: there is no device of this name' "goes on after the first"
 exits 4 "is not closed, since it cannot be synced" cowsetup close bad
 says 'bad: not closed, since it cannot be synced, as its cow device has failed: .* would be lost.*close --force' \
 	"says what would be lost, and what to do"
-like "$(cowsetup list)" '^bad .* fail ' "it is there still"
+like "$(cowsetup list)" '^bad .* fail +.* /dev/mapper/badcow$' "it is there still, with a device known by its name"
 exits 0 "unless forced" cowsetup close --force bad
 says 'bad: closed without being synced .*may be lost' "which has a warning"
 fails "then it is gone" dmsetup info bad

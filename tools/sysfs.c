@@ -41,10 +41,28 @@ char *dev_attribute(dev_t dev, const char *name)
 	return line;
 }
 
+/* "/dev/mapper/vg-lv", which says more than "/dev/dm-3", if that node is there, and is the device. */
+static char *mapper_path(dev_t dev)
+{
+	char *name = dev_attribute(dev, "dm/name"), *path = NULL;
+	struct stat st;
+
+	if (name && asprintf(&path, "/dev/mapper/%s", name) < 0)
+		path = NULL;
+	if (path && (stat(path, &st) || !S_ISBLK(st.st_mode) || st.st_rdev != dev)) {
+		free(path);
+		path = NULL;
+	}
+	free(name);
+	return path;
+}
+
 char *dev_path(dev_t dev)
 {
-	char link[64], *target, *slash, *path = NULL;
+	char link[64], *target, *slash, *path = mapper_path(dev);
 
+	if (path)
+		return path;
 	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(dev), minor(dev));
 	target = realpath(link, NULL);
 	slash = target ? strrchr(target, '/') : NULL;

@@ -14,7 +14,7 @@
 /* A file in the sysfs directory of a block device: its first line, to be freed, or NULL. */
 char *dev_attribute(dev_t dev, const char *name);
 
-/* "/dev/loop3", or "/dev/" and whatever it is called; to be freed, NULL without memory. */
+/* "/dev/loop3", "/dev/mapper/vg-lv", or "/dev/" and whatever it is called; to be freed, NULL without memory. */
 char *dev_path(dev_t dev);
 
 bool dev_is_loop(dev_t dev);
