@@ -428,6 +428,11 @@ void cow_md_set_failed(struct cow_md *md)
 	WRITE_ONCE(md->failed, true);
 }
 
+bool cow_fua_flushes(struct block_device *cow)
+{
+	return bdev_write_cache(cow) && !bdev_fua(cow);
+}
+
 /* ---- Bitmap sectors on disk ---- */
 
 static __le32 map_sector_csum(const struct cow_map_sector *s, u64 sector)
@@ -815,10 +820,12 @@ static int region_allocate(struct cow_md *md, u64 index)
 		ret = IS_ERR(data) ? PTR_ERR(data) :
 				     write_block(md, buf, block ? 0 : REQ_FUA);
 	}
-	/* An error is not final: what could not be written is what was there. */
+	/* An error is not final, unless of a flush: what could not be written is what was there. */
 	ret = wait_for_writes(md, ret);
 	if (!ret)
 		WRITE_ONCE(r->allocated, true);
+	else if (ret != -ENOSPC && !first_block(md, first) && cow_fua_flushes(md->cow))
+		WRITE_ONCE(md->failed, true);
 out:
 	mutex_unlock(&md->commit_lock);
 
@@ -1209,6 +1216,9 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	 * write with it.
 	 */
 	r = flush_cow(md);
+	/* Somebody else's flush may have been told of what this one has not. */
+	if (!r && cow_md_failed(md))
+		r = -EIO;
 	for (stage = staged; stage && !r; stage = stage->next)
 		r = write_staged(md, stage, single ? REQ_FUA : 0);
 	r = wait_for_writes(md, r);
@@ -1279,7 +1289,7 @@ static int commit_locked(struct cow_md *md)
 		r = flush_cow(md);
 	while (todo && !r)
 		r = commit_some(md, &todo);
-	/* By a flush of somebody else's, which may have been told of what ours has not. */
+	/* Likewise, whichever flush was the last. */
 	if (!r && cow_md_failed(md))
 		r = -EIO;
 	WRITE_ONCE(md->lacks_space, r == -ENOSPC);

@@ -442,6 +442,12 @@ bool cow_md_lacks_space(struct cow_md *md);
 void cow_md_set_failed(struct cow_md *md);
 
 /*
+ * Whether the block layer makes a write and a flush of a FUA write to @cow. Its error
+ * may then be one of other writes, which the next flush is not told of. Any context.
+ */
+bool cow_fua_flushes(struct block_device *cow);
+
+/*
  * Set DIRTY in the head, durably; must have succeeded before the first
  * cow_md_mark() since the cowfile was clean, and before the data it is about
  * is written. Sleeps, does I/O.
