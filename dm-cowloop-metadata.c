@@ -78,6 +78,7 @@
 #include <linux/device-mapper.h>
 #include <linux/dm-bufio.h>
 #include <linux/dm-io.h>
+#include <linux/highmem.h>
 #include <linux/llist.h>
 #include <linux/math64.h>
 #include <linux/mm.h>
@@ -398,7 +399,7 @@ void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside)
 {
 	spin_lock_irq(&md->space_lock);
 	WRITE_ONCE(md->limit, limit);
-	md->set_aside = set_aside;
+	md->set_aside = min(set_aside, limit);
 	spin_unlock_irq(&md->space_lock);
 }
 
@@ -552,6 +553,8 @@ static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
 	__bio_add_page(w->bio,
 		       is_vmalloc_addr(data) ? vmalloc_to_page(data) : virt_to_page(data),
 		       BIT(md->block_shift), offset_in_page(data));
+	if (is_vmalloc_addr(data))
+		flush_kernel_vmap_range(data, BIT(md->block_shift));
 	atomic_inc(&md->nr_writing);
 	submit_bio(w->bio);
 

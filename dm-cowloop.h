@@ -310,7 +310,7 @@ int cow_md_count_some(struct cow_md *md);
 /*
  * The region of @unit, and in *@bit its place there. By multiplication: a division
  * would take longer than all the rest of a lookup, and a product of 128 bits a stack
- * that is aligned for it. Regions have 127 or 128 times 256 units; for 2^31 such groups
+ * that is aligned for it. Regions have 112 or 127 times 256 units; for 2^31 such groups
  * the product fits, and what has been added by rounding up stays below one.
  */
 #define COW_MAX_UNITS	BIT_ULL(39)
