@@ -166,11 +166,11 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 
 	if (!r)
 		r = refuse_overwrite(&up->new.file, "--force");
-	if (!r)
-		r = blank_cow(&up->new.file, &up->new.geo);
 	if (!r && up->new.file.size < cow_full_size(&up->new.geo))
 		r = error(WRONG, "%s: too small: found %s, expected %s.", path, size_text(up->new.file.size),
 			  size_text(cow_full_size(&up->new.geo)));
+	if (!r)
+		r = blank_cow(&up->new.file, &up->new.geo);
 	if (!r)
 		r = convert(up);
 	file_close(&up->new.file);
@@ -278,6 +278,19 @@ static void hint_swapped(const char *rdo_path, const char *cow_path)
 	file_close(&f);
 }
 
+/* There is nothing to be done, unless something else was wanted: then that has not been done. */
+static int upgraded_already(const char *path, const char *new_path)
+{
+	if (new_path)
+		return error(WRONG, "%s: format 2 already; %s was not made, which would be a mere copy (cp --sparse=always).",
+			     path, new_path);
+	if (opt.mapunit || opt.label || opt.rdo_spec)
+		return error(WRONG, "%s: format 2 already, and nothing was changed: --mapunit, --label and --rdo-spec are for what is upgraded.",
+			     path);
+	printf("%s: format 2 already.\n", path);
+	return OK;
+}
+
 int cmd_upgrade(int argc, char **argv)
 {
 	struct upgrade up = { .new.file = FILE_CLOSED, .rdo = FILE_CLOSED };
@@ -303,9 +316,9 @@ int cmd_upgrade(int argc, char **argv)
 		return r;
 	}
 	if (up.old.format == 2) {
-		printf("%s: format 2 already.\n", argv[0]);
+		r = upgraded_already(argv[0], new_path);
 		cow_close(&up.old);
-		return OK;
+		return r;
 	}
 	r = prepare(&up);
 	if (!r)

@@ -130,6 +130,15 @@ makecow c --units 3
 cp c old
 exits 0 "format 2" cowsetup upgrade --rdo rdo c
 says 'format 2 already' "says so: format 2"
+exits 4 "format 2, and another file was wanted" cowsetup upgrade --rdo rdo c copy
+says 'format 2 already; copy was not made' "says so: another file"
+[ ! -e copy ]
+ok $? "there is none"
+for option in '--mapunit 64K' '--label x' '--rdo-spec /x'; do
+	# shellcheck disable=SC2086
+	exits 4 "format 2, and $option was wanted" cowsetup upgrade $option --rdo rdo c
+done
+says 'format 2 already, and nothing was changed' "says so: options"
 runs "nothing is touched: format 2" cmp c old
 
 # --- A power cut at any point -------------------------------------------------------------------------------
