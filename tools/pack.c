@@ -116,7 +116,8 @@ static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
 		r = out_zeroes(out, c->geo.moffset - head_size(c));
 	if (!r)
 		r = pack_map(c, out);
-	if (!r && gaps && (used || c->format != 1))
+	/* A head may say that units, had it any, begin at the end of the world. */
+	if (!r && gaps && used)
 		r = out_zeroes(out, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
 	return r ? r : pack_units(c, out);
 }
@@ -130,9 +131,12 @@ static int check_both(const char *action, const char *from, const char *to)
 	return OK;
 }
 
-static int check_target(const char *path)
+/* What is there already is held in @old until it is replaced, which he may do who may not write it. */
+static int check_target(const char *path, struct replaced *old)
 {
+	struct file f;
 	struct stat st;
+	int r;
 
 	if (!strcmp(path, "-") || stat(path, &st))
 		return OK;
@@ -140,11 +144,17 @@ static int check_target(const char *path)
 		return error(WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
 	if (!opt.force)
 		return error(BUSY, "%s: exists already; --force overwrites it.", path);
-	return OK;
+	r = file_open(&f, path, FILE_READ | FILE_EXCLUSIVE);
+	if (!r)
+		r = replaced_hold(old, &f);
+	if (r)
+		file_close(&f);
+	return r;
 }
 
 int cmd_pack(int argc, char **argv)
 {
+	struct replaced old = { .file = FILE_CLOSED };
 	struct out_stream *out;
 	struct cowfile c;
 	u64 used, end;
@@ -165,17 +175,18 @@ int cmd_pack(int argc, char **argv)
 	if (!r)
 		r = cow_check_end(&c, end);
 	if (!r)
-		r = check_target(argv[1]);
+		r = check_target(argv[1], &old);
 	if (!r) {
 		out = out_open(argv[1], opt.compress == COMPRESS_COWPACK ? COMPRESS_GZIP :
 			       opt.compress, &r);
 		if (out) {
 			progress_start(argv[0], used * c.geo.mapunit, "packed");
 			r = pack(&c, out, used);
-			r = out_close(out, r, opt.force);
+			r = out_close(out, r, old.file.fd < 0 ? NULL : &old);
 			progress_end(!r);
 		}
 	}
+	file_close(&old.file);
 	cow_close(&c);
 	if (!r)
 		verbose("%s: packed %llu units (%s) into %s.", argv[0], used,

@@ -19,6 +19,8 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include "newcow.h"
+
 #define BUFFER_SIZE	(256 * 1024)
 
 static const u8 zeroes[65536];
@@ -76,7 +78,7 @@ struct out_stream *out_open(const char *path, enum compress compress, int *code)
 			ZSTD_CCtx_setParameter(o->zstd, ZSTD_c_checksumFlag, 1);
 	}
 	if (*code) {
-		out_close(o, *code, false);
+		out_close(o, *code, NULL);
 		return NULL;
 	}
 	return o;
@@ -186,12 +188,14 @@ static int finish(struct out_stream *o)
 	return end < 0 ? error_errno("%s: seeking", o->path) : file_resize(&o->file.file, end);
 }
 
-int out_close(struct out_stream *o, int code, bool replace)
+int out_close(struct out_stream *o, int code, const struct replaced *old)
 {
 	if (!code)
 		code = finish(o);
+	if (!code && old)
+		code = replaced_check(old, o->file.target);
 	if (!code && !o->to_stdout)
-		code = new_file_commit(&o->file, replace);
+		code = new_file_commit(&o->file, old);
 	if (!o->to_stdout)
 		new_file_abort(&o->file);
 	if (o->compress == COMPRESS_GZIP)

@@ -10,6 +10,8 @@
 #include "cowsetup.h"
 #include "file.h"
 
+struct replaced;
+
 /* ---- Writing ---- */
 
 struct out_stream;
@@ -25,9 +27,10 @@ int out_zeroes(struct out_stream *o, u64 length);
 
 /*
  * The end. With @code OK, everything is on stable storage when it returns OK;
- * otherwise what was written is removed. @replace: a file of this name, too.
+ * otherwise what was written is removed. @old: a file of this name that it
+ * replaces, if that is still as it was; NULL: there must be none.
  */
-int out_close(struct out_stream *o, int code, bool replace);
+int out_close(struct out_stream *o, int code, const struct replaced *old);
 
 /* ---- Reading ---- */
 

@@ -87,12 +87,28 @@ exits 0 "check finds it in order" cowsetup check --rdo rdo p
 exits 0 "and it is unpacked" cowsetup unpack p u
 is "$(cowhead u units dirty cowused)" "3,4882 0 2" "and clean then"
 
+# the room for units begins where nobody will ever come to
+makecow far --units "" --doffset $((1 << 59))
+for compress in none zstd; do
+	exits 0 "no units, far away: $compress" timeout 60 "$tool" pack --compress $compress far farp
+	exits 0 "and back: $compress" cowsetup unpack --force farp u
+	is "$(cowhead u doffset cowused) $(($(stat -c %b u) <= 16))" "$((1 << 59)) 0 1" "in a file that ends where it did: $compress"
+	rm farp
+done
+rm -f far u
+
 # --- What is refused ----------------------------------------------------------------------------------------
 
 makecow c --units 0-100
 cp p keep
 exits 5 "an existing file" cowsetup pack c p
 runs "which is as it was" cmp p keep
+exec 8<p
+flock -x 8
+exits 5 "--force, and in use" cowsetup pack --force c p
+says 'p: in use' "says so: in use"
+runs "and as it was: in use" cmp p keep
+exec 8<&-
 exits 0 "with --force" cowsetup pack --force c p
 exits 5 "unpack over a cowfile" cowsetup unpack p c
 says 'holds a cowfile already' "says so"
