@@ -29,7 +29,7 @@ bool parse_size(const char *text, u64 *size)
 			return false;
 	}
 	if (*p) {
-		suffix = strchr(suffixes, *p & ~0x20);
+		suffix = *p & ~0x20 ? strchr(suffixes, *p & ~0x20) : NULL; /* a blank would be its end */
 		if (!suffix)
 			return false;
 		unit <<= 10 * (suffix - suffixes + 1);
