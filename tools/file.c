@@ -83,8 +83,11 @@ static int lock(struct file *f, unsigned int flags)
 		return OK;
 	if (flags & FILE_EXCLUSIVE) {
 		user = file_used_by(f);
-		if (user || flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+		if (user)
 			r = refuse_used(f, f->path);
+		else if (flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+			r = errno == EWOULDBLOCK ? refuse_used(f, f->path) :
+						   error_errno("%s: cannot be locked", f->path);
 		free(user);
 	} else if (flags & FILE_SHARED && flock(f->fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK) {
 		/* An image may be on a filesystem that has no locks, and be good for all that. */
@@ -137,6 +140,12 @@ void file_close(struct file *f)
 	if (f->fd >= 0)
 		close(f->fd);
 	f->fd = -1;
+}
+
+void file_try_share(const struct file *f)
+{
+	/* It is no more than a help for others. */
+	(void)!flock(f->fd, LOCK_SH | LOCK_NB);
 }
 
 static bool same_stat(const struct stat *a, const struct stat *b)
@@ -274,6 +283,13 @@ int file_zero(const struct file *f, u64 offset, u64 length)
 	return write_zeroes(f, offset, length);
 }
 
+bool file_can_punch(const struct file *f)
+{
+	/* Behind the end, where nothing is. */
+	return !f->block &&
+	       !fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, f->size, 4096);
+}
+
 int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end)
 {
 	off_t data, hole;
@@ -388,6 +404,16 @@ static dev_t loop_number(const char *name)
 	return makedev(maj, min);
 }
 
+/* @file is the name by which it was attached, which all may know; it may be another one's by now. */
+static bool is_attached(dev_t dev, const char *file, const struct stat *st)
+{
+	struct stat named;
+
+	if (loop_may_be_asked(dev))
+		return loop_has(dev, st);
+	return !stat(file, &named) && same_stat(&named, st);
+}
+
 /* The loop device that a file is attached to, and what sits on that. */
 static char *find_loop(const struct stat *st)
 {
@@ -401,7 +427,7 @@ static char *find_loop(const struct stat *st)
 			continue;
 		dev = loop_number(entry->d_name);
 		file = dev_attribute(dev, "loop/backing_file"); /* those without one are not opened */
-		if (file && loop_has(dev, st)) {
+		if (file && is_attached(dev, file, st)) {
 			holder = find_holder(dev);
 			found = xasprintf("attached to /dev/%s%s%s", entry->d_name,
 					  holder ? ", which is part of " : "", holder ? holder : "");

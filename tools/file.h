@@ -39,6 +39,9 @@ int file_from_fd(struct file *f, int fd, const char *path);
 /* Without a word about errors, since nothing is lost that was not synced. */
 void file_close(struct file *f);
 
+/* Have nobody write it who asks for the lock, if that can be had: for as long as the open file lives. */
+void file_try_share(const struct file *f);
+
 /* Read or write all of @length bytes; a file that ends before that is an error. */
 int file_read(const struct file *f, u64 offset, void *buf, size_t length);
 int file_write(const struct file *f, u64 offset, const void *buf, size_t length);
@@ -57,6 +60,9 @@ int file_resize(struct file *f, u64 size);
  * the end of the file nothing is done.
  */
 int file_zero(const struct file *f, u64 offset, u64 length);
+
+/* Does file_zero() give back space here? Else it fills holes. Never on a device. */
+bool file_can_punch(const struct file *f);
 
 /*
  * Where the next data is from *@start on and below @end: *@start and *@data_end

@@ -286,8 +286,14 @@ int open_or_create(struct file *f, const char *path, bool *created)
 		return error_errno("%s: cannot be created", path);
 	/* Another cowsetup may have found it already. */
 	if (flock(fd, LOCK_EX | LOCK_NB)) {
+		if (errno == EWOULDBLOCK) {
+			r = error(BUSY, "%s: in use: another program has it open.", path);
+		} else {
+			r = error_errno("%s: cannot be locked", path);
+			unlink(path);
+		}
 		close(fd);
-		return error(BUSY, "%s: in use: another program has it open.", path);
+		return r;
 	}
 	*created = true;
 	r = file_from_fd(f, fd, path);

@@ -172,9 +172,9 @@ static int empty(struct cowfile *c)
 {
 	int r = OK;
 
-	if (!c->file.block)
+	if (file_can_punch(&c->file))
 		r = zero_in_steps(&c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
-	else if (c->format == 1)
+	else if (!c->file.block || c->format == 1)
 		r = zero_units(c);
 	if (!r)
 		r = file_sync(&c->file);

@@ -6,6 +6,7 @@
 
 #include "sysfs.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,6 +95,15 @@ static bool loop_status(dev_t dev, struct loop_info64 *info)
 		close(fd);
 	free(path);
 	return known;
+}
+
+bool loop_may_be_asked(dev_t dev)
+{
+	char *path = dev_path(dev);
+	const bool may = !path || !access(path, R_OK) || (errno != EACCES && errno != EPERM);
+
+	free(path);
+	return may;
 }
 
 /* The kernel's own device number, in the encoding it has for userspace. */

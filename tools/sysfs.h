@@ -19,6 +19,9 @@ char *dev_path(dev_t dev);
 
 bool dev_is_loop(dev_t dev);
 
+/* Only root and its like may. */
+bool loop_may_be_asked(dev_t dev);
+
 /* Is this the loop device's file? */
 bool loop_has(dev_t dev, const struct stat *st);
 

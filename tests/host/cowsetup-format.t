@@ -109,6 +109,17 @@ says 'rdo: in use: another cowsetup writes it' "and says so: written"
 flock -s 8
 exits 0 "one that others read" cowsetup format rdo shared
 exec 8<&-
+cc -shared -fPIC -O1 -D_GNU_SOURCE -o lacks.so "$top/tests/host/lacks.c" -ldl || exit 1
+lacking() { LACKS=$1 LD_PRELOAD=$tmp/lacks.so "$top/build/tools/cowsetup" "${@:2}"; } # the compiler's checks don't like it
+exits 4 "a filesystem without locks" lacking locks format rdo c9
+says 'c9: cannot be locked: No locks available' "says so: no locks"
+[ ! -e c9 ]
+ok $? "and nothing is left: no locks"
+cp shared c9
+exits 4 "likewise a cowfile there" lacking locks repair c9
+says 'c9: cannot be locked' "says so: no locks, repair"
+runs "which is as it was: no locks" cmp shared c9
+rm c9
 # a real merge, stopped in the middle, by way of a pipe that it asks its question of
 makecow merged --units 3
 mkfifo answer
@@ -134,6 +145,8 @@ exits 1 "unknown action" cowsetup frobnicate
 exits 1 "unknown option" cowsetup format --frobnicate rdo c9
 exits 1 "too few arguments" cowsetup format rdo
 exits 1 "an option of another action" cowsetup dump --force c1
+exits 1 "a size with a blank behind" cowsetup format --mapunit '64 ' rdo c9
+exits 1 "a size with a blank in it" cowsetup format --mapunit '4 K' rdo c9
 exits 1 "format 3" cowsetup format --format 3 rdo c9
 exits 1 "a unit that is no power of two" cowsetup format --mapunit 5000 rdo c9
 exits 1 "a unit of format 1 in format 2" cowsetup format --mapunit 1K rdo c9

@@ -42,6 +42,21 @@ for arguments in "--units 0,5-90,200-300/3,last" "--units all" "--units 1 --zero
 	says 'nothing to merge' "says so: again: $arguments"
 done
 
+# where no holes can be made, what was not there is not written all the same
+cc -shared -fPIC -O1 -D_GNU_SOURCE -o lacks.so "$top/tests/host/lacks.c" -ldl || exit 1
+for arguments in "--units 5-9,last" "--format 1 --units 5-9,last"; do
+	fresh "$arguments"
+	before=$(stat -c %b c)
+	exits 0 "merge without holes: $arguments" env LACKS=holes LD_PRELOAD="$tmp/lacks.so" \
+		"$top/build/tools/cowsetup" merge --batch-mode rdo c
+	runs "the device has it all: without holes: $arguments" cmp rdo wanted
+	exits 0 "it is in order, and empty: without holes: $arguments" cowsetup check --rdo rdo c
+	[[ $out != *note* ]] && [ "$(cowhead c popcount)" = 0 ]
+	ok $? "to the last byte: without holes: $arguments"
+	[ "$(stat -c %b c)" -le $((before + 64)) ]
+	ok $? "it has not grown: without holes: $arguments" || diag "$before blocks, and then $(stat -c %b c)"
+done
+
 # --- What it refuses ----------------------------------------------------------------------------------------
 
 # untouched NAME: rdo and c are as they were
