@@ -514,9 +514,9 @@ cp long.cow keep
 cow=$(loopdev long.cow)
 dmsetup create slowcow --table "0 $(sectors "$cow") delay $cow 0 50"
 for signal in INT TERM; do
-	/usr/local/bin/cowsetup-asan open --repair --progress-frequency 1 long.img /dev/mapper/slowcow long >progress 2>said &
+	/usr/local/bin/cowsetup-asan open --repair --progress-frequency 1 long.img /dev/mapper/slowcow long >out 2>said &
 	opener=$!
-	waits '( 1[2-9]|[2-6][0-9])[.0-9]* MiB read' cat progress
+	waits '( 1[2-9]|[2-6][0-9])[.0-9]* MiB read' cat said
 	kill -$signal $opener
 	start=$(cut -d . -f 1 /proc/uptime)
 	wait $opener
@@ -528,7 +528,8 @@ for signal in INT TERM; do
 		like "$(cat said)" 'still dirty, and as it was, but for [0-9]+ units with data that have been added' "says what has changed"
 	is "$(grep -c 'everything is as it was' said)" 0 "and nothing that is not so"
 	is "$(dmsetup ls | grep -c '^long')" 0 "there is no device: SIG$signal"
-	like "$(cat progress)" '^Progress: .* read, speed' "it was seen how far it had got"
+	like "$(cat said)" '^Progress: .* read, speed' "it was seen how far it had got"
+	is "$(cat out)" "" "on stderr: stdout is for the device's path"
 	sync "$cow"
 	is "$(cowhead long.cow dirty)" 1 "it is still dirty"
 done
@@ -604,7 +605,12 @@ cowsetup open golden.img disk/a.cow >/dev/null
 is "$(losetup --list --noheadings --raw --output DIO,BACK-FILE | grep a.cow)" "1 /tmp/disk/a.cow" "direct I/O where it can be"
 write /dev/mapper/a 102400 299008 4
 fails "what holds the cowfile cannot be remounted read-only" mount -o remount,ro disk
+chmod 666 disk/a.cow
+exits 5 "anybody sees that it is in use" anybody cowsetup repair disk/a.cow
 exits 0 "readonly" cowsetup readonly a
+exits 5 "anybody still sees that" anybody cowsetup repair disk/a.cow
+says 'a.cow: in use: attached to /dev/loop[0-9]+, which is part of /dev/mapper/a' "and by whom"
+fails "and cannot have the lock" perl -e 'open my $f, "+<", "disk/a.cow" or exit; exit !flock $f, 6'
 runs "then it can" mount -o remount,ro disk
 runs "the device is there, with its changes" cmp want /dev/mapper/a
 fails "and takes no writes" dd if=/dev/zero of=/dev/mapper/a bs=4096 count=1 oflag=direct conv=notrunc

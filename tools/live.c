@@ -383,6 +383,12 @@ static bool is_gone(dev_t dev)
 	return dev && access(path, F_OK) && errno == ENOENT;
 }
 
+/* An errno: has somebody else closed it meanwhile? As when udev and systemd both see that it was unplugged. */
+static bool is_closed(const struct dm_device *d, int err)
+{
+	return err == ENXIO && !dm_name_exists(d->name);
+}
+
 /*
  * The kernel has nobody to tell when it can't make everything durable as it
  * removes a device, so have it done before that, while there is a way back.
@@ -390,9 +396,10 @@ static bool is_gone(dev_t dev)
 static int sync_before_close(const struct dm_device *d)
 {
 	const bool failed = d->mode == DM_MODE_FAIL, gone = dm_has_cow(d) && is_gone(d->cow);
+	int err;
 
-	errno = dm_message(d, "sync");
-	if (!errno)
+	err = dm_message(d, "sync");
+	if (!err || is_closed(d, err))
 		return OK;
 	/* There is nowhere left to sync it to. */
 	if (gone) {
@@ -402,49 +409,49 @@ static int sync_before_close(const struct dm_device *d)
 	}
 	if (opt.force) {
 		warn("%s: closed without being synced (%s): what was written since the last sync that succeeded may be lost.",
-		     d->name, strerror(errno));
+		     d->name, strerror(err));
 		return OK;
 	}
+	errno = err;
 	return error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost. See dmesg; close --force closes it all the same",
 			   d->name, failed ? ", as its cow device has failed" : "");
 }
 
-static int close_one(const char *name)
+static int close_device(const struct dm_device *d)
 {
 	char *rdo_file, *cow_file, *user = NULL;
 	bool rdo_autoclear, cow_autoclear, monitored = false;
-	struct dm_device d;
-	int err, r = live_find(name, &d);
+	int err, r;
 
-	if (r)
-		return r;
 	/* Whoever is here to stay is not waited for. */
-	if (!opt.deferred && d.open_count)
-		user = find_holder(&d);
+	if (!opt.deferred && d->open_count)
+		user = find_holder(d);
 	if (user) {
 		free(user);
-		return refuse_busy(&d, EBUSY);
+		return refuse_busy(d, EBUSY);
 	}
-	r = sync_before_close(&d);
+	r = sync_before_close(d);
 	if (r)
 		return r;
 
-	rdo_file = loop_file(d.rdo);
-	rdo_autoclear = loop_autoclear(d.rdo);
-	cow_file = dm_has_cow(&d) ? loop_file(d.cow) : NULL;
-	cow_autoclear = cow_file && loop_autoclear(d.cow);
+	rdo_file = loop_file(d->rdo);
+	rdo_autoclear = loop_autoclear(d->rdo);
+	cow_file = dm_has_cow(d) ? loop_file(d->cow) : NULL;
+	cow_autoclear = cow_file && loop_autoclear(d->cow);
 	/* Before it goes, or dmeventd logs an error; but a device in use stays for now, with --deferred. */
-	if (!opt.deferred || !d.open_count)
-		monitored = monitor_is_on(&d) && !monitor_stop(&d);
-	err = dm_remove(&d, opt.deferred);
+	if (!opt.deferred || !d->open_count)
+		monitored = monitor_is_on(d) && !monitor_stop(d);
+	err = dm_remove(d, opt.deferred);
+	if (is_closed(d, err))
+		err = 0;
 	if (err && monitored)
-		monitor_start(&d);
+		monitor_start(d);
 	if (err) {
-		r = refuse_busy(&d, err);
-	} else if (!dm_name_exists(d.name)) {
-		r = wait_for_loop(d.rdo, rdo_file, rdo_autoclear);
+		r = refuse_busy(d, err);
+	} else if (!dm_name_exists(d->name)) {
+		r = wait_for_loop(d->rdo, rdo_file, rdo_autoclear);
 		if (!r)
-			r = wait_for_loop(d.cow, cow_file, cow_autoclear);
+			r = wait_for_loop(d->cow, cow_file, cow_autoclear);
 	}
 	free(rdo_file);
 	free(cow_file);
@@ -454,7 +461,7 @@ static int close_one(const char *name)
 /* Those that are in use are closed when they are not any more: until then there are errors of I/O. */
 static int close_gone(void)
 {
-	struct dm_device *devices;
+	struct dm_device *devices, now;
 	int r, one;
 	size_t nr;
 
@@ -466,7 +473,10 @@ static int close_gone(void)
 	for (size_t i = 0; i < nr && !interrupted; i++) {
 		if (!is_gone(devices[i].rdo) && !(dm_has_cow(&devices[i]) && is_gone(devices[i].cow)))
 			continue;
-		one = devices[i].deferred_remove ? OK : close_one(devices[i].name);
+		/* Closing another one, or somebody else, may have changed it. */
+		if (dm_look(devices[i].name, &now) || now.deferred_remove)
+			continue;
+		one = close_device(&now);
 		if (!r)
 			r = one;
 	}
@@ -476,9 +486,15 @@ static int close_gone(void)
 
 int cmd_close(int argc, char **argv)
 {
+	struct dm_device d;
+	int r;
+
 	if (opt.gone == !!argc)
 		return error(USAGE, "close: requires <name> or --gone.");
-	return opt.gone ? close_gone() : close_one(argv[0]);
+	if (opt.gone)
+		return close_gone();
+	r = live_find(argv[0], &d);
+	return r ? r : close_device(&d);
 }
 
 /* ---- readonly, detach ---- */
@@ -609,6 +625,9 @@ int cmd_readonly(int argc, char **argv)
 		r = exchange_loop(&d, &f, path);
 		if (!r)
 			r = release_file(&d, path);
+		/* The new loop device holds it, as the old one did, so that who can't ask loop devices sees it, too. */
+		if (!r)
+			file_try_share(&f);
 	}
 	file_close(&f);
 	free(path);

@@ -31,6 +31,7 @@
 #include "monitor.h"
 #include "newcow.h"
 #include "open.h"
+#include "progress.h"
 #include "repair.h"
 
 /* An open in progress. */
@@ -634,5 +635,7 @@ int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 
 int cmd_open(int argc, char **argv)
 {
+	/* The device's path is what stdout is for. */
+	progress_to_stderr();
 	return open_pair(argv[0], argv[1], argc > 2 ? argv[2] : NULL, true);
 }
