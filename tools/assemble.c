@@ -39,14 +39,39 @@ struct assembly {
 
 /* ---- Finding the halves ---- */
 
+/*
+ * What an rdo is looked for by. A link by UUID or label says what UUID= and LABEL=
+ * do, but goes over to whatever is opened over it.
+ */
+static char *rdo_tag(const char *spec)
+{
+	static const struct {
+		const char *dir, *tag;
+	} links[] = {
+		{ "/dev/disk/by-uuid/", "UUID" },
+		{ "/dev/disk/by-label/", "LABEL" },
+	};
+
+	for (unsigned int i = 0; i < sizeof(links) / sizeof(links[0]); i++) {
+		const size_t n = strlen(links[i].dir);
+
+		if (!strncmp(spec, links[i].dir, n) && !strchr(spec, '\\'))
+			return xasprintf("%s=%s", links[i].tag, spec + n);
+	}
+	return xasprintf("%s", spec);
+}
+
 /* Where an rdo is: a path to be freed, or NULL. */
 static char *find_rdo(const char *spec)
 {
-	char *value, *copy, *path;
+	char *value, *copy = rdo_tag(spec), *path;
 
-	if (spec[0] == '/')
-		return access(spec, F_OK) ? NULL : xasprintf("%s", spec);
-	copy = xasprintf("%s", spec);
+	if (copy[0] == '/') {
+		if (!access(copy, F_OK))
+			return copy;
+		free(copy);
+		return NULL;
+	}
 	value = strchr(copy, '=');
 	if (value)
 		*value++ = 0;
@@ -73,6 +98,8 @@ static bool has_tag(const struct cow_device *cow, const char *spec)
 /* The same for a cow: UUID= and LABEL= are what its head has. */
 static char *find_cow(const struct assembly *a, const char *spec)
 {
+	if (spec[0] == '/')
+		return access(spec, F_OK) ? NULL : xasprintf("%s", spec);
 	if (strncmp(spec, "UUID=", 5) && strncmp(spec, "LABEL=", 6))
 		return find_rdo(spec);
 	for (size_t i = 0; i < a->nr_cows; i++)

@@ -190,12 +190,13 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 static int add_half(const struct cowtab_entry *e, const char *dir, const char *service, const char *spec,
 		    bool cow, char **text)
 {
+	char *node = device_node(spec, cow), *unit, *name, *quoted, *more;
 	/*
 	 * This link goes over to the device itself, which has the same filesystem, and to others
 	 * like it; whoever stops one of these would stop what requires the link.
 	 */
-	const bool moves = !cow && (!strncmp(spec, "UUID=", 5) || !strncmp(spec, "LABEL=", 6));
-	char *node = device_node(spec, cow), *unit, *name, *quoted, *more;
+	const bool moves = !cow && node && (!strncmp(node, "/dev/disk/by-uuid/", 18) ||
+					    !strncmp(node, "/dev/disk/by-label/", 19));
 	int r = OK;
 
 	if (node) {

@@ -180,7 +180,7 @@ is "$? $(ls gen)" "0 " "no line, no unit"
 ok $? "and no mark for udev"
 
 generate "a-b UUID=$uuid LABEL=my/%cow x-systemd.device-timeout=5min,limit=1G" 'file /srv/100%/rdo.img /var/cow create,nofail' \
-	'net /dev/nbd0 /var/net.cow _netdev' 'hand /dev/vg/golden PARTUUID=12-34 noauto'
+	'net /dev/nbd0 /var/net.cow _netdev' 'link /dev/disk/by-label/golden /dev/vdb noauto' 'hand /dev/vg/golden PARTUUID=12-34 noauto'
 is "$?" 0 "units are made"
 is "$(cd gen && find . -type l -printf '%P -> %l\n' | sort)" "\
 cowsetup.target.requires/cowsetup@a\\x2db.service -> ../cowsetup@a\\x2db.service
@@ -190,6 +190,7 @@ dev-disk-by\\x2duuid-${uuid//-/\\x2d}.device.wants/cowsetup@a\\x2db.service -> .
 dev-mapper-a\\x2db.device.requires/cowsetup@a\\x2db.service -> ../cowsetup@a\\x2db.service
 dev-mapper-file.device.requires/cowsetup@file.service -> ../cowsetup@file.service
 dev-mapper-hand.device.requires/cowsetup@hand.service -> ../cowsetup@hand.service
+dev-mapper-link.device.requires/cowsetup@link.service -> ../cowsetup@link.service
 dev-mapper-net.device.requires/cowsetup@net.service -> ../cowsetup@net.service
 dev-nbd0.device.wants/cowsetup@net.service -> ../cowsetup@net.service
 remote-cowsetup.target.requires/cowsetup@net.service -> ../cowsetup@net.service" "who wants and requires them"
@@ -198,6 +199,8 @@ devices="dev-disk-by\\x2duuid-${uuid//-/\\x2d}.device dev-disk-by\\x2dcow\\x2dla
 is "$(setting "$unit" BindsTo)" "${devices#* }" "bound to cow"
 is "$(setting "$unit" Wants | grep -o '[^ ]*$')" "${devices% *}" "but not to a UUID that more devices come to have"
 is "$(setting cowsetup@net.service BindsTo)" "dev-nbd0.device" "while a path is rdo's alone"
+is "$(setting cowsetup@link.service BindsTo)" "dev-vdb.device" "which such a link is not, as if it were LABEL="
+is "$(setting cowsetup@link.service Wants | grep -o '[^ ]*$')" 'dev-disk-by\x2dlabel-golden.device' "so that it is wanted, too"
 is "$(setting "$unit" After)" "modprobe@dm_mod.service $devices" "and after them"
 is "$(setting "$unit" Before)" "umount.target blockdev@dev-mapper-%i.target cowsetup.target" "before what needs it"
 like "$(setting "$unit" ExecStart)" '/cowsetup assemble -- a-b$' "opens it"

@@ -70,9 +70,9 @@ for suite; do
 	cat >etc/cowtab <<-END
 		boot   LABEL=boot   UUID=$boot                        limit=20M,reserve=1M
 		this is wrong
-		table  LABEL=table  UUID=$table                       nofail
+		table  /dev/disk/by-label/table  UUID=$table          nofail
 		file   /srv/rdo     /srv/cow                          create
-		hand   LABEL=boot   /srv/hand                         create,noauto
+		hand   /dev/disk/by-label/boot   /srv/hand            create,noauto
 		gone   /dev/none    /srv/gone                         nofail,x-systemd.device-timeout=1s
 	END
 	cat >etc/fstab <<-END
