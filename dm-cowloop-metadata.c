@@ -47,9 +47,11 @@
  * Bits are cleared, by a discard, in the same way: the region is queued first.
  * Who clears them commits them before the units' data is given up.
  *
- * After an error of a write or flush of the metadata it is not known what is on
- * disk. No commit is begun any more until the cowfile has been opened again, and
- * the regions that it was about stay queued.
+ * After an error of a write of the metadata, or of any flush of the cow device, it
+ * is not known what is on disk, and the next flush may not tell. No commit is begun
+ * any more until the cowfile has been opened again, nor does one that has been begun
+ * write bits; the regions that it was about stay queued. That takes that all errors
+ * of flushes come to be known here: see cow_fua_flushes().
  *
  * Space. The cow device may be sparse, and full. A bitmap sector that was never
  * written may then not find room, which must not come out in a commit, when

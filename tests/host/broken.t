@@ -21,6 +21,10 @@ crash() {
 	grep -q '^ok .*: the work' "$dir/out" && grep -q '^not ok .*nothing flushed is lost' "$dir/out" &&
 		grep 'bad states' "$dir/out" | sort -u
 }
+flush() {
+	scripts/vm "$@" tests/flush.t >"$dir/out" 2>&1
+	grep -E '^not ok .*: (so does the next flush|its bit has not been written)' "$dir/out"
+}
 stress() {
 	scripts/vm "$@" tests/stress.t ONLY=rounds >"$dir/out" 2>&1
 	grep '^not ok .* round$' "$dir/out" && grep -m 1 'found .* Allowed: ' "$dir/out"
@@ -31,8 +35,8 @@ caught() {
 	local dir=$tmp/$1 test
 	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "tests/broken/$1.patch")
 	case $test in
-	crash | stress) ;;
-	*) echo "tests/broken/$1.patch does not begin with \`test: crash.t' or \`test: stress.t'"; return 1 ;;
+	crash | flush | stress) ;;
+	*) echo "tests/broken/$1.patch does not begin with \`test: ', and crash.t, flush.t or stress.t"; return 1 ;;
 	esac
 	mkdir "$dir"
 	cp Kbuild ./*.[ch] "$dir"
