@@ -26,11 +26,22 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# late: a script for initramfs-tools, that makes /dev/mapper/late of the second disk when it is asked for it, as that of
+# cryptsetup would
+late() {
+	cat <<-'END'
+		#!/bin/sh
+		[ "$1" = /dev/mapper/late ] || exit 0
+		size=$(cat /sys/block/vdb/size) && dmsetup create late --table "0 $size linear /dev/vdb 0"
+	END
+}
+
 # system: the release with this tree installed, as $tmp/golden; its initramfses are made in it, but at this machine's speed
 # shellcheck disable=SC2016 # the variables are for the shells in there
 system() {
 	debugfs -R "rdump / $tmp/system" "$disk" &&
 		tar -C "$tree" --owner=0 --group=0 -c . | tar -C "$tmp/system" -x --keep-directory-symlink --no-overwrite-dir &&
+		late >"$tmp/system/usr/local/share/late" && chmod +x "$tmp/system/usr/local/share/late" &&
 		unshare --mount sh -euxc '
 			cd "$1"
 			mount -t proc proc proc
@@ -39,6 +50,8 @@ system() {
 			chroot . sh -euxc "
 				depmod $2
 				dpkg -i /usr/local/share/debs/*.deb
+				mkdir -p /etc/initramfs-tools/scripts/local-block
+				mv /usr/local/share/late /etc/initramfs-tools/scripts/local-block/late
 				update-initramfs -c -k $2
 				dracut --force --hostonly --no-hostonly-cmdline --add-drivers \"virtio_pci virtio_blk ext4\" \
 					--kver $2 /boot/dracut.img"' - "$tmp/system" "$release" </dev/null &&
@@ -138,10 +151,12 @@ for suite; do
 	clean "when it has gone down"
 	from_disk dracut
 	cut_power again "by dracut: it is still so, and full, until the power fails"
+	cowroot=${cowroot/LABEL=changes/\/dev\/mapper\/late} # and where they are is a device on another one now
 	from_disk initrd
 	boots "and nothing is lost" "${options[@]}" tests/slow/boot-guest after
 	clean "after that"
 	debugfs -w -R 'rm /mine.cow' "$tmp/changes" >/dev/null 2>&1
+	cowroot=${cowroot/\/dev\/mapper\/late/LABEL=changes}
 	from_disk dracut
 	boots "without the cowfile it is pristine" "${options[@]}" tests/slow/boot-guest pristine
 	clean "by dracut, too"
