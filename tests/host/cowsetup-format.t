@@ -110,13 +110,13 @@ flock -s 8
 exits 0 "one that others read" cowsetup format rdo shared
 exec 8<&-
 cc -shared -fPIC -O1 -D_GNU_SOURCE -o lacks.so "$top/tests/host/lacks.c" -ldl || exit 1
-lacking() { LACKS=$1 LD_PRELOAD=$tmp/lacks.so "$top/build/tools/cowsetup" "${@:2}"; } # the compiler's checks don't like it
-exits 4 "a filesystem without locks" lacking locks format rdo c9
+lacking=(env LACKS=locks "LD_PRELOAD=$tmp/lacks.so" "$top/build/tools/cowsetup") # the compiler's checks don't like it
+exits 4 "a filesystem without locks" "${lacking[@]}" format rdo c9
 says 'c9: cannot be locked: No locks available' "says so: no locks"
 [ ! -e c9 ]
 ok $? "and nothing is left: no locks"
 cp shared c9
-exits 4 "likewise a cowfile there" lacking locks repair c9
+exits 4 "likewise a cowfile there" "${lacking[@]}" repair c9
 says 'c9: cannot be locked' "says so: no locks, repair"
 runs "which is as it was: no locks" cmp shared c9
 rm c9
