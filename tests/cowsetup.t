@@ -5,7 +5,7 @@
 # leave behind, which should be nothing: every refusal and every interruption is followed by a look at the loop
 # devices, the dm devices and the files.
 #
-# vm: --smp 2 --mem 1G
+# vm: --smp 2 --mem 1G --timeout 1800
 
 # JSON is asked in Perl, whose variables are not the shell's
 # shellcheck disable=SC2016 source=/dev/null

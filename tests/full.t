@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=dash
-# vm: --smp 2 --mem 2G
+# vm: --smp 2 --mem 2G --timeout 1800
 #
 # Filesystems on devices that have less space than the filesystem thinks. Files are written until there is none, are
 # checked, deleted, and the space goes back to the filesystem that the cowfile is on; five times over.
