@@ -32,7 +32,8 @@ late() {
 	cat <<-'END'
 		#!/bin/sh
 		[ "$1" = /dev/mapper/late ] || exit 0
-		size=$(cat /sys/block/vdb/size) && dmsetup create late --table "0 $size linear /dev/vdb 0"
+		disk=$(blkid -L changes) && size=$(cat "/sys/class/block/${disk#/dev/}/size") &&
+			dmsetup create late --table "0 $size linear $disk 0"
 	END
 }
 
