@@ -800,7 +800,8 @@ like "$(cat watched)" 'big: has been closed' "and it says so: closed"
 cowsetup open big.img disk/big.cow >/dev/null
 /usr/local/bin/cowsetup-asan watch --threshold 1 big >watched 2>&1 &
 watch=$!
-sleep 1
+# what a shell has in the background ignores it, until it says otherwise
+waits '[2367abef]$' grep SigCgt /proc/$watch/status
 kill -INT $watch
 wait $watch
 is $? 1 "watch can be interrupted"
