@@ -89,6 +89,9 @@ cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/
 cowopen t $rdo /dev/mapper/cow
 put 0 64
 runs "$name: there is nothing to be committed" flush
+commits=$(cowstat t commits)
+put 0 1 --fua
+is "$(cowstat t commits)" "$commits" "$name: first, a FUA rewrite takes none where the device has FUA, or no cache"
 turn cow "0 $size delay /dev/mapper/nth 0 0 /dev/mapper/nth 0 0 /dev/mapper/nth 0 1000"
 arm flush 1 eio 1
 put 10
