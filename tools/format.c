@@ -100,10 +100,10 @@ int replaced_hold(struct replaced *old, const struct file *f)
 	return file_read_padded(f, 0, old->start, sizeof(old->start));
 }
 
-int replaced_open(struct replaced *old, const char *path)
+int replaced_open(struct replaced *old, const char *path, unsigned int file_flags)
 {
 	struct file f;
-	int r = file_open(&f, path, FILE_WRITE | FILE_EXCLUSIVE);
+	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE);
 
 	if (r)
 		return r;

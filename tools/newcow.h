@@ -46,8 +46,8 @@ struct replaced {
 	u8 start[COW_BLANK_SIZE];	/* as it was then */
 };
 
-/* Without --force: refuse it as refuse_overwrite() does. */
-int replaced_open(struct replaced *old, const char *path);
+/* Without --force: refuse it as refuse_overwrite() does. @file_flags: FILE_READ or FILE_WRITE: who may replace it. */
+int replaced_open(struct replaced *old, const char *path, unsigned int file_flags);
 
 /* The same for one that is open already. */
 int replaced_hold(struct replaced *old, const struct file *f);

@@ -134,9 +134,7 @@ static int check_both(const char *action, const char *from, const char *to)
 /* What is there already is held in @old until it is replaced, which he may do who may not write it. */
 static int check_target(const char *path, struct replaced *old)
 {
-	struct file f;
 	struct stat st;
-	int r;
 
 	if (!strcmp(path, "-") || stat(path, &st))
 		return OK;
@@ -144,12 +142,7 @@ static int check_target(const char *path, struct replaced *old)
 		return error(WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
 	if (!opt.force)
 		return error(BUSY, "%s: exists already; --force overwrites it.", path);
-	r = file_open(&f, path, FILE_READ | FILE_EXCLUSIVE);
-	if (!r)
-		r = replaced_hold(old, &f);
-	if (r)
-		file_close(&f);
-	return r;
+	return replaced_open(old, path, FILE_READ);
 }
 
 int cmd_pack(int argc, char **argv)
@@ -381,7 +374,7 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	int r = OK;
 
 	if (replace)
-		r = replaced_open(&old, path);
+		r = replaced_open(&old, path, FILE_WRITE);
 	if (!r && replace && fstat(old.file.fd, &st))
 		r = error_errno("%s", path);
 	if (r) {

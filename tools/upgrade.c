@@ -216,7 +216,7 @@ static int upgrade_to(struct upgrade *up, const char *path)
 		return upgrade_to_file(up, path, NULL);
 	if (S_ISBLK(st.st_mode))
 		return upgrade_to_device(up, path);
-	r = replaced_open(&there, path);
+	r = replaced_open(&there, path, FILE_WRITE);
 	if (r)
 		return r;
 	r = upgrade_to_file(up, path, &there);
