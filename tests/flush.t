@@ -32,7 +32,8 @@ lost() {
 # on_file FORMAT: t, its cowfile in a file on ext4 on nth, attached to a loop device that fsync()s
 on_file() {
 	dmsetup create nth --table "0 $size nth /dev/ram1"
-	mkfs.ext4 -q -F /dev/mapper/nth
+	# what it does lazily would be the write that fails
+	mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/nth
 	mount /dev/mapper/nth mnt
 	truncate -s 65M mnt/cow
 	cow=$(loopdev mnt/cow --direct-io=off)
