@@ -26,6 +26,7 @@
 #include "dm.h"
 #include "open.h"
 #include "probe.h"
+#include "spec.h"
 
 struct assembly {
 	struct cowtab tab;
@@ -45,19 +46,11 @@ struct assembly {
  */
 static char *rdo_tag(const char *spec)
 {
-	static const struct {
-		const char *dir, *tag;
-	} links[] = {
-		{ "/dev/disk/by-uuid/", "UUID" },
-		{ "/dev/disk/by-label/", "LABEL" },
-	};
+	const char *value;
+	const struct spec_tag *tag = spec_link(spec, &value);
 
-	for (unsigned int i = 0; i < sizeof(links) / sizeof(links[0]); i++) {
-		const size_t n = strlen(links[i].dir);
-
-		if (!strncmp(spec, links[i].dir, n) && !strchr(spec, '\\'))
-			return xasprintf("%s=%s", links[i].tag, spec + n);
-	}
+	if (tag && tag->moves && !strchr(value, '\\'))
+		return xasprintf("%s%s", tag->name, value);
 	return xasprintf("%s", spec);
 }
 

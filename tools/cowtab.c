@@ -17,6 +17,7 @@
 
 #include "dm.h"
 #include "open.h"
+#include "spec.h"
 
 static const char BLANKS[] = " \t\r\n";
 
@@ -122,18 +123,6 @@ static int parse_options(struct line *l, char *text)
 
 /* ---- Fields ---- */
 
-static bool is_spec(const char *spec)
-{
-	static const char *const tags[] = { "UUID=", "LABEL=", "PARTUUID=", "PARTLABEL=" };
-
-	if (spec[0] == '/')
-		return true;
-	for (unsigned int i = 0; i < sizeof(tags) / sizeof(tags[0]); i++)
-		if (!strncmp(spec, tags[i], strlen(tags[i])))
-			return spec[strlen(tags[i])];
-	return false;
-}
-
 static int check_fields(const struct line *l)
 {
 	const struct cowtab_entry *e = &l->e, *other;
@@ -148,10 +137,10 @@ static int check_fields(const struct line *l)
 	if (any && (strcmp(e->rdo, "-") || strcmp(e->cow, "-")))
 		return bad(l, "%s: stands for cow devices that say where their rdo is: found %s and %s, expected - and -",
 			   e->name, e->rdo, e->cow);
-	if (!any && !is_spec(e->rdo))
+	if (!any && !spec_is_valid(e->rdo))
 		return bad(l, "%s: found %s for rdo, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
 			   e->name, e->rdo);
-	if (!any && !is_spec(e->cow))
+	if (!any && !spec_is_valid(e->cow))
 		return bad(l, "%s: found %s for cow, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
 			   e->name, e->cow);
 	if (strpbrk(e->rdo, "\"'\\") || strpbrk(e->cow, "\"'\\"))

@@ -21,6 +21,7 @@
 
 #include "cowtab.h"
 #include "dm.h"
+#include "spec.h"
 
 /* ---- Names of units ---- */
 
@@ -68,34 +69,23 @@ static char *quote(const char *text)
 /* The link that udev makes for a tag, or a path that is a device's; NULL: a file. To be freed. */
 static char *device_node(const char *spec, bool cow)
 {
-	static const struct {
-		const char *tag, *dir, *cow_dir;
-	} tags[] = {
-		{ "UUID=", "by-uuid", "by-uuid" },
-		/* A filesystem may have the same label. */
-		{ "LABEL=", "by-label", "by-cow-label" },
-		{ "PARTUUID=", "by-partuuid", "by-partuuid" },
-		{ "PARTLABEL=", "by-partlabel", "by-partlabel" },
-	};
+	const struct spec_tag *tag;
 	char *encoded, *node;
 	const char *value;
 	size_t room;
 
 	if (spec[0] == '/')
 		return strncmp(spec, "/dev/", 5) ? NULL : xasprintf("%s", spec);
-	for (unsigned int i = 0; i < sizeof(tags) / sizeof(tags[0]); i++) {
-		if (strncmp(spec, tags[i].tag, strlen(tags[i].tag)))
-			continue;
-		value = spec + strlen(tags[i].tag);
-		room = 4 * strlen(value) + 1;
-		encoded = xmalloc(room);
-		if (blkid_encode_string(value, encoded, room))
-			*encoded = 0;
-		node = xasprintf("/dev/disk/%s/%s", cow ? tags[i].cow_dir : tags[i].dir, encoded);
-		free(encoded);
-		return node;
-	}
-	abort();	/* cowtab_read() has checked it */
+	tag = spec_tag(spec, &value);
+	if (!tag)
+		abort();	/* cowtab_read() has checked it */
+	room = 4 * strlen(value) + 1;
+	encoded = xmalloc(room);
+	if (blkid_encode_string(value, encoded, room))
+		*encoded = 0;
+	node = xasprintf("%s%s", cow ? tag->cow_links : tag->links, encoded);
+	free(encoded);
+	return node;
 }
 
 /* ---- Files ---- */
@@ -191,12 +181,13 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 		    bool cow, char **text)
 {
 	char *node = device_node(spec, cow), *unit, *name, *quoted, *more;
+	const char *value;
+	const struct spec_tag *tag = node && !cow ? spec_link(node, &value) : NULL;
 	/*
 	 * This link goes over to the device itself, which has the same filesystem, and to others
 	 * like it; whoever stops one of these would stop what requires the link.
 	 */
-	const bool moves = !cow && node && (!strncmp(node, "/dev/disk/by-uuid/", 18) ||
-					    !strncmp(node, "/dev/disk/by-label/", 19));
+	const bool moves = tag && tag->moves;
 	int r = OK;
 
 	if (node) {

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: what says where a device is: an absolute path, or a tag and its
+ * value, "UUID=...".
+ */
+
+#ifndef COWSETUP_SPEC_H
+#define COWSETUP_SPEC_H
+
+#include <stdbool.h>
+
+struct spec_tag {
+	const char *name;	/* with the = */
+	const char *links;	/* the directory of the links that udev makes by it */
+	const char *cow_links;	/* of those to cow devices */
+	bool moves;		/* a link goes over from a device to what is opened over it */
+};
+
+/* The tag of @spec, and its value; NULL: it has none that is known. */
+const struct spec_tag *spec_tag(const char *spec, const char **value);
+
+/* The tag of the link @path and its value, as it is encoded there; NULL: it is not such a link. */
+const struct spec_tag *spec_link(const char *path, const char **value);
+
+/* An absolute path, or a tag with a value? */
+bool spec_is_valid(const char *spec);
+
+#endif /* COWSETUP_SPEC_H */
