@@ -51,7 +51,8 @@
  * is not known what is on disk, and the next flush may not tell. No commit is begun
  * any more until the cowfile has been opened again, nor does one that has been begun
  * write bits; the regions that it was about stay queued. That takes that all errors
- * of flushes come to be known here: see cow_fua_flushes().
+ * of flushes come to be known here, and before the next flush has ended: see
+ * cow_fua_flushes() and block_written().
  *
  * Space. The cow device may be sparse, and full. A bitmap sector that was never
  * written may then not find room, which must not come out in a commit, when
@@ -494,8 +495,20 @@ static void block_written(struct bio *bio)
 {
 	struct cow_md *md = bio->bi_private;
 
+	/* Here, not by whoever waits: the next flush may end before that, and well. */
+	if (op_is_flush(bio->bi_opf) && bio->bi_status && bio->bi_status != BLK_STS_NOSPC)
+		cow_md_set_failed(md);
 	if (atomic_dec_and_test(&md->nr_writing))
 		complete(&md->written);
+}
+
+/* Until all of them have ended */
+static void wait_for_bios(struct cow_md *md)
+{
+	if (!atomic_dec_and_test(&md->nr_writing))
+		wait_for_completion_io(&md->written);
+	atomic_set(&md->nr_writing, 1);
+	reinit_completion(&md->written);
 }
 
 /*
@@ -510,16 +523,12 @@ static int wait_for_writes(struct cow_md *md, int before)
 	lockdep_assert_held(&md->commit_lock);
 	if (!md->nr_writes)
 		return before;
-	if (!atomic_dec_and_test(&md->nr_writing))
-		wait_for_completion_io(&md->written);
-
+	wait_for_bios(md);
 	for (i = 0; i < md->nr_writes; i++) {
 		struct cow_write *w = &md->writes[i];
 		int error = blk_status_to_errno(w->bio->bi_status);
 
-		/* An error of a flush is never taken for want of space. */
-		if (error == -EIO && !op_is_flush(w->bio->bi_opf) &&
-		    cow_hides_no_space(md->cow))
+		if (error == -EIO && cow_hides_no_space(md->cow))
 			error = -ENOSPC;
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
@@ -527,8 +536,6 @@ static int wait_for_writes(struct cow_md *md, int before)
 		dm_bufio_release(w->buf);
 	}
 	md->nr_writes = 0;
-	atomic_set(&md->nr_writing, 1);
-	reinit_completion(&md->written);
 
 	return before ? before : r;
 }
@@ -537,6 +544,7 @@ static int wait_for_writes(struct cow_md *md, int before)
 static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
 {
 	void *data = dm_bufio_get_block_data(buf);
+	struct page *page = NULL;
 	struct cow_write *w;
 	int r = 0;
 
@@ -551,12 +559,13 @@ static int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
 		dm_bufio_get_block_number(buf) << (md->block_shift - SECTOR_SHIFT);
 	w->bio->bi_private = md;
 	w->bio->bi_end_io = block_written;
-	/* A block is no larger than a page, nor than its alignment. */
-	__bio_add_page(w->bio,
-		       is_vmalloc_addr(data) ? vmalloc_to_page(data) : virt_to_page(data),
-		       BIT(md->block_shift), offset_in_page(data));
-	if (is_vmalloc_addr(data))
+	if (is_vmalloc_addr(data)) {
 		flush_kernel_vmap_range(data, BIT(md->block_shift));
+		page = vmalloc_to_page(data);
+	}
+	/* A block is no larger than a page, nor than its alignment. */
+	__bio_add_page(w->bio, page ?: virt_to_page(data), BIT(md->block_shift),
+		       offset_in_page(data));
 	atomic_inc(&md->nr_writing);
 	submit_bio(w->bio);
 
@@ -572,6 +581,29 @@ static int wait_if_written(struct cow_md *md, struct dm_buffer *buf)
 		if (md->writes[i].buf == buf)
 			return wait_for_writes(md, 0);
 	return 0;
+}
+
+/* What was written before is durable when this returns. No block is being written. */
+static int flush_cow(struct cow_md *md)
+{
+	struct bio bio;
+	int r;
+
+	lockdep_assert_held(&md->commit_lock);
+	/* It would come to nothing in the block layer, but take a way to it. */
+	if (!bdev_write_cache(md->cow))
+		return 0;
+
+	bio_init(&bio, md->cow, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
+	bio.bi_private = md;
+	bio.bi_end_io = block_written;
+	atomic_inc(&md->nr_writing);
+	submit_bio(&bio);
+	wait_for_bios(md);
+	r = blk_status_to_errno(bio.bi_status);
+	bio_uninit(&bio);
+
+	return r;
 }
 
 /* ---- Regions on disk ---- */
@@ -821,16 +853,12 @@ static int region_allocate(struct cow_md *md, u64 index)
 	for (block = first_block(md, first); block <= last && !ret; block++) {
 		void *data = dm_bufio_read(md->bufio, block, &buf);
 
-		/* In format 1 the head is in the first block: as the head is written. */
-		ret = IS_ERR(data) ? PTR_ERR(data) :
-				     write_block(md, buf, block ? 0 : REQ_FUA);
+		ret = IS_ERR(data) ? PTR_ERR(data) : write_block(md, buf, 0);
 	}
-	/* An error is not final, unless of a flush: what could not be written is what was there. */
+	/* An error is not final: what could not be written is what was there. */
 	ret = wait_for_writes(md, ret);
 	if (!ret)
 		WRITE_ONCE(r->allocated, true);
-	else if (ret != -ENOSPC && !first_block(md, first) && cow_fua_flushes(md->cow))
-		WRITE_ONCE(md->failed, true);
 out:
 	mutex_unlock(&md->commit_lock);
 
@@ -1025,8 +1053,10 @@ int cow_md_count_some(struct cow_md *md)
 static int head_write(struct cow_md *md)
 {
 	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
+	const bool flush = cow_fua_flushes(md->cow);
 	struct dm_buffer *buf;
 	void *data;
+	int r;
 
 	if (md->geo.format == 2)
 		md->head.csum = cpu_to_le32(~crc32c(~0U, &md->head,
@@ -1037,7 +1067,9 @@ static int head_write(struct cow_md *md)
 		return PTR_ERR(data);
 	memcpy(data, &md->head, size);
 
-	return wait_for_writes(md, write_block(md, buf, REQ_FUA));
+	r = wait_for_writes(md, write_block(md, buf, flush ? 0 : REQ_FUA));
+
+	return r || !flush ? r : flush_cow(md);
 }
 
 static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
@@ -1198,13 +1230,6 @@ static void unstage_region(struct cow_md *md, struct cow_region *r)
 	spin_unlock_irq(region_lock(md, r));
 }
 
-/* What was written before is durable when this returns. */
-static int flush_cow(struct cow_md *md)
-{
-	/* It would come to nothing in the block layer, but take a way to it. */
-	return bdev_write_cache(md->cow) ? dm_bufio_issue_flush(md->bufio) : 0;
-}
-
 /* Write what is staged, durably, after the data that it is about. */
 static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 {
@@ -1212,7 +1237,7 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	const u64 end = first + region_nr_sectors(md, staged->region->index);
 	/* The usual case: one block, which takes the second flush with it. */
 	const bool single = !staged->next && first_block(md, first) == last_block(md, end) &&
-			    !cow_hides_no_space(md->cow);
+			    !cow_fua_flushes(md->cow);
 	struct cow_stage *stage;
 	int r;
 
@@ -1855,14 +1880,13 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 	}
 
 	r = zero_cow(args, geo);
+	mutex_lock(&md->commit_lock);
 	/* Not a cowfile before its bitmap is durable. */
 	if (!r)
-		r = dm_bufio_issue_flush(md->bufio);
-	if (!r) {
-		mutex_lock(&md->commit_lock);
+		r = flush_cow(md);
+	if (!r)
 		r = head_write(md);
-		mutex_unlock(&md->commit_lock);
-	}
+	mutex_unlock(&md->commit_lock);
 	if (r)
 		return refuse_io(args, error, r, args->cow, "Cannot format the cow device");
 

@@ -1239,8 +1239,6 @@ static int load(struct cowloop *cow, u64 unit, bool for_write)
 		if (r && (r != -ENOSPC || for_write))
 			break;
 	}
-	if (r && for_write && cow_md_failed(cow->md) && READ_ONCE(cow->mode) != COW_MODE_FAIL)
-		metadata_failed(cow, "writing a part of the bitmap for the first time", r);
 	return r;
 }
 
@@ -1547,7 +1545,8 @@ static int rewrite(struct cowloop *cow, struct bio *bio)
 {
 	/* The bits of the units may not be on disk yet; and an error of a flush is everybody's. */
 	if (unlikely(bio->bi_opf & REQ_FUA) &&
-	    (cow_md_changed(cow->md) || cow_fua_flushes(cow->cow->bdev)))
+	    (cow_md_changed(cow->md) || cow_md_failed(cow->md) ||
+	     cow_fua_flushes(cow->cow->bdev)))
 		take_fua(bio_to_io(bio), bio);
 
 	return write_to_cow(cow, bio);

@@ -443,7 +443,8 @@ void cow_md_set_failed(struct cow_md *md);
 
 /*
  * Whether the block layer makes a write and a flush of a FUA write to @cow. Its error
- * may then be one of other writes, which the next flush is not told of. Any context.
+ * may then be one of other writes, which the next flush is not told of. Devices that are
+ * made of others take FUA, and say nothing of what becomes of it below. Any context.
  */
 bool cow_fua_flushes(struct block_device *cow);
 

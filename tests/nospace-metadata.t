@@ -70,6 +70,59 @@ on 1 2 20480 15000
 END
 dmsetup remove rdo
 
+# --- A cowfile that shares its blocks with a copy -------------------------------------------------------------
+
+# Each block, the head's first of all, needs space when it is written for the first time.
+truncate -s 320M fs
+dmsetup create rdo --table "0 $((16 * 2048)) linear /dev/ram0 0"
+while read -r dio format; do
+	name="shared blocks, format $format, direct I/O $dio"
+	mkfs.xfs -q -f -m reflink=1 fs
+	fs=$(loopdev fs)
+	mount "$fs" mnt
+	truncate -s 17M mnt/original
+	cow=$(loopdev mnt/original)
+	rm -f model
+	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	cowopen t $rdo "$cow" "format:$format"
+	put 0 64
+	dmsetup remove t
+	losetup -d "$cow"
+	cp --reflink=always mnt/original mnt/cow
+	for length in 64M 8M 1M; do
+		n=0
+		while fallocate -l $length "mnt/ballast-$length-$((n += 1))" 2>/dev/null; do :; done
+	done
+	# to the last block, which fallocate leaves
+	for n in 1 2 3; do
+		dd if=/dev/zero of=mnt/ballast$n bs=4096 status=none 2>/dev/null
+		sync
+	done
+	cow=$(loopdev mnt/cow "--direct-io=$dio")
+	cowopen t $rdo "$cow"
+	no_space "$name: no first write" put 100
+	is "$(cowstat t state mode)" "clean out_of_space" "$name: out of space, and clean"
+	runs "$name: flushes" flush
+	runs "$name: sync" message sync
+	runs "$name: reads" all_right
+	rm mnt/ballast*
+	runs "$name: with room it is written" put 100
+	runs "$name: sync then" message sync
+	settles rw "$name: mode rw" cowstat t mode
+	dmsetup remove t
+	cowopen t $rdo "$cow"
+	runs "$name: all is there" all_right
+	dmsetup remove t
+	losetup -d "$cow"
+	umount mnt
+	losetup -d "$fs"
+done <<'END'
+off 2
+on 2
+off 1
+END
+dmsetup remove rdo
+
 # --- Commits, and the head ----------------------------------------------------------------------------------
 
 dmsetup create rdo --table '0 4096 linear /dev/ram0 0'
