@@ -458,6 +458,12 @@ static int close_device(const struct dm_device *d)
 	return r;
 }
 
+/* Is a device that it is made of gone? */
+static bool has_lost(const struct dm_device *d)
+{
+	return is_gone(d->rdo) || (dm_has_cow(d) && is_gone(d->cow));
+}
+
 /* Those that are in use are closed when they are not any more: until then there are errors of I/O. */
 static int close_gone(void)
 {
@@ -471,10 +477,10 @@ static int close_gone(void)
 		return r;
 	r = dm_list(&devices, &nr);
 	for (size_t i = 0; i < nr && !interrupted; i++) {
-		if (!is_gone(devices[i].rdo) && !(dm_has_cow(&devices[i]) && is_gone(devices[i].cow)))
+		if (!has_lost(&devices[i]))
 			continue;
-		/* Closing another one, or somebody else, may have changed it. */
-		if (dm_look(devices[i].name, &now) || now.deferred_remove)
+		/* Closing another one, or somebody else, may have changed it, or opened it anew. */
+		if (dm_look(devices[i].name, &now) || now.deferred_remove || !has_lost(&now))
 			continue;
 		one = close_device(&now);
 		if (!r)
