@@ -609,8 +609,11 @@ int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 		.rdo_loop = LOOP_CLOSED,
 		.cow_loop = LOOP_CLOSED,
 	};
-	int r = dm_check_kernel();
+	int r;
 
+	/* The device's path is what stdout is for. */
+	progress_to_stderr();
+	r = dm_check_kernel();
 	if (!r)
 		r = choose_name(&o, name);
 	if (!r)
@@ -635,7 +638,5 @@ int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 
 int cmd_open(int argc, char **argv)
 {
-	/* The device's path is what stdout is for. */
-	progress_to_stderr();
 	return open_pair(argv[0], argv[1], argc > 2 ? argv[2] : NULL, true);
 }
