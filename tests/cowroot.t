@@ -73,7 +73,7 @@ is "$(sha256sum </dev/ram0)" "$sum" "nothing has been written to the medium"
 
 refuses 'expected cowroot=RDO,COW' "one half only" '/dev/ram0'
 refuses '"limits=4M" is no option' "an option there is not" '/dev/ram0,tmpfs,limits=4M'
-refuses 'no such device after 1 seconds' "a device there is not" 'LABEL=none,tmpfs,timeout=1'
+refuses 'no such device after 1 tries' "a device there is not" 'LABEL=none,tmpfs,timeout=1'
 refuses 'expected a cowfile there' "a cow device with a filesystem" '/dev/ram0,/dev/ram1'
 refuses 'expected a filesystem there' "a file on what has no filesystem" '/dev/ram2:/root.img,tmpfs'
 refuses 'that could be mounted' "an image that is not there" '/dev/ram0:/none.img:/root.img,tmpfs'
