@@ -52,7 +52,7 @@
  * any more until the cowfile has been opened again, nor does one that has been begun
  * write bits; the regions that it was about stay queued. That takes that all errors
  * of flushes come to be known here, and before the next flush has ended: see
- * cow_fua_flushes() and block_written().
+ * cow_fua_flushes() and cow_flushed().
  *
  * Space. The cow device may be sparse, and full. A bitmap sector that was never
  * written may then not find room, which must not come out in a commit, when
@@ -491,15 +491,32 @@ static sector_t last_block(struct cow_md *md, u64 end)
 
 /* ---- Writing blocks ---- */
 
+static void end_writing(struct cow_md *md)
+{
+	if (atomic_dec_and_test(&md->nr_writing))
+		complete(&md->written);
+}
+
+/*
+ * Errors of flushes are recorded here, not by whoever waits: the next flush may end
+ * before that, and well. There may be one in a FUA write; it is not what lacks space.
+ */
 static void block_written(struct bio *bio)
 {
 	struct cow_md *md = bio->bi_private;
 
-	/* Here, not by whoever waits: the next flush may end before that, and well. */
-	if (op_is_flush(bio->bi_opf) && bio->bi_status && bio->bi_status != BLK_STS_NOSPC)
+	if (bio->bi_opf & REQ_FUA && bio->bi_status && bio->bi_status != BLK_STS_NOSPC)
 		cow_md_set_failed(md);
-	if (atomic_dec_and_test(&md->nr_writing))
-		complete(&md->written);
+	end_writing(md);
+}
+
+static void cow_flushed(struct bio *bio)
+{
+	struct cow_md *md = bio->bi_private;
+
+	if (bio->bi_status)
+		cow_md_set_failed(md);
+	end_writing(md);
 }
 
 /* Until all of them have ended */
@@ -583,27 +600,25 @@ static int wait_if_written(struct cow_md *md, struct dm_buffer *buf)
 	return 0;
 }
 
-/* What was written before is durable when this returns. No block is being written. */
+/* What was written before is durable when this returns 0. No block is being written. */
 static int flush_cow(struct cow_md *md)
 {
-	struct bio bio;
-	int r;
-
 	lockdep_assert_held(&md->commit_lock);
-	/* It would come to nothing in the block layer, but take a way to it. */
-	if (!bdev_write_cache(md->cow))
-		return 0;
 
-	bio_init(&bio, md->cow, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
-	bio.bi_private = md;
-	bio.bi_end_io = block_written;
-	atomic_inc(&md->nr_writing);
-	submit_bio(&bio);
-	wait_for_bios(md);
-	r = blk_status_to_errno(bio.bi_status);
-	bio_uninit(&bio);
+	/* Without a cache it would come to nothing in the block layer, but take a way to it. */
+	if (bdev_write_cache(md->cow)) {
+		struct bio bio;
 
-	return r;
+		bio_init(&bio, md->cow, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
+		bio.bi_private = md;
+		bio.bi_end_io = cow_flushed;
+		atomic_inc(&md->nr_writing);
+		submit_bio(&bio);
+		wait_for_bios(md);
+		bio_uninit(&bio);
+	}
+	/* Somebody else's flush may have been told of what this one has not. */
+	return cow_md_failed(md) ? -EIO : 0;
 }
 
 /* ---- Regions on disk ---- */
@@ -1246,9 +1261,6 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	 * write with it.
 	 */
 	r = flush_cow(md);
-	/* Somebody else's flush may have been told of what this one has not. */
-	if (!r && cow_md_failed(md))
-		r = -EIO;
 	for (stage = staged; stage && !r; stage = stage->next)
 		r = write_staged(md, stage, single ? REQ_FUA : 0);
 	r = wait_for_writes(md, r);
@@ -1319,7 +1331,7 @@ static int commit_locked(struct cow_md *md)
 		r = flush_cow(md);
 	while (todo && !r)
 		r = commit_some(md, &todo);
-	/* Likewise, whichever flush was the last. */
+	/* As flush_cow() does, where the last flush was one in a FUA write. */
 	if (!r && cow_md_failed(md))
 		r = -EIO;
 	WRITE_ONCE(md->lacks_space, r == -ENOSPC);

@@ -109,4 +109,24 @@ turn cow "0 $size linear /dev/mapper/nth 0"
 is "$(cowhead /dev/mapper/cow units)" "0-63" "$name: its bit has not been written"
 dmsetup remove cow nth
 
+# --- One that says that there is no space -------------------------------------------------------------------
+
+# Of a write that would be no failure. But what was to be made durable by this, and has found no room, may be gone.
+name="a commit's flush, ENOSPC"
+dd if=/dev/zero of=/dev/ram1 bs=1M count=1 status=none conv=fsync
+dmsetup create nth --table "0 $size nth /dev/ram1"
+rm -f model
+cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+cowopen t $rdo /dev/mapper/nth
+put 0 64
+runs "$name: there is nothing to be committed" flush
+put 100
+arm flush 1 enospc 1
+fails "$name: fails" flush
+dmsetup message nth 0 disarm
+lost "$name"
+dmsetup remove t
+is "$(cowhead /dev/mapper/nth units)" "0-63" "$name: its bit has not been written"
+dmsetup remove nth
+
 done_testing
