@@ -462,6 +462,7 @@ before=$(loops; dmsetup ls)
 opened=0 stopped=0 signal=''
 for delay in 0.2 0.5 0.8 1.2 1.6 2 2.4 2.8 3.2 3.6 4 10; do
 	/usr/local/bin/cowsetup open /dev/mapper/slow slow.cow t >/dev/null 2>&1 &
+	waits '[2367abef]$' grep SigCgt /proc/$!/status # it listens
 	sleep $delay
 	[ "$signal" = INT ] && signal=TERM || signal=INT
 	kill -$signal $! 2>/dev/null
