@@ -149,6 +149,8 @@ END
 vm load --module "$splat" --append splat.how=fail true
 # no time at all for the boot, but for that of the last try
 BOOT_SECONDS=0 vm again --no-load --module "$splat" true
+# an early end
+vm early --no-load --module "$splat" --append rdinit=/none true
 
 # background jobs ignore SIGINT unless told not to
 mkdir int.tmp
@@ -202,6 +204,9 @@ grep -q '^# vm: hung' hang.err
 ok $? "it is said" hang
 
 is "$(cat again.rc) $(grep -c 'started again' again.err)" '0 2' "what does not come up is started again" again
+is "$(cat early.rc) $(grep -c 'started again' early.err)" '125 2' "so is what ends before that, but not for ever" early
+grep -q '^# .*Unable to mount root fs' early.err
+ok $? "its end is shown" early
 
 is "$(cat load.rc)" 125 "a module that does not load is a failure" load
 grep -q '^# vm: .*does not load: splat' load.err && grep -q 'Numerical result out of range' load.err
