@@ -205,6 +205,7 @@ for format in 2 1; do
 		while [ $((n += 1)) -lt 30 ]; do
 			fresh format:$format
 			[ $op = first_write ] || put 32 3
+			commits=$(cowstat t commits)
 			arm write $n enospc
 			case $op in
 			first_write) put 200 2 ;;
@@ -214,7 +215,10 @@ for format in 2 1; do
 			result=$?
 			met=$(hits)
 			[ $op != suspend ] || dmsetup resume t
-			[ "$met" = 0 ] || [ $op = suspend ] || [ $result != 0 ] || problems="$problems; $n: nobody was told"
+			# nobody has to be, of a commit by the timer, if it takes so long to get here
+			[ "$met" = 0 ] || [ $op = suspend ] || [ $result != 0 ] ||
+				{ [ $op = first_write ] && [ "$(cowstat t commits)" != "$commits" ]; } ||
+				problems="$problems; $n: nobody was told"
 			[ "$met" != 0 ] || [ $result = 0 ] || problems="$problems; $n: failed: $(cat out)"
 			case $(cowstat t mode) in
 			rw) [ "$met" = 0 ] || problems="$problems; $n: mode rw" ;;
