@@ -301,6 +301,13 @@ int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 	return cow_fault(faults, "version", "unknown version: found %u, expected 1 or 2", version);
 }
 
+static int load_head(struct cowfile *c, struct cow_faults *faults)
+{
+	int r = file_read_padded(&c->file, 0, &c->head, sizeof(c->head));
+
+	return r ? r : cow_check_head(c, faults);
+}
+
 int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags,
 		    struct cow_faults *faults)
 {
@@ -308,10 +315,7 @@ int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags
 
 	*c = (struct cowfile){ .file = FILE_CLOSED };
 	r = file_open(&c->file, path, file_flags);
-	if (r)
-		return r;
-	r = file_read_padded(&c->file, 0, &c->head, sizeof(c->head));
-	return r ? r : cow_check_head(c, faults);
+	return r ? r : load_head(c, faults);
 }
 
 /* The sink of cow_open(): any fault is too much. */
@@ -349,12 +353,14 @@ static int check_accepted(const struct cowfile *c, unsigned int file_flags, unsi
 	return OK;
 }
 
-int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept)
+int cow_open_file(struct cowfile *c, struct file *f, unsigned int file_flags, unsigned int accept)
 {
-	struct refusal refusal = { .faults.found = refuse, .path = path };
+	struct refusal refusal = { .faults.found = refuse, .path = f->path };
 	int r;
 
-	r = cow_open_faulty(c, path, file_flags, &refusal.faults);
+	*c = (struct cowfile){ .file = *f };
+	*f = FILE_CLOSED;
+	r = load_head(c, &refusal.faults);
 	if (!r && refusal.refused)
 		r = WRONG;
 	if (!r)
@@ -362,6 +368,15 @@ int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsig
 	if (r)
 		cow_close(c);
 	return r;
+}
+
+int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept)
+{
+	struct file f;
+	int r = file_open(&f, path, file_flags);
+
+	*c = (struct cowfile){ .file = FILE_CLOSED };
+	return r ? r : cow_open_file(c, &f, file_flags, accept);
 }
 
 void cow_close(struct cowfile *c)

@@ -112,6 +112,9 @@ enum {
 /* Open a cowfile that has to be in order; anything wrong is an error. */
 int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept);
 
+/* The same with a file that is open already with @file_flags. It is taken over, and closed after an error. */
+int cow_open_file(struct cowfile *c, struct file *f, unsigned int file_flags, unsigned int accept);
+
 void cow_close(struct cowfile *c);
 
 /* A head for a new cowfile of this geometry. */

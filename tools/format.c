@@ -311,7 +311,8 @@ static void restore_zeroes(struct file *f, u64 old_size)
 		warn("%s: could not be put back as it was.", f->path);
 }
 
-int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how)
+int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how,
+	     struct file *made)
 {
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c = { .file = FILE_CLOSED };
@@ -348,7 +349,10 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	/* With --force there was something else, which is lost unless the file could not even grow. */
 	if (r && changed && !opt.force)
 		restore_zeroes(&c.file, old_size);
-	cow_close(&c);
+	if (!r && made)
+		*made = c.file;
+	else
+		cow_close(&c);
 	file_close(&rdo);
 
 	if (!r)
@@ -360,5 +364,5 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 int cmd_format(int argc, char **argv)
 {
 	(void)argc;
-	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2, "--force");
+	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2, "--force", NULL);
 }

@@ -12,9 +12,11 @@
 /*
  * Make a new, empty cowfile at @path for a read-only device: all that the
  * format command does. A file that is missing is created, and not left behind
- * if it can't be done. @how is for refuse_overwrite().
+ * if it can't be done. @how is for refuse_overwrite(). @made is the file, open for
+ * ourselves alone all the time, to be closed by the caller; NULL: it is not needed.
  */
-int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how);
+int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how,
+	     struct file *made);
 
 /* Do --label, --rdo-spec and --mapunit go with a format? */
 int check_new_options(unsigned int format);

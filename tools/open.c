@@ -253,22 +253,26 @@ static int check_agreement(const struct cowfile *c)
 /* The cowfile, made if need be, open and in order. */
 static int open_cow(struct opening *o)
 {
+	const unsigned int flags = FILE_EXCLUSIVE | (opt.read_only ? FILE_READ : FILE_WRITE);
 	bool blank;
 	int r = look_at_cow(o, &blank);
+	struct file made;
 	char *how;
 
 	if (!r && blank) {
 		/* Nothing is overwritten on the way to a device. */
 		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
-		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how);
+		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how, &made);
 		free(how);
 		/* What it made itself it has removed itself. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;
+		/* Of several that find it missing the one that makes it has it; none would, if it let go of it. */
+		if (!r)
+			r = cow_open_file(&o->c, &made, flags, COW_ACCEPT_DIRTY);
+	} else if (!r) {
+		r = cow_open(&o->c, o->cow_path, flags, COW_ACCEPT_DIRTY);
 	}
-	if (!r)
-		r = cow_open(&o->c, o->cow_path, FILE_EXCLUSIVE | (opt.read_only ? FILE_READ : FILE_WRITE),
-			     COW_ACCEPT_DIRTY);
 	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && opt.repair && opt.read_only)
 		r = error(WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
 			  o->cow_path);
