@@ -29,6 +29,23 @@ lost() {
 	runs "$1: reads go on" cowtest io $dev 0 4096 --read
 }
 
+# opened COW [OPTION]: t, with a new cowfile
+opened() {
+	rm -f model
+	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	cowopen t $rdo "$@"
+}
+# nothing_to_commit NAME: 64 units have been written, and committed
+nothing_to_commit() {
+	put 0 64
+	runs "$1: there is nothing to be committed" flush
+}
+# blank_nth: nth, on a disk without a cowfile
+blank_nth() {
+	dd if=/dev/zero of=/dev/ram1 bs=1M count=1 status=none conv=fsync
+	dmsetup create nth --table "0 $size nth /dev/ram1"
+}
+
 # on_file FORMAT: t, its cowfile in a file on ext4 on nth, attached to a loop device that fsync()s
 on_file() {
 	dmsetup create nth --table "0 $size nth /dev/ram1"
@@ -37,9 +54,7 @@ on_file() {
 	mount /dev/mapper/nth mnt
 	truncate -s 65M mnt/cow
 	cow=$(loopdev mnt/cow --direct-io=off)
-	rm -f model
-	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
-	cowopen t $rdo "$cow" "format:$1"
+	opened "$cow" "format:$1"
 	is "$(cat "/sys/block/${cow#/dev/}/queue/fua") $(cat "/sys/block/${cow#/dev/}/queue/write_cache")" "0 write back" \
 		"format $1: a cow device with a cache, and without FUA"
 }
@@ -56,8 +71,7 @@ end_file() {
 for format in 1 2; do
 	name="FUA rewrite, format $format"
 	on_file $format
-	put 0 64
-	runs "$name: there is nothing to be committed" flush
+	nothing_to_commit "$name"
 	sync
 	put 10
 	arm write 1 eio 2
@@ -82,14 +96,10 @@ end_file
 
 # flushes take a second, and the first one fails; the one of the commit begins before that, and ends behind it
 name="a commit during a flush that fails"
-dd if=/dev/zero of=/dev/ram1 bs=1M count=1 status=none conv=fsync
-dmsetup create nth --table "0 $size nth /dev/ram1"
+blank_nth
 dmsetup create cow --table "0 $size linear /dev/mapper/nth 0"
-rm -f model
-cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
-cowopen t $rdo /dev/mapper/cow
-put 0 64
-runs "$name: there is nothing to be committed" flush
+opened /dev/mapper/cow
+nothing_to_commit "$name"
 commits=$(cowstat t commits)
 put 0 1 --fua
 is "$(cowstat t commits)" "$commits" "$name: first, a FUA rewrite takes none where the device has FUA, or no cache"
@@ -113,13 +123,9 @@ dmsetup remove cow nth
 
 # Of a write that would be no failure. But what was to be made durable by this, and has found no room, may be gone.
 name="a commit's flush, ENOSPC"
-dd if=/dev/zero of=/dev/ram1 bs=1M count=1 status=none conv=fsync
-dmsetup create nth --table "0 $size nth /dev/ram1"
-rm -f model
-cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
-cowopen t $rdo /dev/mapper/nth
-put 0 64
-runs "$name: there is nothing to be committed" flush
+blank_nth
+opened /dev/mapper/nth
+nothing_to_commit "$name"
 put 100
 arm flush 1 enospc 1
 fails "$name: fails" flush
