@@ -120,7 +120,7 @@ static const struct poptOption option_table[] = {
 	{ "rdo", '\0', POPT_ARG_STRING, NULL, OPT_RDO,
 	  "The read-only device of the cowfile", "RDO" },
 	{ "rdo-spec", '\0', POPT_ARG_STRING, NULL, OPT_RDO_SPEC,
-	  "Where to find the read-only device: UUID=, PARTUUID=, LABEL= or a path", "SPEC" },
+	  "Where to find the read-only device: UUID=, LABEL=, PARTUUID=, PARTLABEL= or a path", "SPEC" },
 	{ "read-only", 'r', POPT_ARG_NONE, NULL, OPT_READ_ONLY,
 	  "Open for reading only; nothing is written to the cowfile", NULL },
 	{ "repair", '\0', POPT_ARG_NONE, NULL, OPT_REPAIR,

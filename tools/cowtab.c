@@ -138,11 +138,9 @@ static int check_fields(const struct line *l)
 		return bad(l, "%s: stands for cow devices that say where their rdo is: found %s and %s, expected - and -",
 			   e->name, e->rdo, e->cow);
 	if (!any && !spec_is_valid(e->rdo))
-		return bad(l, "%s: found %s for rdo, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
-			   e->name, e->rdo);
+		return bad(l, "%s: found %s for rdo, expected " SPEC_KINDS, e->name, e->rdo);
 	if (!any && !spec_is_valid(e->cow))
-		return bad(l, "%s: found %s for cow, expected an absolute path, UUID=, LABEL=, PARTUUID= or PARTLABEL=",
-			   e->name, e->cow);
+		return bad(l, "%s: found %s for cow, expected " SPEC_KINDS, e->name, e->cow);
 	if (strpbrk(e->rdo, "\"'\\") || strpbrk(e->cow, "\"'\\"))
 		return bad(l, "%s: rdo and cow cannot have quotes or \\ in them", e->name);
 	return OK;

@@ -23,6 +23,7 @@
 #include "newcow.h"
 #include "progress.h"
 #include "report.h"
+#include "spec.h"
 
 /* ---- What is there already ---- */
 
@@ -162,9 +163,7 @@ static void wipe_marks(const struct file *f)
 
 int check_new_options(unsigned int format)
 {
-	static const char *const prefixes[] = { "UUID=", "PARTUUID=", "LABEL=", "/" };
 	const struct cow_head *head = NULL;
-	bool known = false;
 
 	if (format == 1 && (opt.label || opt.rdo_spec))
 		return error(USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
@@ -177,11 +176,8 @@ int check_new_options(unsigned int format)
 			     sizeof(head->label));
 	if (!opt.rdo_spec)
 		return OK;
-	for (unsigned int i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++)
-		known |= !strncmp(opt.rdo_spec, prefixes[i], strlen(prefixes[i]));
-	if (!known)
-		return error(USAGE, "--rdo-spec %s: it must be UUID=..., PARTUUID=..., LABEL=... or an absolute path.",
-			     opt.rdo_spec);
+	if (!spec_is_valid(opt.rdo_spec))
+		return error(USAGE, "--rdo-spec %s: it must be " SPEC_KINDS ".", opt.rdo_spec);
 	if (strlen(opt.rdo_spec) >= sizeof(head->rdospec) || !text_is_utf8(opt.rdo_spec))
 		return error(USAGE, "--rdo-spec: it must be UTF-8 and shorter than %zu bytes.",
 			     sizeof(head->rdospec));

@@ -9,6 +9,9 @@
 
 #include <stdbool.h>
 
+/* For messages: all that a text can be that says where a device is. */
+#define SPEC_KINDS	"an absolute path, or UUID=, LABEL=, PARTUUID= or PARTLABEL= and a value"
+
 struct spec_tag {
 	const char *name;	/* with the = */
 	const char *links;	/* the directory of the links that udev makes by it */

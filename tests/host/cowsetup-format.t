@@ -31,6 +31,9 @@ ok $? "takes no space"
 exits 0 "a label and a place of rdo" cowsetup format --label 'Bücher' --rdo-spec UUID=1234 rdo cl
 is "$(cowhead cl label rdospec)" "Bücher UUID=1234" "are in the head"
 runs "in order with a label" cowfile dump --rdo rdo cl
+for place in LABEL=x PARTUUID=x PARTLABEL=x /x; do
+	exits 0 "a place of each kind: $place" cowsetup format --force --rdo-spec $place rdo cl
+done
 exits 0 "one sector" cowsetup format small cs
 runs "in order: one sector" cowfile dump --rdo small cs
 exits 4 "format 1 needs a unit" cowsetup format --format 1 small cs1
@@ -153,7 +156,10 @@ exits 1 "a unit of format 1 in format 2" cowsetup format --mapunit 1K rdo c9
 exits 1 "a label in format 1" cowsetup format --format 1 --label x rdo c9
 exits 1 "a label that is too long" cowsetup format --label "$(printf '%064d' 0)" rdo c9
 exits 1 "a label that is not UTF-8" cowsetup format --label $'\xff' rdo c9
-exits 1 "a place that is no place" cowsetup format --rdo-spec relative/path rdo c9
+for place in relative/path UUID= LABEL= PARTUUID= PARTLABEL= SERIAL=1 ''; do
+	exits 1 "a place that is no place: '$place'" cowsetup format --rdo-spec "$place" rdo c9
+	says 'must be an absolute path, or UUID=, LABEL=, PARTUUID= or PARTLABEL= and a value' "and says what is one: '$place'"
+done
 exits 0 "--help" cowsetup --help
 says 'format <rdo> <cow>' "lists the actions"
 exits 0 "--version" cowsetup --version
