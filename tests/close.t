@@ -16,6 +16,8 @@ mkdir mnt
 cowtest fill rdo --size 24M >/dev/null
 rdo=$(loopdev rdo -r)
 
+is_read() { [ "$(cowstat t cow_reads)" -gt "$reads" ]; }
+
 for options in 'format:2' 'format:2 mapunit:65536' 'format:1'; do
 	mount /dev/ram1 mnt
 	rm -f mnt/cow
@@ -36,10 +38,10 @@ for options in 'format:2' 'format:2 mapunit:65536' 'format:1'; do
 	dmsetup clear t
 	is "$(cowstat t mode)" rw "$options: and nothing has changed"
 
-	events=$(dmsetup info -c --noheadings -o events t)
+	events=$(dmsetup info -c --noheadings -o events t) reads=$(cowstat t cow_reads)
 	fio --name=reads --filename=/dev/mapper/t --rw=randread --bs=4k --iodepth=16 --ioengine=libaio --direct=1 \
 		--time_based --runtime=4 --continue_on_error=read --numjobs=2 --thread --group_reporting >fio.out 2>&1 &
-	sleep 1
+	await is_read
 	runs "$options: close, while it is read" dmsetup message t 0 close
 	is "$(cowstat t mode state)" 'closed clean' "$options: mode closed"
 	[ "$(dmsetup info -c --noheadings -o events t)" -gt "$events" ]

@@ -103,12 +103,14 @@ nothing_to_commit "$name"
 commits=$(cowstat t commits)
 put 0 1 --fua
 is "$(cowstat t commits)" "$commits" "$name: first, a FUA rewrite takes none where the device has FUA, or no cache"
-turn cow "0 $size delay /dev/mapper/nth 0 0 /dev/mapper/nth 0 0 /dev/mapper/nth 0 1000"
+is_committing() { [ "$(cowstat t commits)" -gt "$commits" ]; }
+turn cow "0 $size delay /dev/mapper/nth 0 0 /dev/mapper/nth 0 0 /dev/mapper/nth 0 10000"
 arm flush 1 eio 1
 put 10
+commits=$(cowstat t commits)
 flush >out1 2>&1 &
 first=$!
-sleep 0.3
+await is_committing
 runs "$name: a first write meanwhile" put 100
 fails "$name: is not committed" flush
 wait $first

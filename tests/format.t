@@ -192,6 +192,7 @@ fingerprint 0x0000000000000000 0x0000000000000001 0 0 0
 # --- Dirty files of format 2 ----------------------------------------------------------------------------------------
 
 # recounted COWUSED UNITS USED [OPTION...]: a head that was left dirty with this count
+counted() { [ "$(used)" = "$1" ]; }
 recounted() {
 	wrong=$1 units=$2 want=$3
 	shift 3
@@ -199,8 +200,7 @@ recounted() {
 	expect --units="$units" "$@"
 	opens "dirty, cowused $wrong: opens" || return
 	shows 'reads'
-	n=0
-	until [ "$(used)" = "$want" ] || [ $((n += 1)) -gt 50 ]; do sleep 0.1; done
+	await counted "$want"
 	status "2 [0-9]+ $want/[0-9]+ 0 0 dirty rw" 'its units are counted'
 	is "$(flags)" 1 'still dirty on disk'
 	runs 'sync' dmsetup message c0 0 sync

@@ -72,13 +72,10 @@ no_fault() {
 	xfs) runs "$2: xfs_repair finds nothing" xfs_repair -n $dev ;;
 	esac
 }
+synced_and() { sync -f under; "$@"; }
 # in_the_end COMMAND: waits until it succeeds, for what filesystems do in the background
 in_the_end() {
-	tries=50
-	until "$@" || [ $((tries -= 1)) -eq 0 ]; do
-		sleep 0.2
-		sync -f under
-	done
+	await synced_and "$@"
 }
 given_back() { [ "$(cowstat t used)" -le $((used + 300)) ] && [ "$(stat -c %b under/cow)" -le $((blocks + 4096)) ]; }
 

@@ -82,15 +82,25 @@ exits() {
 # says REGEX NAME: passes when what the last command printed is like that
 says() { like "$out" "$1" "$2"; }
 
-# settles WANT NAME COMMAND...: passes when what COMMAND prints becomes WANT, for what goes on by itself
-settles() {
-	tap_want=$1 tap_name=$2 tap_tries=50
-	shift 2
-	while tap_got=$("$@") && [ "$tap_got" != "$tap_want" ] && [ $((tap_tries -= 1)) -gt 0 ]; do
+# await COMMAND...: waits until COMMAND succeeds, and fails when two minutes do not bring that about. A test waits for an
+# event by this, and asserts no time: the machine may have other things to do.
+await() {
+	await_tries=1200
+	until "$@"; do
+		[ $((await_tries -= 1)) -gt 0 ] || return 1
 		sleep 0.1
 	done
+}
+
+# settles WANT NAME COMMAND...: passes when what COMMAND prints becomes WANT, for what goes on by itself
+settles() {
+	tap_want=$1 tap_name=$2
+	shift 2
+	await tap_settled "$@"
 	is "$tap_got" "$tap_want" "$tap_name"
 }
+# when COMMAND fails, it prints nothing better later
+tap_settled() { ! tap_got=$("$@") || [ "$tap_got" = "$tap_want" ]; }
 
 # no_space NAME COMMAND...: passes when cowtest, which that is, fails with ENOSPC
 no_space() {

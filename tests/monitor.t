@@ -18,18 +18,9 @@ out='' # what exits() leaves
 
 syslogd -n -O /tmp/log &
 
-# waits REGEX SECONDS: until syslog has it
-waits() {
-	for _ in $(seq $(($2 * 10))); do
-		grep -Eq -- "$1" log && return 0
-		sleep 0.1
-	done
-	return 1
-}
-
-# logs REGEX NAME [SECONDS]: passes when syslog has it soon; within ten seconds dmeventd looks at all devices
+# logs REGEX NAME: passes when syslog has it, now or later
 logs() {
-	waits "$1" "${3:-15}"
+	await grep -Eq -- "$1" log
 	ok $? "$2" || { diag "not logged: $1"; diag "$(tail -n 20 log)"; return 1; }
 }
 
@@ -44,13 +35,10 @@ program() {
 }
 
 running() { pidof dmeventd >/dev/null; }
+not_running() { ! running; }
 stop() {
 	kill "$(cat /run/dmeventd.pid)"
-	for _ in $(seq 100); do
-		running || return 0
-		sleep 0.1
-	done
-	return 1
+	await not_running
 }
 
 # --- Registering --------------------------------------------------------------------------------------------
@@ -92,12 +80,12 @@ losetup --detach-all
 
 exits 0 "open --monitor" cowsetup open --monitor reg.img reg.cow
 is "$out" /dev/mapper/reg "prints nothing but the device"
-logs 'Monitoring cowloop device reg\.' "dmeventd has it" 1
+logs 'Monitoring cowloop device reg\.' "dmeventd has it"
 exits 0 "status" cowsetup status --json reg
 says '"monitored": true' "shows that"
 exits 0 "monitor, when it is" cowsetup monitor /dev/mapper/reg
 exits 0 "monitor --off" cowsetup monitor --off reg
-logs 'No longer monitoring cowloop device reg\.' "dmeventd has it no more" 5
+logs 'No longer monitoring cowloop device reg\.' "dmeventd has it no more"
 exits 0 "status, no longer" cowsetup status --json reg
 says '"monitored": false' "shows that, too"
 exits 0 "monitor" cowsetup monitor reg
@@ -112,11 +100,11 @@ exits 0 "close --deferred, in use" cowsetup close --deferred reg
 exits 0 "status, to be closed" cowsetup status reg
 says '^Monitored +yes$' "it is monitored until then"
 exec 7<&-
-logs 'reg disappeared, detaching' "and not any longer" 5
+logs 'reg disappeared, detaching' "and not any longer"
 : >log
 cowsetup open --monitor reg.img reg.cow >/dev/null
 exits 0 "close" cowsetup close reg
-logs 'No longer monitoring cowloop device reg\.' "ends it" 5
+logs 'No longer monitoring cowloop device reg\.' "ends it"
 counts disappeared 0 "in good order"
 stop
 ok $? "dmeventd has nothing to do any more"
@@ -130,7 +118,7 @@ cowsetup open --monitor flap.img "$(loopdev flap.cow)" flap >/dev/null 2>&1 # it
 for unit in 1 2 3; do
 	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct status=none 2>/dev/null
 	[ $unit != 1 ] ||
-		logs 'WARNING: Cowloop device flap is in mode out_of_space: new changes fail' "out of space, at once" 3
+		logs 'WARNING: Cowloop device flap is in mode out_of_space: new changes fail' "out of space, at once"
 	sleep 1.2
 	dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=$unit count=1 oflag=direct status=none
 	is "$(cowstat flap mode)" rw "it finds space again"
@@ -154,6 +142,11 @@ cowsetup open --monitor --limit 4000K limit.img limit.cow >/dev/null
 cowsetup open --monitor file.img fs/file.cow >/dev/null
 cowsetup open --monitor small.img "$small" small >/dev/null 2>&1
 cowsetup open --monitor large.img /dev/mapper/below large >/dev/null
+
+# has_run COUNT: the program, so often at least
+has_run() { [ "$(wc -l <ran)" -ge "$1" ]; }
+# has_logged REGEX COUNT: syslog has it so often at least
+has_logged() { [ "$(grep -Ec -- "$1" log)" -ge "$2" ]; }
 
 # fill PERMILLE
 fill() {
@@ -180,7 +173,7 @@ logs "$warning limit is now 80\.1% full: 796 KiB of 3\.9 MiB free \(limit\); .* 
 	"80 percent: limit"
 logs "$warning large is now 80\.[0-9]% full: [0-9]+ KiB of 4 MiB free \(device\); .* room for every unit" \
 	"80 percent: device that has room for everything"
-sleep 1
+await has_run 4
 is "$(sort ran | sed 's/^file rw [0-9]* /file rw FREE /;s/^large rw [0-9]* /large rw FREE /')" \
 	"file rw FREE $(stat -f -c '%b %S' fs | awk '{ print $1 * $2 }')
 large rw FREE 4194304
@@ -196,13 +189,13 @@ for name in file limit small large; do
 	logs "device $name is now 96\.[0-9]% full" "96 percent: $name"
 done
 counts 'Cowloop device .* is now' 12 "nothing is said twice, nor of 90 percent"
-truncate -s 0 fs/fill
-sync -f fs
-sleep 12
-fill 851
-for _ in $(seq 150); do
-	[ "$(grep -c 'device file is now 85' log)" -lt 2 ] || break
-	sleep 0.1
+# dmeventd has to look at the device, which it does every ten seconds, while there is more
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+	truncate -s 0 fs/fill
+	sync -f fs
+	sleep 12
+	fill 851
+	! await has_logged 'device file is now 85' 2 || break
 done
 counts 'device file is now 85' 2 "85 percent, again, since there was more in between"
 fill 1000
@@ -211,17 +204,17 @@ logs 'device file is now 100\.0% full' "likewise: filesystem"
 logs 'device large is now 100\.0% full' "likewise: device that has room for everything"
 logs 'device limit is now 100\.0% full' "likewise: limit"
 counts 'Cowloop device .* is now' 17 "and that is all"
-sleep 1
+await has_run 17
 is "$(wc -l <ran)" 17 "the program was run as often"
 dd if=/dev/zero of=/dev/mapper/limit bs=4096 seek=1000 count=1 oflag=direct status=none 2>/dev/null
-logs 'WARNING: Cowloop device limit is in mode out_of_space' "out of space at the limit, at once" 3
-sleep 1
+logs 'WARNING: Cowloop device limit is in mode out_of_space' "out of space at the limit, at once"
+await has_run 18
 is "$(tail -n 1 ran)" "limit out_of_space 0 $((1000 * 4096))" "the program is told"
 dmsetup message limit 0 limit 2000
 counts 'device flap is in mode out_of_space' 1 "what goes out of space and back is told of once"
-logs 'Cowloop device flap has space again' "until it has had space for a minute" 80
+logs 'Cowloop device flap has space again' "until it has had space for a minute"
 dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct status=none 2>/dev/null
-sleep 1
+await has_logged 'device flap is in mode out_of_space' 2
 counts 'device flap is in mode out_of_space' 2 "then it is told of again"
 dd if=/dev/urandom of=/dev/mapper/limit bs=4096 count=1601 oflag=direct status=none
 logs 'Cowloop device limit is now 80\.0% full: .* limit 4000\.$' "80 percent of what the limit is now"
@@ -233,30 +226,30 @@ again() {
 	: >log
 	cowsetup open --monitor reg.img reg.cow >/dev/null
 	cowsetup detach reg
-	logs 'device reg is in mode closed' "it is said all the same: $1" 5
+	logs 'device reg is in mode closed' "it is said all the same: $1"
 }
 
 program 'exit 3'
 again "a program that fails"
-logs '/etc/cowsetup/low-space: ended with status 3, for reg\.' "its status is told" 5
+logs '/etc/cowsetup/low-space: ended with status 3, for reg\.' "its status is told"
 cowsetup close reg
 program 'kill -KILL $$'
 again "a program that is killed"
-logs '/etc/cowsetup/low-space: was ended by signal 9, for reg\.' "and its signal" 5
+logs '/etc/cowsetup/low-space: was ended by signal 9, for reg\.' "and its signal"
 cowsetup close reg
 program 'echo bad >>/tmp/ran'
 chmod g+w /etc/cowsetup/low-space
 again "a program that others may write to"
-logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup/low-space' "it is not run" 5
+logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup/low-space' "it is not run"
 cowsetup close reg
 chmod 644 /etc/cowsetup/low-space
 again "a program that is none"
-logs '/etc/cowsetup/low-space: cannot be run: Permission denied' "and says so: not executable" 5
+logs '/etc/cowsetup/low-space: cannot be run: Permission denied' "and says so: not executable"
 cowsetup close reg
 chmod 755 /etc/cowsetup/low-space
 chown 1000 /etc/cowsetup
 again "a program in a directory of others"
-logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup:' "and says so: directory" 5
+logs '/etc/cowsetup/low-space: not run, since others .* write to /etc/cowsetup:' "and says so: directory"
 cowsetup close reg
 chown 0 /etc/cowsetup
 is "$(grep -c bad ran)" 0 "neither was run"
@@ -273,7 +266,7 @@ sleep 2;
 END
 again "a program that takes its time"
 cowsetup close reg
-logs 'No longer monitoring cowloop device reg' "dmeventd waits for it" 5
+logs 'No longer monitoring cowloop device reg' "dmeventd waits for it"
 is "$(cat process)" "SigBlk:	0000000000000000
 FREE MODE NAME PATH TOTAL
 /dev/null
@@ -286,14 +279,14 @@ program 'echo "$NAME $MODE" >>/tmp/ran'
 : >ran
 : >log
 cowsetup detach file
-logs 'WARNING: Cowloop device file is in mode closed: it has let go' "closed, at once" 3
+logs 'WARNING: Cowloop device file is in mode closed: it has let go' "closed, at once"
 dmsetup suspend below
 dmsetup load below --table "0 10240 error"
 dmsetup resume below
 dd if=/dev/zero of=/dev/mapper/large bs=4096 count=1 oflag=direct conv=fsync status=none 2>/dev/null
 cowsetup sync large >/dev/null 2>&1
-logs 'WARNING: Cowloop device large is in mode fail: the cow device has failed' "failed, at once" 3
-sleep 1
+logs 'WARNING: Cowloop device large is in mode fail: the cow device has failed' "failed, at once"
+await has_run 2
 is "$(cat ran)" "file closed
 large fail" "the program is told"
 sleep 12
@@ -307,7 +300,7 @@ for name in file small limit flap; do
 	cowsetup close $name
 done
 cowsetup close --force large 2>/dev/null
-logs 'No longer monitoring cowloop device large' "all are let go of" 5
+logs 'No longer monitoring cowloop device large' "all are let go of"
 stop
 ok $? "it has nothing to do any more"
 dmsetup remove below

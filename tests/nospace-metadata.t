@@ -276,6 +276,7 @@ finish timer
 
 # --- Flushes that wait --------------------------------------------------------------------------------------
 
+found_no_space() { [ "$(cowstat t no_space)" -gt 0 ]; }
 # waiting: a flush that waits for a commit that waits for space
 waiting() {
 	fresh queue_if_no_space
@@ -284,7 +285,7 @@ waiting() {
 	rm -f status
 	(flush >out 2>&1; echo $? >status) &
 	flusher=$!
-	sleep 2
+	await found_no_space
 	fails "$1: a flush waits" test -e status
 }
 waiting 'room below'

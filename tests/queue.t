@@ -36,27 +36,24 @@ put() {
 	stamp=$((stamp + 1))
 	cowtest io $dev "$@" --write --stamp $stamp && cowtest io want "$1" "$2" --write --stamp $stamp
 }
+more_queued() { [ "$(cowstat t queued)" -gt "$1" ]; }
 # later OFFSET LENGTH [OPTION...]: a writer who has to wait, behind those that there are
 later() {
 	stamp=$((stamp + 1)) writers=$((writers + 1))
-	queued=$(cowstat t queued) tries=50
+	queued=$(cowstat t queued)
 	echo "$1 $2 $stamp" >"writer.$writers"
 	(timeout 100 cowtest io $dev "$@" --write --stamp $stamp >"out.$writers" 2>&1; echo $? >"status.$writers") &
-	until [ "$(cowstat t queued)" -gt "$queued" ] || [ $((tries -= 1)) -eq 0 ]; do
-		sleep 0.1
-	done
+	await more_queued "$queued"
 }
 who_ended() {
 	for n in $(seq $writers); do
 		[ ! -e "status.$n" ] || printf '%s ' "$n"
 	done
 }
+have_ended() { [ "$(who_ended | wc -w)" = $writers ]; }
 # all_end STATUS NAME: all the writers do, with that status
 all_end() {
-	tries=100
-	until [ "$(who_ended | wc -w)" = $writers ] || [ $((tries -= 1)) -eq 0 ]; do
-		sleep 0.1
-	done
+	await have_ended
 	is "$(cat status.* 2>/dev/null | sort | uniq -c | xargs)" "$writers $1" "$2" || diag "$(cat out.*)"
 	[ "$1" = 0 ] || return 0
 	for n in $(seq $writers); do
@@ -189,11 +186,7 @@ settles "21 21 out_of_space" "reload with more room, and less than is needed" co
 like "$(cowstat t queued)" '^[12]' "some still wait"
 # in how many bios it comes depends on the kernel, and on how its memory lies
 later 0 4194304
-tries=50
-until [ "$(cowstat t queued)" -gt $((queued + 1)) ] || [ $((tries -= 1)) -eq 0 ]; do
-	sleep 0.1
-done
-[ $tries -gt 0 ]
+await more_queued $((queued + 1))
 ok $? "and a large one behind them, in parts" || diag "$(space), and before $queued"
 dmsetup load t --table "$(line queue_if_no_space)"
 dmsetup suspend --noflush t

@@ -62,14 +62,11 @@ daemon() {
 		sleep 0.1
 	done
 }
+has_beaten() { [ "$(cat root/var/log/beat)" != "$before" ]; }
 # alive NAME: the daemon's log is being written
 alive() {
 	before=$(cat root/var/log/beat)
-	tries=100
-	until [ "$(cat root/var/log/beat)" != "$before" ] || [ $((tries -= 1)) -eq 0 ]; do
-		sleep 0.1
-	done
-	kill -0 "$daemon" && [ $tries -gt 0 ]
+	await has_beaten && kill -0 "$daemon"
 	ok $? "$1: what ran before runs on, and writes its file" || diag "$(tail daemon.log)"
 }
 
@@ -108,11 +105,7 @@ for round in 1 2; do
 	# for ext4 trims what its last transaction has freed; it tells of the file that found no space, too
 	in_root sync -f /srv 2>/dev/null
 	runs "$name: the space is given back" in_root fstrim /
-	tries=50
-	until [ "$(cowstat system mode)" = rw ] || [ $((tries -= 1)) -eq 0 ]; do
-		sleep 0.2
-	done
-	is "$(cowstat system mode)" rw "$name: mode rw"
+	settles rw "$name: mode rw" cowstat system mode
 	runs "$name: there is room again" in_root dd if=/dev/urandom of=/srv/file$round bs=1M count=2 conv=fsync status=none
 	sums=$sums$(in_root sha256sum /srv/file$round)
 done

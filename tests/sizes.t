@@ -130,14 +130,15 @@ runs "$name: sync" dmsetup message t 0 sync
 is "$(cowstat t used)" 3000 "$name: so many are in use"
 diag "$name: $(since "$start") to write them"
 # the bitmap, in pages of 4 KiB for 127 MiB of the device each, is in memory, and leaves it when there is need
-bitmap_memory() { awk '/^SUnreclaim:/ { print $2 }' /proc/meminfo; }
-with=$(bitmap_memory)
-for n in 1 2 3; do
+bitmap_pages() { awk '$1 == "kmalloc-4k" { print $2 }' /proc/slabinfo; }
+with=$(bitmap_pages)
+given_back() {
 	echo 2 >/proc/sys/vm/drop_caches
-done
-sleep 1 # RCU frees them
-freed=$((with - $(bitmap_memory)))
-ok $((freed < 2000 * 4)) "$name: memory for the bitmap is given back: $freed KiB"
+	freed=$((with - $(bitmap_pages)))
+	[ $freed -ge 2000 ]
+}
+await given_back # RCU frees them
+ok $? "$name: pages of the bitmap are given back: $freed"
 is "$(cowstat t used)" 3000 "$name: as many units are in use"
 blocks=$(stat -c %b cow)
 start=$(now)

@@ -197,11 +197,9 @@ dd if=/dev/zero of=want bs=4096 count=1 conv=notrunc status=none
 cmp -n 4096 /dev/fd/3 want
 ok $? "it works until then"
 exec 3>&-
-tries=50
-while dmsetup info t >/dev/null 2>&1 && [ $((tries -= 1)) -gt 0 ]; do
-	sleep 0.1
-done
-fails "then it goes" dmsetup info t
+gone() { ! dmsetup info t >/dev/null 2>&1; }
+await gone
+ok $? "then it goes"
 is "$(on_disk)" "0 $unit $unit" "clean on disk"
 
 # a table that never was live

@@ -18,7 +18,7 @@ seed=${COWFUZZ_SEED:-$RANDOM}
 diag "COWFUZZ_SEED=$seed"
 runs "the corpus, and ${COWFUZZ_COUNT:=10000} mutations" \
 	env COWFUZZ_SEED="$seed" ASAN_OPTIONS=max_allocation_size_mb=256:exitcode=99 \
-	timeout 300 "$fuzz" "$COWFUZZ_COUNT" "$top"/tests/fuzz/corpus/*
+	timeout 3000 "$fuzz" "$COWFUZZ_COUNT" "$top"/tests/fuzz/corpus/*
 
 # the same from outside, for what can't be done in one process: other lengths, stdin, random bytes
 image rdo 2000384
@@ -44,7 +44,7 @@ for i in $(seq 60); do
 		"merge -q copy bad" "upgrade --rdo rdo bad n" "repair -f bad"; do
 		[[ $command == merge* ]] && cp --sparse=always rdo copy
 		# shellcheck disable=SC2086
-		timeout 20 "$tool" $command <bad >out 2>err
+		timeout 600 "$tool" $command <bad >out 2>err
 		status=$?
 		rm -f u n
 		[ "$status" -eq 0 ] || refused=$((refused + 1))

@@ -90,7 +90,7 @@ is "$(cowhead u units dirty cowused)" "3,4882 0 2" "and clean then"
 # the room for units begins where nobody will ever come to
 makecow far --units "" --doffset $((1 << 59))
 for compress in none zstd; do
-	exits 0 "no units, far away: $compress" timeout 60 "$tool" pack --compress $compress far farp
+	exits 0 "no units, far away: $compress" timeout 600 "$tool" pack --compress $compress far farp
 	exits 0 "and back: $compress" cowsetup unpack --force farp u
 	is "$(cowhead u doffset cowused) $(($(stat -c %b u) <= 16))" "$((1 << 59)) 0 1" "in a file that ends where it did: $compress"
 	rm farp
@@ -161,14 +161,11 @@ says 'goes on behind the last unit' "is told of"
 
 # ^C in the middle of it
 mkfifo fifo
-(exec 9>fifo; head -c 50000 p >&9; exec sleep 20) &
+(exec 9>fifo; head -c 50000 p >&9; exec sleep 1000) &
 feeder=$!
 "$tool" unpack fifo u3 2>err &
 unpacker=$!
-for _ in $(seq 100); do
-	compgen -G '.u3*' >/dev/null && break
-	sleep 0.1
-done
+await compgen -G '.u3*' >/dev/null
 kill -INT "$unpacker"
 wait "$unpacker"
 is "$?" 1 "interrupted"
@@ -185,10 +182,7 @@ unpacking() {
 	unpacker=$!
 	exec 9>fifo
 	head -c 50000 p >&9
-	for _ in $(seq 100); do
-		compgen -G ".$1.*" >/dev/null && break
-		sleep 0.1
-	done
+	await compgen -G ".$1.*" >/dev/null
 }
 
 # ends CODE NAME: lets it come to its end

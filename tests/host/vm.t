@@ -46,10 +46,9 @@ left() { { grep -las "$work/$1.tmp" /proc/[0-9]*/cmdline; ls -A "$1.tmp"; } | gr
 # shellcheck disable=SC2317 # it is called, by await
 gone() { [ -z "$(left "$1")" ]; }
 
-# await SECONDS COMMAND...: until COMMAND succeeds
+# await COMMAND...: until COMMAND succeeds, some minutes at most
 await() {
-	local tries=$(($1 * 10))
-	shift
+	local tries=3000
 	until "$@"; do
 		[ $((tries -= 1)) -gt 0 ] || return 1
 		sleep 0.1
@@ -141,7 +140,7 @@ script hang <<'END'
 echo started
 sleep 1000
 END
-vm hang --no-load --module "$splat" --timeout 12 hang
+vm hang --no-load --module "$splat" --timeout 60 hang
 
 script true <<'END'
 true
@@ -156,7 +155,7 @@ vm early --no-load --module "$splat" --append rdinit=/none true
 mkdir int.tmp
 TMPDIR=$work/int.tmp env --default-signal=INT "$top/scripts/vm" --no-load --module "$splat" hang >int.out 2>int.err &
 int=$!
-await 60 grep -qs started int.out
+await grep -qs started int.out
 ok $? "output arrives while the script runs" int
 kill -INT $int
 wait $int
@@ -165,7 +164,7 @@ echo $? >int.rc
 mkdir orphan.tmp
 TMPDIR=$work/orphan.tmp sh -c '"$1/scripts/vm" --no-load --module "$2" hang >orphan.out 2>orphan.err; true' sh "$top" "$splat" &
 orphan=$!
-await 60 grep -qs started orphan.out
+await grep -qs started orphan.out
 { kill -KILL $orphan && wait $orphan; } 2>/dev/null # the shell would tell
 wait
 
@@ -214,7 +213,7 @@ ok $? "it is said, with the reason" load
 
 is "$(cat int.rc)" 130 "SIGINT ends it" int
 is "$(left int)" "" "and leaves nothing"
-await 20 gone orphan
+await gone orphan
 ok $? "nothing is left when the parent dies" || left orphan | sed 's/^/# /'
 is "$(for case in relay panic hang load again; do left "$case"; done)" "" "nothing is left in any other case"
 
