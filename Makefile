@@ -19,6 +19,7 @@ make check-assemble     what opens by itself: at boot, and when it is plugged in
 make check-deb          the Debian packages, on Debian 12 and 13
 make check-patch        the patches for a kernel tree: applied, and built
 make check-arch         the module and the tools on a big-endian machine, emulated, and cross-built for another
+make check-fresh        every command of the documents that fetches something, each with an empty cache
 make check-sign         signed modules, with and without Secure Boot
 make bench              instructions per I/O, against the targets in the kernel
 make bench-cpus         whether more CPUs do more, against dm-linear
@@ -29,6 +30,7 @@ make tools              the tools and test programs
 make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
 make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
                         SIGN_KEY=<key> SIGN_CERT=<certificate>: sign the module
+make uninstall          takes all of it away again; PREFIX and DESTDIR as for make install
 make install-dkms       the module's source, for DKMS
 make deb                Debian packages, in build/deb; make rpm: RPM packages, in build/rpm
 make patch              a series of patches for a kernel tree, in build/patch; KTREE=<tree>
@@ -177,37 +179,64 @@ INITRAMFSDIR ?= $(if $(filter /usr,$(PREFIX)),/usr/share,/etc)/initramfs-tools
 # and dracut in one
 DRACUTDIR ?= /usr/lib/dracut/modules.d/90cowroot
 
-# what calls cowsetup, by the path it is at
-CALLERS = "$(DESTDIR)$(UDEVRULESDIR)/65-cowsetup.rules" "$(DESTDIR)$(GENERATORDIR)/cowsetup-generator" \
-	"$(DESTDIR)$(UNITDIR)/cowsetup-assemble@.service" "$(DESTDIR)$(UNITDIR)/cowsetup-gone@.service"
+# What is installed, an entry for each file: MODE:SOURCE:TARGET. make uninstall reads the same entries.
+TOOLS_FILES = 755:build/tools/cowsetup:$(SBINDIR)/cowsetup \
+	644:$(PLUGIN):$(PLUGINDIR)/$(notdir $(PLUGIN)) \
+	644:man/cowsetup.8:$(MANDIR)/man8/cowsetup.8 \
+	644:man/cowloop.5:$(MANDIR)/man5/cowloop.5 \
+	644:man/cowtab.5:$(MANDIR)/man5/cowtab.5 \
+	644:completion/cowsetup:$(COMPLETIONDIR)/cowsetup \
+	644:udev/65-cowsetup.rules:$(UDEVRULESDIR)/65-cowsetup.rules \
+	755:systemd/cowsetup-generator:$(GENERATORDIR)/cowsetup-generator \
+	$(foreach unit,$(wildcard systemd/*.target systemd/*.service),644:$(unit):$(UNITDIR)/$(notdir $(unit))) \
+	755:systemd/cowsetup-shutdown:$(SHUTDOWNDIR)/cowloop
+TOOLS_LINKS = $(UNITDIR)/sysinit.target.wants/cowsetup.target $(UNITDIR)/multi-user.target.wants/remote-cowsetup.target
+INITRAMFS_FILES = 644:initramfs/cowroot:$(LIBDIR)/cowroot \
+	755:initramfs/initramfs-tools/hook:$(INITRAMFSDIR)/hooks/cowroot \
+	755:initramfs/initramfs-tools/local-top:$(INITRAMFSDIR)/scripts/local-top/cowroot \
+	$(foreach file,$(wildcard initramfs/dracut/*),755:$(file):$(DRACUTDIR)/$(notdir $(file))) \
+	644:man/cowroot.7:$(MANDIR)/man7/cowroot.7
+
+# installs the entries $(1), and puts into scripts the paths that they call cowsetup and its files by
+INSTALL_FILES = for entry in $(1); do \
+		rest=$${entry\#*:}; target="$(DESTDIR)$${rest\#*:}"; \
+		install -D -m "$${entry%%:*}" "$${rest%%:*}" "$$target" || exit; \
+		case $$rest in systemd/* | udev/* | initramfs/*) \
+			sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' "$$target" || exit ;; \
+		esac; \
+	done
+# removes the files $(1), and the directories that are empty then
+UNINSTALL_FILES = for target in $(1); do \
+		rm -f "$(DESTDIR)$$target"; \
+		rmdir -p --ignore-fail-on-non-empty "$(DESTDIR)$${target%/*}" 2>/dev/null || :; \
+	done
+TARGETS = $(foreach entry,$(1),$(lastword $(subst :, ,$(entry))))
+LDCONFIG = [ "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || PATH=$$PATH:/usr/sbin:/sbin ldconfig
 
 # dmeventd finds its plugins as programs find their libraries: ldconfig is for a system's own directories
 install-tools: build/tools/cowsetup $(PLUGIN)
-	$(Q)install -D -m 755 build/tools/cowsetup "$(DESTDIR)$(SBINDIR)/cowsetup"
-	$(Q)install -D -m 644 $(PLUGIN) "$(DESTDIR)$(PLUGINDIR)/$(notdir $(PLUGIN))"
-	$(Q)[ "$(DESTDIR)" ] || [ "$$(id -u)" != 0 ] || PATH=$$PATH:/usr/sbin:/sbin ldconfig
-	$(Q)install -D -m 644 man/cowsetup.8 "$(DESTDIR)$(MANDIR)/man8/cowsetup.8"
-	$(Q)install -D -m 644 man/cowloop.5 "$(DESTDIR)$(MANDIR)/man5/cowloop.5"
-	$(Q)install -D -m 644 man/cowtab.5 "$(DESTDIR)$(MANDIR)/man5/cowtab.5"
-	$(Q)install -D -m 644 completion/cowsetup "$(DESTDIR)$(COMPLETIONDIR)/cowsetup"
-	$(Q)install -D -m 644 -t "$(DESTDIR)$(UDEVRULESDIR)" udev/65-cowsetup.rules
-	$(Q)install -D -m 755 -t "$(DESTDIR)$(GENERATORDIR)" systemd/cowsetup-generator
-	$(Q)install -D -m 644 -t "$(DESTDIR)$(UNITDIR)" $(wildcard systemd/*.target systemd/*.service)
-	$(Q)install -D -m 755 systemd/cowsetup-shutdown "$(DESTDIR)$(SHUTDOWNDIR)/cowloop"
-	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,' $(CALLERS)
-	$(Q)install -d "$(DESTDIR)$(UNITDIR)/sysinit.target.wants" "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
-	$(Q)ln -sf ../cowsetup.target "$(DESTDIR)$(UNITDIR)/sysinit.target.wants"
-	$(Q)ln -sf ../remote-cowsetup.target "$(DESTDIR)$(UNITDIR)/multi-user.target.wants"
+	$(Q)$(call INSTALL_FILES,$(TOOLS_FILES))
+	$(Q)$(LDCONFIG)
+	$(Q)for link in $(TOOLS_LINKS); do \
+		install -d "$(DESTDIR)$${link%/*}" && ln -sf "../$${link##*/}" "$(DESTDIR)$$link" || exit; \
+	done
 
 # for a root filesystem on a cowloop device; update-initramfs is for whoever wants that to be in it
 install-initramfs:
-	$(Q)install -D -m 644 initramfs/cowroot "$(DESTDIR)$(LIBDIR)/cowroot"
-	$(Q)install -D -m 755 initramfs/initramfs-tools/hook "$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot"
-	$(Q)install -D -m 755 initramfs/initramfs-tools/local-top "$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot"
-	$(Q)install -D -m 755 -t "$(DESTDIR)$(DRACUTDIR)" $(wildcard initramfs/dracut/*)
-	$(Q)sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' "$(DESTDIR)$(INITRAMFSDIR)/hooks/cowroot" \
-		"$(DESTDIR)$(INITRAMFSDIR)/scripts/local-top/cowroot" $(patsubst initramfs/dracut/%,"$(DESTDIR)$(DRACUTDIR)/%",$(wildcard initramfs/dracut/*))
-	$(Q)install -D -m 644 man/cowroot.7 "$(DESTDIR)$(MANDIR)/man7/cowroot.7"
+	$(Q)$(call INSTALL_FILES,$(INITRAMFS_FILES))
+
+# Takes away what make install has put there; the module for every kernel. PREFIX and DESTDIR as they were then.
+uninstall:
+	$(Q)$(call UNINSTALL_FILES,$(call TARGETS,$(TOOLS_FILES) $(INITRAMFS_FILES)) $(TOOLS_LINKS))
+	$(Q)$(LDCONFIG)
+	$(Q)for module in "$(INSTALL_MOD_PATH)"/lib/modules/*/updates/dm-cowloop.ko*; do \
+		[ -e "$$module" ] || continue; \
+		directory=$${module%/updates/*}; \
+		rm "$$module" && rmdir --ignore-fail-on-non-empty "$$directory/updates" || exit; \
+		if [ -z "$(DESTDIR)" ] && [ -e "$$directory/modules.order" ]; then \
+			PATH=$$PATH:/usr/sbin:/sbin depmod -b "$(INSTALL_MOD_PATH)/" "$${directory##*/}"; \
+		fi; \
+	done
 
 install: install-module install-tools install-initramfs
 
@@ -261,7 +290,7 @@ lint:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/host/lint.t
 
 # what takes longer, or a release of Debian besides
-check-assemble check-boot check-deb check-patch check-arch check-sign: check-%:
+check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh: check-%:
 	$(Q)prove --exec tests/run --failures --comments $(if $(V),-v) tests/slow/$*.t
 
 check-crash: setup
@@ -321,4 +350,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign
+.PHONY: all help modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh

@@ -260,9 +260,9 @@ echo 400 >/sys/bus/pseudo/drivers/scsi_debug/every_nth
 # a hexadecimal count
 has_timed_out() { [ $(($(cat "/sys/block/${disk#/dev/}/device/iotmo_cnt"))) -gt 0 ]; }
 # on a slow machine it takes more than one round to come to as many commands
-stress_timeouts() { stress 6; stress_status=$?; [ $stress_status -ne 0 ] || has_timed_out; }
+stress_timeouts() { stress 6; status=$?; [ "$status" -ne 0 ] || has_timed_out; }
 await stress_timeouts
-ok $stress_status 'commands time out: all comes right in the end' || diag "$(cat out)"
+ok "$status" 'commands time out: all comes right in the end' || diag "$(cat out)"
 echo 0 >/sys/bus/pseudo/drivers/scsi_debug/every_nth
 echo 0 >$opts
 has_timed_out

@@ -68,11 +68,25 @@ is "$(grep -rhoE '/[a-z/]*/cowsetup( |$)' root/usr/local/lib/systemd root/usr/lo
 	"and calls cowsetup where it is"
 is "$(grep -rhoE '/[a-z/]*/cowsetup(/cowroot)?( |$)' root/etc/initramfs-tools root/usr/lib/dracut | tr -d ' ' | sort -u | paste -sd ' ')" \
 	"/usr/local/lib/cowsetup/cowroot /usr/local/sbin/cowsetup" "and the initramfs has both from there"
+# what others have put there stays
+touch root/usr/local/sbin/theirs
+mkdir -p "root/lib/modules/$release/updates"
+touch "root/lib/modules/$release/updates/dm-cowloop.ko" "root/lib/modules/$release/updates/other.ko"
+installs "make uninstall" uninstall DESTDIR="$tmp/root"
+is "$(cd root && find . ! -type d | sort | paste -sd ' ')" \
+	"./lib/modules/$release/modules.order ./lib/modules/$release/updates/other.ko ./usr/local/sbin/theirs" "takes all of it away, and nothing else"
+is "$(cd root && find . -type d -empty)" "" "empty directories, too"
+is "$(cat run)" "" "and neither depmod nor ldconfig is run"
+installs "where there is nothing" uninstall DESTDIR="$tmp/root"
 installs "DESTDIR and INSTALL_MOD_PATH" install-module DESTDIR="$tmp/root" INSTALL_MOD_PATH="$tmp/other"
 is "$(cat modules)" "$tmp/other updates" "may differ"
 installs "INSTALL_MOD_PATH alone" install-module INSTALL_MOD_PATH="$tmp/root"
 is "$(cat modules)" "$tmp/root updates" "is where the module goes"
 is "$(cat run)" "depmod -b $tmp/root/ $release" "and a system's own directory gets its depmod"
+touch "root/lib/modules/$release/updates/dm-cowloop.ko"
+installs "make uninstall, likewise" uninstall INSTALL_MOD_PATH="$tmp/root" PREFIX="$tmp/usr" SHUTDOWNDIR="$tmp/shutdown" \
+	INITRAMFSDIR="$tmp/initramfs" DRACUTDIR="$tmp/dracut"
+like "$(grep depmod run)" "^depmod -b $tmp/root/ $release$" "has depmod look, too"
 installs "neither" install-module
 is "$(cat modules)" " updates" "is for this machine"
 

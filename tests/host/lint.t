@@ -109,7 +109,19 @@ rst() { for page in $(files 'Documentation/*.rst'); do rst2xml --report=1 "$page
 
 text() { files '*' | grep -vE '^(LICENSE$|tests/fuzz/corpus/|tests/fixtures/)'; }
 # but for the requests that man pages are made of
-spelling() { text | xargs codespell -L te,bu,fro; }
+spelling() { text | xargs codespell -L te,bu,fro,inflight; }
+
+# every link to a file is to one that is there; in the package that has README.md, too
+links() {
+	local page link packaged
+	packaged=$(<debian/cowsetup.docs)
+	for page in $(files '*.md'); do
+		for link in $(grep -oE '\]\([^)#]+' "$page" | sed 's/^](//' | grep -vE '^[a-z]+:'); do
+			[ -e "$(dirname "$page")/$link" ] || echo "$page: there is no $link"
+			[ "$page" != README.md ] || grep -qxF "${link%%/*}" <<<"$packaged" || echo "debian/cowsetup.docs: lacks $link"
+		done
+	done
+}
 
 licence() {
 	text | grep -vE '^(tests/broken/|debian/|CHANGELOG$)|\.md$' | xargs grep -L 'SPDX-License-Identifier: GPL-2.0-only' |
@@ -130,7 +142,7 @@ versions() {
 # --- TAP ------------------------------------------------------------------------------------------------------
 
 all='checkpatch_kernel checkpatch_user sparse_module sparse_kmod coccinelle analyzer shell perl_syntax man_mandoc man_groff
-	rst spelling licence versions'
+	rst spelling links licence versions'
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $all
 echo "1..$#"
