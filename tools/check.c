@@ -15,6 +15,7 @@
 
 #include <json-c/json.h>
 
+#include "holders.h"
 #include "progress.h"
 #include "record.h"
 #include "report.h"

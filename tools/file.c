@@ -3,16 +3,15 @@
  * cowsetup: files and block devices, as one thing that can be read and written.
  *
  * In use. A block device is in use when it can't be opened with O_EXCL: it is
- * mounted, held by device-mapper or md, attached to a loop device, or swap. For
- * a file there is no such thing; it is looked for among the files of all the
- * loop devices. Two cowsetups are kept apart by flock(): exclusive on cowfiles,
+ * mounted, held by device-mapper or md, or swap. For a file there is no such
+ * thing, nor for a device that is attached to a loop device: these are looked
+ * for among what all the loop devices are made of. Two cowsetups are kept apart by flock(): exclusive on cowfiles,
  * and on a read-only device that a merge writes; shared on one that has to stay
  * as it is meanwhile.
  */
 
 #include "file.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>
@@ -22,15 +21,14 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <blkid/blkid.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 
+#include "holders.h"
 #include "mountinfo.h"
-#include "sysfs.h"
 
 /* ---- Opening ---- */
 
@@ -57,17 +55,23 @@ int file_from_fd(struct file *f, int fd, const char *path)
 	return OK;
 }
 
-/* For a file that can't be opened for itself alone: say who has it. */
+/* For a file that can't be opened for itself alone, or locked: say who has it. */
 static int refuse_used(struct file *f, const char *path)
 {
+	struct holders h = HOLDERS_NONE;
 	struct file probe = FILE_CLOSED;
-	char *user = NULL;
+	char *user;
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 
-	if (fd >= 0 && !file_from_fd(&probe, fd, path))
-		user = file_used_by(&probe);
+	if (fd >= 0 && !file_from_fd(&probe, fd, path)) {
+		holders_find(&h, &probe, HOLDERS_USES | HOLDERS_LOCKED);
+		if (!h.nr)
+			holders_find(&h, &probe, HOLDERS_OPEN);
+	}
+	user = holders_text(&h, true);
 	error(BUSY, "%s: in use: %s.", path, user ? user : "another program has it open");
 	free(user);
+	holders_free(&h);
 	file_close(&probe);
 	file_close(f);
 	return BUSY;
@@ -79,20 +83,18 @@ static int lock(struct file *f, unsigned int flags)
 	char *user = NULL;
 	int r = OK;
 
-	if (f->block)
-		return OK;
 	if (flags & FILE_EXCLUSIVE) {
+		/* A loop device does not keep others from the device it is made of, either. */
 		user = file_used_by(f);
 		if (user)
 			r = refuse_used(f, f->path);
-		else if (flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+		else if (!f->block && flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
 			r = errno == EWOULDBLOCK ? refuse_used(f, f->path) :
 						   error_errno("%s: cannot be locked", f->path);
 		free(user);
-	} else if (flags & FILE_SHARED && flock(f->fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK) {
+	} else if (flags & FILE_SHARED && !f->block && flock(f->fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK) {
 		/* An image may be on a filesystem that has no locks, and be good for all that. */
-		r = error(BUSY, "%s: in use: another cowsetup writes it (merge?); try again when that has ended.",
-			  f->path);
+		r = refuse_used(f, f->path);
 	}
 	return r;
 }
@@ -148,7 +150,7 @@ void file_try_share(const struct file *f)
 	(void)!flock(f->fd, LOCK_SH | LOCK_NB);
 }
 
-static bool same_stat(const struct stat *a, const struct stat *b)
+bool stat_same(const struct stat *a, const struct stat *b)
 {
 	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
 		return a->st_rdev == b->st_rdev;
@@ -159,14 +161,14 @@ bool file_same_path(const char *a, const char *b)
 {
 	struct stat sa, sb;
 
-	return !stat(a, &sa) && !stat(b, &sb) && same_stat(&sa, &sb);
+	return !stat(a, &sa) && !stat(b, &sb) && stat_same(&sa, &sb);
 }
 
 bool file_is_at(const struct file *f, const char *path)
 {
 	struct stat sf, sp;
 
-	return !fstat(f->fd, &sf) && !stat(path, &sp) && same_stat(&sf, &sp);
+	return !fstat(f->fd, &sf) && !stat(path, &sp) && stat_same(&sf, &sp);
 }
 
 /* ---- Reading and writing ---- */
@@ -350,95 +352,7 @@ char *file_contents(const struct file *f)
 	return found;
 }
 
-/* ---- Who has it ---- */
-
-/* The first line of a file in sysfs, or false. */
-static bool read_line(const char *path, char *line, size_t room)
-{
-	FILE *f = fopen(path, "re");
-	char *got;
-
-	if (!f)
-		return false;
-	got = fgets(line, room, f);
-	fclose(f);
-	if (!got)
-		return false;
-	line[strcspn(line, "\n")] = 0;
-	return true;
-}
-
-/* What sits on a block device: a dm device, for one. */
-static char *find_holder(dev_t dev)
-{
-	char *path = xasprintf("/sys/dev/block/%u:%u/holders", major(dev), minor(dev));
-	char *found = NULL, *name_path, name[128];
-	struct dirent *entry;
-	DIR *dir = opendir(path);
-
-	while (dir && !found && (entry = readdir(dir))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		name_path = xasprintf("%s/%s/dm/name", path, entry->d_name);
-		if (read_line(name_path, name, sizeof(name)))
-			found = xasprintf("/dev/mapper/%s", name);
-		else
-			found = xasprintf("/dev/%s", entry->d_name);
-		free(name_path);
-	}
-	if (dir)
-		closedir(dir);
-	free(path);
-	return found;
-}
-
-/* The device number of a loop device. */
-static dev_t loop_number(const char *name)
-{
-	char *path = xasprintf("/sys/block/%s/dev", name), line[32];
-	unsigned int maj = 0, min = 0;
-
-	if (read_line(path, line, sizeof(line)) && sscanf(line, "%u:%u", &maj, &min) != 2)
-		maj = min = 0;
-	free(path);
-	return makedev(maj, min);
-}
-
-/* @file is the name by which it was attached, which all may know; it may be another one's by now. */
-static bool is_attached(dev_t dev, const char *file, const struct stat *st)
-{
-	struct stat named;
-
-	if (loop_may_be_asked(dev))
-		return loop_has(dev, st);
-	return !stat(file, &named) && same_stat(&named, st);
-}
-
-/* The loop device that a file is attached to, and what sits on that. */
-static char *find_loop(const struct stat *st)
-{
-	char *file, *holder, *found = NULL;
-	struct dirent *entry;
-	DIR *dir = opendir("/sys/block");
-	dev_t dev;
-
-	while (dir && !found && (entry = readdir(dir))) {
-		if (strncmp(entry->d_name, "loop", 4))
-			continue;
-		dev = loop_number(entry->d_name);
-		file = dev_attribute(dev, "loop/backing_file"); /* those without one are not opened */
-		if (file && is_attached(dev, file, st)) {
-			holder = find_holder(dev);
-			found = xasprintf("attached to /dev/%s%s%s", entry->d_name,
-					  holder ? ", which is part of " : "", holder ? holder : "");
-			free(holder);
-		}
-		free(file);
-	}
-	if (dir)
-		closedir(dir);
-	return found;
-}
+/* ---- Mounts ---- */
 
 /* Filesystems with device numbers of their own are known by the device they name. */
 static bool is_mount_of(const struct mountinfo *m, dev_t dev)
@@ -465,31 +379,6 @@ char *device_mount(dev_t dev, bool *writable)
 	if (f)
 		fclose(f);
 	return found;
-}
-
-static char *find_mount(const struct stat *st)
-{
-	bool writable;
-	char *point = device_mount(st->st_rdev, &writable), *text;
-
-	text = point ? xasprintf("mounted on %s", point) : NULL;
-	free(point);
-	return text;
-}
-
-char *file_used_by(const struct file *f)
-{
-	char *user, *holder;
-	struct stat st;
-
-	if (fstat(f->fd, &st))
-		return NULL;
-	if (!f->block)
-		return find_loop(&st);
-	holder = find_holder(st.st_rdev);
-	user = holder ? xasprintf("part of %s, which is active", holder) : find_mount(&st);
-	free(holder);
-	return user;
 }
 
 /* ---- New files ---- */

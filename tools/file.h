@@ -74,19 +74,15 @@ int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
 /* The same file or device, by whatever paths and links? */
 bool file_same_path(const char *a, const char *b);
 bool file_is_at(const struct file *f, const char *path);
+struct stat;
+bool stat_same(const struct stat *a, const struct stat *b);
 
 bool all_zero(const void *data, size_t length);
 
 /* What libblkid makes of it: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
 char *file_contents(const struct file *f);
 
-/* ---- Who has it ---- */
-
-/*
- * Who has a file or device in use, other than by having it open: a text such
- * as "attached to /dev/loop3", to be freed, or NULL.
- */
-char *file_used_by(const struct file *f);
+/* ---- Mounts ---- */
 
 /* Where a block device is mounted, to be written if it is so anywhere, to be freed; or NULL. */
 char *device_mount(dev_t dev, bool *writable);
@@ -102,8 +98,6 @@ struct new_file {
 	char *target;		/* what it is going to be called */
 	char *temporary;
 };
-
-struct stat;
 
 /*
  * With the permissions of @like, and, if that is a file, its owner as far as that

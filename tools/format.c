@@ -20,6 +20,7 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
+#include "holders.h"
 #include "newcow.h"
 #include "progress.h"
 #include "report.h"

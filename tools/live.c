@@ -9,7 +9,6 @@
 
 #include "live.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,6 +21,7 @@
 #include <json-c/json.h>
 
 #include "cowfile.h"
+#include "holders.h"
 #include "loop.h"
 #include "monitor.h"
 #include "report.h"
@@ -263,84 +263,6 @@ int cmd_sync(int argc, char **argv)
 	return r;
 }
 
-/* ---- Who uses a device ---- */
-
-/* A text to be freed, or NULL. */
-static char *find_swap(dev_t dev)
-{
-	FILE *f = fopen("/proc/swaps", "re");
-	char *line = NULL, path[4096], *found = NULL;
-	size_t room = 0;
-	struct stat st;
-
-	while (f && !found && getline(&line, &room, f) > 0)
-		if (sscanf(line, "%4095s", path) == 1 && !stat(path, &st) &&
-		    S_ISBLK(st.st_mode) && st.st_rdev == dev)
-			found = xasprintf("it is swap");
-	free(line);
-	if (f)
-		fclose(f);
-	return found;
-}
-
-static bool process_has_open(const char *pid, dev_t dev)
-{
-	char *path = xasprintf("/proc/%s/fd", pid), *link;
-	DIR *dir = opendir(path);
-	struct dirent *entry;
-	bool found = false;
-	struct stat st;
-
-	while (dir && !found && (entry = readdir(dir))) {
-		if (entry->d_name[0] == '.')
-			continue;
-		link = xasprintf("%s/%s", path, entry->d_name);
-		found = !stat(link, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev;
-		free(link);
-	}
-	if (dir)
-		closedir(dir);
-	free(path);
-	return found;
-}
-
-static char *find_process(dev_t dev)
-{
-	DIR *dir = opendir("/proc");
-	struct dirent *entry;
-	char *found = NULL, *path, comm[64];
-	FILE *f;
-
-	while (dir && !found && (entry = readdir(dir))) {
-		if (entry->d_name[0] < '0' || entry->d_name[0] > '9' || !process_has_open(entry->d_name, dev))
-			continue;
-		path = xasprintf("/proc/%s/comm", entry->d_name);
-		f = fopen(path, "re");
-		if (!f || fscanf(f, "%63[^\n]", comm) != 1)
-			snprintf(comm, sizeof(comm), "?");
-		if (f)
-			fclose(f);
-		free(path);
-		found = xasprintf("process %s (%s) has it open", entry->d_name, comm);
-	}
-	if (dir)
-		closedir(dir);
-	return found;
-}
-
-/* Who has a device in use, for good: a mount, a device above, swap. */
-static char *find_holder(const struct dm_device *d)
-{
-	char *path = xasprintf("%s/%s", DM_NODES, d->name), *user = NULL;
-	struct file f;
-
-	if (!file_open(&f, path, FILE_READ))
-		user = file_used_by(&f);
-	file_close(&f);
-	free(path);
-	return user ? user : find_swap(d->dev);
-}
-
 /* ---- close ---- */
 
 /* Wait for a loop device to go; it stays if its user attached it himself. */
@@ -359,18 +281,20 @@ static int wait_for_loop(dev_t dev, const char *file, bool autoclear)
 
 static int refuse_busy(const struct dm_device *d, int err)
 {
-	char *user = find_holder(d);
+	struct holders h = HOLDERS_NONE;
+	char *user;
 	int r;
 
-	if (!user)
-		user = find_process(d->dev);
-	errno = err;
-	if (err == EBUSY)
-		r = error(BUSY, "%s: in use: %s; with --deferred it is closed when that has ended.", d->name,
-			  user ? user : "another program has it open");
-	else
-		r = error_errno("%s: cannot be closed", d->name);
+	if (err != EBUSY) {
+		errno = err;
+		return error_errno("%s: cannot be closed", d->name);
+	}
+	holders_find_device(&h, d->dev, HOLDERS_USES | HOLDERS_OPEN);
+	user = holders_text(&h, true);
+	r = error(BUSY, "%s: in use: %s; with --deferred it is closed when that has ended.", d->name,
+		  user ? user : "another program has it open");
 	free(user);
+	holders_free(&h);
 	return r;
 }
 
@@ -417,19 +341,27 @@ static int sync_before_close(const struct dm_device *d)
 			   d->name, failed ? ", as its cow device has failed" : "");
 }
 
+/* Has it any use that does not end by itself: a mount, a device above, swap? */
+static bool is_used(const struct dm_device *d)
+{
+	struct holders h = HOLDERS_NONE;
+	bool used;
+
+	holders_find_device(&h, d->dev, HOLDERS_USES);
+	used = h.nr;
+	holders_free(&h);
+	return used;
+}
+
 static int close_device(const struct dm_device *d)
 {
-	char *rdo_file, *cow_file, *user = NULL;
+	char *rdo_file, *cow_file;
 	bool rdo_autoclear, cow_autoclear, monitored = false;
 	int err, r;
 
 	/* Whoever is here to stay is not waited for. */
-	if (!opt.deferred && d->open_count)
-		user = find_holder(d);
-	if (user) {
-		free(user);
+	if (!opt.deferred && d->open_count && is_used(d))
 		return refuse_busy(d, EBUSY);
-	}
 	r = sync_before_close(d);
 	if (r)
 		return r;

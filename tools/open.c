@@ -27,6 +27,7 @@
 #include <uuid/uuid.h>
 
 #include "dm.h"
+#include "holders.h"
 #include "loop.h"
 #include "monitor.h"
 #include "newcow.h"

@@ -109,6 +109,9 @@ bool loop_may_be_asked(dev_t dev)
 /* The kernel's own device number, in the encoding it has for userspace. */
 static bool is_file(const struct loop_info64 *info, const struct stat *st)
 {
+	/* A node of a device may be any of those it has. */
+	if (S_ISBLK(st->st_mode))
+		return info->lo_rdevice && (dev_t)info->lo_rdevice == st->st_rdev;
 	return info->lo_inode == st->st_ino && (dev_t)info->lo_device == st->st_dev;
 }
 
@@ -117,6 +120,21 @@ bool loop_has(dev_t dev, const struct stat *st)
 	struct loop_info64 info;
 
 	return loop_status(dev, &info) && is_file(&info, st);
+}
+
+bool loop_backing(dev_t dev, struct stat *st)
+{
+	struct loop_info64 info;
+
+	if (!loop_status(dev, &info))
+		return false;
+	*st = (struct stat){
+		.st_mode = info.lo_rdevice ? S_IFBLK : S_IFREG,
+		.st_rdev = info.lo_rdevice,
+		.st_dev = info.lo_device,
+		.st_ino = info.lo_inode,
+	};
+	return true;
 }
 
 /* Where @file, a path on a filesystem of which only that is known, is to be found; NULL if it is not. */

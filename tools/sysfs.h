@@ -22,8 +22,11 @@ bool dev_is_loop(dev_t dev);
 /* Only root and its like may. */
 bool loop_may_be_asked(dev_t dev);
 
-/* Is this the loop device's file? */
+/* Is this the loop device's file, or the block device it is made of? */
 bool loop_has(dev_t dev, const struct stat *st);
+
+/* The same the other way round: what a loop device is made of, as far as it takes to know it; false: it has nothing. */
+bool loop_backing(dev_t dev, struct stat *st);
 
 /* The path of the file a loop device is made of, to be freed; or NULL. One that is gone has the name it had. */
 char *loop_file(dev_t dev);

@@ -108,7 +108,7 @@ exits 4 "no such rdo" cowsetup format nothing c9
 exec 8<rdo
 flock -x 8
 exits 5 "a read-only device that is being written" cowsetup format rdo c9
-says 'rdo: in use: another cowsetup writes it' "and says so: written"
+says 'rdo: in use: process [0-9]+ .* has it locked' "and says so: written"
 flock -s 8
 exits 0 "one that others read" cowsetup format rdo shared
 exec 8<&-
@@ -131,7 +131,7 @@ merger=$!
 exec 7>answer
 await grep -q 'overwrite 1 units' asked
 exits 5 "a read-only device that a merge has" cowsetup format rdo c9
-says 'rdo: in use: another cowsetup writes it \(merge\?\)' "and says so: merge"
+says 'rdo: in use: process [0-9]+ \(cowsetup\) has it locked' "and says so: merge"
 exec 7>&-
 wait "$merger"
 is "$?" 1 "the merge was not confirmed"

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: who has a file or a block device in use.
+ */
+
+#ifndef COWSETUP_HOLDERS_H
+#define COWSETUP_HOLDERS_H
+
+#include "file.h"
+
+struct holder {
+	dev_t dev;		/* the device that is made of it; 0: a mount, swap or a process */
+	bool writes;		/* it may write it, for all that can be seen */
+	char *text;		/* "mounted on /mnt" */
+	char *end;		/* the commands that end this: "umount /mnt"; NULL: none are known */
+};
+
+struct holders {
+	struct holder *list;
+	size_t nr;
+};
+
+#define HOLDERS_NONE	((struct holders){ 0 })
+
+enum {
+	HOLDERS_USES = 1,	/* what is made of it: loop devices, devices above, mounts, swap; its partitions' too */
+	HOLDERS_OPEN = 2,	/* processes that have it open: all of them for root, one's own for others */
+	HOLDERS_LOCKED = 4,	/* processes that have a file locked by flock(): all of them for all */
+};
+
+/*
+ * Add to *@h who has an open file, or a block device, in use: this process is
+ * left out. @what is made of the constants above. To be freed with
+ * holders_free().
+ */
+void holders_find(struct holders *h, const struct file *f, unsigned int what);
+void holders_find_device(struct holders *h, dev_t dev, unsigned int what);
+
+void holders_free(struct holders *h);
+
+/*
+ * The holders in words, to be freed; NULL: there are none. With @how, the
+ * commands that end the first one's use as well.
+ */
+char *holders_text(const struct holders *h, bool how);
+
+/* What a file or a device is used for, not who merely has it open, in words, to be freed; NULL: nothing. */
+char *file_used_by(const struct file *f);
+
+/*
+ * For what must not change, a read-only device: refuse it when anybody may
+ * write it, and say who. With --force there is a warning instead.
+ */
+int refuse_writers(const struct file *rdo);
+
+#endif /* COWSETUP_HOLDERS_H */
