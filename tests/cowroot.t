@@ -52,6 +52,7 @@ sum=$(sha256sum </dev/ram0)
 
 opens "changes in RAM" '/dev/ram0,tmpfs:32M,name=t'
 like "$(cowsetup status t)" '/run/cowroot/cow/t.cow' "in a tmpfs"
+is "$(ls /run/cowsetup/named)" t "links lead to a device that the kernel's command line names"
 closes t
 opens "an image in a filesystem in a file, and a cowfile" 'LABEL=LIVE:/live.img:/root.img,LABEL=changes:/mine.cow,limit=4M,reserve=1M,name=t'
 is "$(blockdev --getsize64 /dev/mapper/t)" $((8 << 20)) "it is that image"

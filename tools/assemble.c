@@ -3,8 +3,9 @@
  * cowsetup assemble: opens the pairs that are complete.
  *
  * A pair is a line of /etc/cowtab, or, if a line there allows that (see
- * COWTAB_ANY), a cow device whose head says where its rdo is. Nothing else is
- * opened: a machine may be there to look at devices that must not change.
+ * COWTAB_ANY), a cow device whose head says where its rdo is, within the bounds
+ * of plugged.c. Nothing else is opened: a machine may be there to look at devices
+ * that must not change.
  *
  * Each half may appear last, and udev calls for each that appears, for several
  * at the same time: one assemble looks and opens at a time, and what it finds
@@ -25,6 +26,7 @@
 #include "cowtab.h"
 #include "dm.h"
 #include "open.h"
+#include "plugged.h"
 #include "probe.h"
 #include "spec.h"
 
@@ -40,36 +42,16 @@ struct assembly {
 
 /* ---- Finding the halves ---- */
 
-/*
- * What an rdo is looked for by. A link by UUID or label says what UUID= and LABEL=
- * do, but goes over to whatever is opened over it.
- */
-static char *rdo_tag(const char *spec)
-{
-	const char *value;
-	const struct spec_tag *tag = spec_link(spec, &value);
-
-	if (tag && tag->moves && !strchr(value, '\\'))
-		return xasprintf("%s%s", tag->name, value);
-	return xasprintf("%s", spec);
-}
-
-/* Where an rdo is: a path to be freed, or NULL. */
+/* Where the rdo of a line is: a path to be freed, or NULL. */
 static char *find_rdo(const char *spec)
 {
-	char *value, *copy = rdo_tag(spec), *path;
+	char *what = spec_unlink(spec), *path;
 
-	if (copy[0] == '/') {
-		if (!access(copy, F_OK))
-			return copy;
-		free(copy);
-		return NULL;
-	}
-	value = strchr(copy, '=');
-	if (value)
-		*value++ = 0;
-	path = value ? find_tagged(copy, value) : NULL;
-	free(copy);
+	if (what[0] != '/')
+		path = find_tagged(what);
+	else
+		path = access(what, F_OK) ? NULL : xasprintf("%s", what);
+	free(what);
 	return path;
 }
 
@@ -137,25 +119,46 @@ static int prepare(struct assembly *a)
 	return r;
 }
 
-/* A name for a pair that no line names: its label, or what nobody else has. */
-static char *choose_name(const struct assembly *a, const struct cow_device *cow)
+/*
+ * A mark for udev's rules: the device of this name, which somebody who is trusted has
+ * chosen, has /dev/disk/by-uuid and the like lead to it, whatever else has the same
+ * UUID. It stays when the device is closed: the name is still in the table then.
+ */
+static int mark_named(const char *name)
 {
-	char *name = head_label(&cow->head, cow->format), uuid[UUID_STR_LEN];
+	char *path = xasprintf("%s/%s", COWSETUP_NAMED, name);
+	int fd, r = OK;
 
-	name_make_plain(name);
-	if (*name && !dm_name_is_special(name) && !cowtab_find(&a->tab, name) && !dm_name_exists(name))
-		return name;
-	free(name);
-	uuid_unparse_lower(cow->head.uuid, uuid);
-	return xasprintf("cow-%s", uuid);
+	if (mkdir(COWSETUP_NAMED, 0755) && errno != EEXIST) {
+		r = error_errno("%s: cannot be made", COWSETUP_NAMED);
+	} else {
+		fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+		if (fd < 0)
+			r = error_errno("%s: cannot be created", path);
+		else
+			close(fd);
+	}
+	free(path);
+	return r;
 }
 
-/* Open a pair that is complete; without @e's name, one is chosen. */
+/* Set *@name to the name that a pair is to have, to be freed, if it may be opened; @any: no line names it. */
+static int prepare_name(const struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
+			char **name)
+{
+	const int r = any ? plugged_check_number(any->path) : mark_named(e->name);
+
+	if (!r)
+		*name = any ? plugged_name(&a->tab, any) : xasprintf("%s", e->name);
+	return r;
+}
+
+/* Open a pair that is complete; @any: no line names it, and a name is chosen. */
 static int open_one(struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
 		    const char *rdo, const char *cow)
 {
 	const struct options given = opt;
-	char *active = NULL, *name;
+	char *active = NULL, *name = NULL;
 	int r = OK;
 
 	a->nr++;
@@ -170,9 +173,10 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 	if (!r && active && (any || !strcmp(active, e->name))) {
 		verbose("%s: open already.", active);
 	} else if (!r) {
-		name = any ? choose_name(a, any) : xasprintf("%s", e->name);
+		r = prepare_name(a, e, any, &name);
 		opt = e->opt;
-		r = open_pair(rdo, cow, name, e->create);
+		if (!r)
+			r = open_pair(rdo, cow, name, e->create);
 		opt = given;
 		free(name);
 	}
@@ -201,23 +205,42 @@ static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool
 	return r;
 }
 
+/* Why this pair is not opened by itself, or NULL; @found: for its rdo. */
+static const char *refuse_plugged(const struct assembly *a, const struct cow_device *cow, const char *rdo,
+				  const char *found)
+{
+	const char *why = plugged_refuse_cow(cow->path);
+
+	for (size_t i = 0; i < a->nr_cows && !why && !found && rdo; i++)
+		if (file_same_path(rdo, a->cows[i].path))
+			why = "its read-only device has a cowfile";
+	return why ? why : found;
+}
+
 /* A cow device that says where its rdo is, and is no line's. */
 static int assemble_cow(struct assembly *a, const struct cow_device *cow)
 {
-	char *spec = head_rdo_spec(&cow->head, cow->format), *rdo = *spec ? find_rdo(spec) : NULL;
+	char *spec = head_rdo_spec(&cow->head, cow->format), *rdo = NULL;
+	const char *why = NULL;
 	int r = OK;
 
-	if (!*spec || (!rdo && !wanted(a, NULL, cow->path)))
+	if (*spec)
+		rdo = plugged_find_rdo(spec, &why);
+	if (!*spec || !wanted(a, rdo, cow->path)) {
 		;
-	else if (!rdo)
-		verbose("%s: not complete: there is no %s.", cow->path, spec);
-	else if (!wanted(a, rdo, cow->path))
-		;
-	else if (!a->any)
+	} else if (!a->any) {
 		verbose("%s: belongs to %s, and is not opened, since no line of %s says so; see cowtab(5).",
-			cow->path, rdo, a->tab.path);
-	else
-		r = open_one(a, a->any, cow, rdo, cow->path);
+			cow->path, spec, a->tab.path);
+	} else {
+		why = refuse_plugged(a, cow, rdo, why);
+		if (why)
+			warn("%s: not opened, since no line of %s names it, and %s (its read-only device: %s).",
+			     cow->path, a->tab.path, why, spec);
+		else if (!rdo)
+			verbose("%s: not complete: there is no %s.", cow->path, spec);
+		else
+			r = open_one(a, a->any, cow, rdo, cow->path);
+	}
 	free(spec);
 	free(rdo);
 	return r;

@@ -17,6 +17,7 @@
 
 #include "dm.h"
 #include "open.h"
+#include "plugged.h"
 #include "spec.h"
 
 static const char BLANKS[] = " \t\r\n";
@@ -131,6 +132,9 @@ static int check_fields(const struct line *l)
 	if (!any && (dm_name_is_special(e->name) || strlen(e->name) > 100 || !name_is_plain(e->name)))
 		return bad(l, "%s: not a name for a device: found other characters than letters, digits and #+-.:=@_, or more than 100",
 			   e->name);
+	if (!strncmp(e->name, PLUGGED_PREFIX, strlen(PLUGGED_PREFIX)))
+		return bad(l, "%s: the names that begin with %s are those of devices that no line names", e->name,
+			   PLUGGED_PREFIX);
 	other = cowtab_find(l->tab, e->name);
 	if (other)
 		return bad(l, "%s: the name is that of line %u already", e->name, other->line);

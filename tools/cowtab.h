@@ -14,6 +14,9 @@
 /* The lock of assemble, and the mark that has udev call it for all devices. */
 #define COWSETUP_RUN	"/run/cowsetup"
 
+/* The names of devices that a line, or the kernel's command line, names: a file for each, for udev's rules. */
+#define COWSETUP_NAMED	COWSETUP_RUN "/named"
+
 /* The name in the line for all the cow devices that say where their rdo is. */
 #define COWTAB_ANY	"*"
 

@@ -24,6 +24,7 @@
 #include <uuid/uuid.h>
 
 #include "loop.h"
+#include "spec.h"
 
 /* blkid(8)'s, for nothing that could be identified. */
 #define NOTHING	2
@@ -149,15 +150,6 @@ void free_cow_devices(struct cow_device *devices, size_t nr)
 	free(devices);
 }
 
-static bool is_cowloop(dev_t dev)
-{
-	char *uuid = dev_attribute(dev, "dm/uuid");
-	const bool is = uuid && !strncmp(uuid, "COWLOOP-", 8);
-
-	free(uuid);
-	return is;
-}
-
 /* Does libblkid find that UUID or label there? */
 static bool device_has_tag(const char *path, const char *tag, const char *value)
 {
@@ -179,24 +171,39 @@ static bool device_has_tag(const char *path, const char *tag, const char *value)
 	return has;
 }
 
-char *find_tagged(const char *tag, const char *value)
+/* The first device that is no cowloop device and has that tag: its path, to be freed, or NULL. */
+static char *find_below(const char *tag, const char *value)
 {
-	char *path = blkid_evaluate_tag(tag, value, NULL);
-	struct stat st;
+	DIR *dir = opendir("/sys/class/block");
+	char *path;
 	dev_t dev;
-	DIR *dir;
 
-	if (!path || stat(path, &st) || !is_cowloop(st.st_rdev))
-		return path;
-	free(path);
-	dir = opendir("/sys/class/block");
 	while ((path = dir ? next_device(dir, &dev) : NULL)) {
-		if (!is_cowloop(dev) && device_has_tag(path, tag, value))
+		if (!dev_is_cowloop(dev) && device_has_tag(path, tag, value))
 			break;
 		free(path);
 	}
 	if (dir)
 		closedir(dir);
+	return path;
+}
+
+char *find_tagged(const char *spec)
+{
+	const char *value;
+	const struct spec_tag *kind = spec_tag(spec, &value);
+	char *tag, *path;
+	struct stat st;
+
+	if (!kind)
+		return NULL;
+	tag = xasprintf("%.*s", (int)strlen(kind->name) - 1, kind->name);
+	path = blkid_evaluate_tag(tag, value, NULL);
+	if (path && !stat(path, &st) && dev_is_cowloop(st.st_rdev)) {
+		free(path);
+		path = find_below(tag, value);
+	}
+	free(tag);
 	return path;
 }
 

@@ -24,10 +24,10 @@ int find_cow_devices(struct cow_device **devices, size_t *nr);
 void free_cow_devices(struct cow_device *devices, size_t nr);
 
 /*
- * The device of a tag: "UUID" and a value, say; a path to be freed, or NULL. It
- * is no cowloop device, which has the filesystem of its read-only device, and
+ * The device of a tag with its value, "UUID=...", say; a path to be freed, or NULL.
+ * It is no cowloop device, which has the filesystem of its read-only device, and
  * so the same UUID and label.
  */
-char *find_tagged(const char *tag, const char *value);
+char *find_tagged(const char *spec);
 
 #endif /* COWSETUP_PROBE_H */

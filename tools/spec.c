@@ -3,9 +3,10 @@
  * cowsetup: the tags by which devices are looked for, and their links.
  */
 
-#include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "cowsetup.h"
 #include "spec.h"
 
 static const struct spec_tag tags[] = {
@@ -42,6 +43,36 @@ const struct spec_tag *spec_link(const char *path, const char **value)
 			return &tags[i];
 	}
 	return NULL;
+}
+
+/* As udev writes what the name of a link cannot have: \x20 for a blank. */
+static void decode(char *text)
+{
+	unsigned int c;
+	char *to = text;
+
+	for (; *text; to++) {
+		if (text[0] == '\\' && text[1] == 'x' && sscanf(text + 2, "%2x", &c) == 1 && c) {
+			*to = c;
+			text += strnlen(text, 4);
+		} else {
+			*to = *text++;
+		}
+	}
+	*to = 0;
+}
+
+char *spec_unlink(const char *spec)
+{
+	const char *value;
+	const struct spec_tag *tag = spec_link(spec, &value);
+	char *text;
+
+	if (!tag || !tag->moves || !*value)
+		return xasprintf("%s", spec);
+	text = xasprintf("%s%s", tag->name, value);
+	decode(text + strlen(tag->name));
+	return text;
 }
 
 bool spec_is_valid(const char *spec)

@@ -25,6 +25,13 @@ const struct spec_tag *spec_tag(const char *spec, const char **value);
 /* The tag of the link @path and its value, as it is encoded there; NULL: it is not such a link. */
 const struct spec_tag *spec_link(const char *path, const char **value);
 
+/*
+ * What a device is looked for by, to be freed: a tag for a link that moves, and any
+ * other @spec as it is. The link says what the tag does, but goes over to whatever
+ * is opened over the device.
+ */
+char *spec_unlink(const char *spec);
+
 /* An absolute path, or a tag with a value? */
 bool spec_is_valid(const char *spec);
 

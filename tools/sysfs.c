@@ -6,6 +6,7 @@
 
 #include "sysfs.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@
 
 char *dev_attribute(dev_t dev, const char *name)
 {
-	char path[128], *line = NULL;
+	char path[512], *line = NULL;
 	size_t room = 0;
 	ssize_t n = -1;
 	FILE *f;
@@ -81,6 +82,63 @@ char *dev_path(dev_t dev)
 bool dev_is_loop(dev_t dev)
 {
 	return major(dev) == LOOP_MAJOR;
+}
+
+/* ---- What a device is made of ---- */
+
+/* No real stack of devices is as high. */
+#define MAX_DEPTH	32
+
+bool dev_is_cowloop(dev_t dev)
+{
+	char *uuid = dev_attribute(dev, "dm/uuid");
+	const bool is = uuid && !strncmp(uuid, "COWLOOP-", 8);
+
+	free(uuid);
+	return is;
+}
+
+/* The number in a file in the sysfs directory of a block device; 0 if there is no such file. */
+static dev_t number_attribute(dev_t dev, const char *name)
+{
+	char *text = dev_attribute(dev, name);
+	unsigned int maj, min;
+	dev_t found = 0;
+
+	if (text && sscanf(text, "%u:%u", &maj, &min) == 2)
+		found = makedev(maj, min);
+	free(text);
+	return found;
+}
+
+static bool stands_on_cowloop(dev_t dev, unsigned int depth)
+{
+	char path[64], *partition = dev_attribute(dev, "partition"), name[280];
+	const dev_t whole = partition ? number_attribute(dev, "../dev") : 0;
+	struct dirent *entry;
+	bool found;
+	DIR *dir;
+
+	free(partition);
+	if (depth > MAX_DEPTH || dev_is_cowloop(dev) || (whole && stands_on_cowloop(whole, depth + 1)))
+		return true;
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", major(dev), minor(dev));
+	dir = opendir(path);
+	found = false;
+	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(name, sizeof(name), "slaves/%s/dev", entry->d_name);
+		found = stands_on_cowloop(number_attribute(dev, name), depth + 1);
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+bool dev_stands_on_cowloop(dev_t dev)
+{
+	return stands_on_cowloop(dev, 0);
 }
 
 /* ---- The file of a loop device ---- */

@@ -19,6 +19,11 @@ char *dev_path(dev_t dev);
 
 bool dev_is_loop(dev_t dev);
 
+bool dev_is_cowloop(dev_t dev);
+
+/* Is it a cowloop device, or a part of one, or made of one, by device-mapper or md, at any depth? */
+bool dev_stands_on_cowloop(dev_t dev);
+
 /* Only root and its like may. */
 bool loop_may_be_asked(dev_t dev);
 
