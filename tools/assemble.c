@@ -38,6 +38,12 @@ struct assembly {
 	const char *device;			/* only pairs that this is a part of; NULL: all */
 	bool checked;				/* the kernel can do it */
 	unsigned int nr;			/* pairs that were complete */
+	struct planned *planned;		/* those that a dry run would have opened */
+	size_t nr_planned;
+};
+
+struct planned {
+	char *name, *rdo, *cow;
 };
 
 /* ---- Finding the halves ---- */
@@ -153,6 +159,67 @@ static int prepare_name(const struct assembly *a, const struct cowtab_entry *e, 
 	return r;
 }
 
+/* What is going to be made is known by its name only. */
+static bool is_same(const char *a, const char *b)
+{
+	return !strcmp(a, b) || file_same_path(a, b);
+}
+
+/* What would keep this pair from being opened after those before it. */
+static int check_planned(const struct assembly *a, const struct planned *new)
+{
+	if (is_same(new->rdo, new->cow))
+		return error(WRONG, "%s: %s cannot be the read-only device and the cowfile at the same time.",
+			     new->name, new->cow);
+	for (size_t i = 0; i < a->nr_planned; i++) {
+		const struct planned *p = &a->planned[i];
+
+		if (is_same(new->cow, p->cow))
+			return error(BUSY, "%s: its cowfile, %s, is that of %s, too: it can be open once only.",
+				     new->name, new->cow, p->name);
+		if (is_same(new->cow, p->rdo))
+			return error(BUSY, "%s: its cowfile, %s, is the read-only device of %s.", new->name,
+				     new->cow, p->name);
+		if (is_same(new->rdo, p->cow))
+			return error(BUSY, "%s: its read-only device, %s, is the cowfile of %s.", new->name,
+				     new->rdo, p->name);
+	}
+	return OK;
+}
+
+static void free_planned(struct planned *p)
+{
+	free(p->name);
+	free(p->rdo);
+	free(p->cow);
+}
+
+/* A dry run's part of opening a pair. */
+static int plan(struct assembly *a, const char *name, const char *rdo, const char *cow)
+{
+	struct planned new = { xasprintf("%s", name), xasprintf("%s", rdo), xasprintf("%s", cow) }, *grown;
+	const int r = check_planned(a, &new);
+
+	if (r) {
+		free_planned(&new);
+		return r;
+	}
+	grown = realloc(a->planned, (a->nr_planned + 1) * sizeof(*grown));
+	if (!grown)
+		exit(error(NO_MEMORY, "Out of memory."));
+	a->planned = grown;
+	grown[a->nr_planned++] = new;
+	printf("%s: %s %s\n", name, rdo, cow);
+	return OK;
+}
+
+static void free_plan(struct assembly *a)
+{
+	for (size_t i = 0; i < a->nr_planned; i++)
+		free_planned(&a->planned[i]);
+	free(a->planned);
+}
+
 /* Open a pair that is complete; @any: no line names it, and a name is chosen. */
 static int open_one(struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
 		    const char *rdo, const char *cow)
@@ -162,10 +229,8 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 	int r = OK;
 
 	a->nr++;
-	if (opt.dry_run) {
-		printf("%s: %s %s\n", any ? COWTAB_ANY : e->name, rdo, cow);
-		return OK;
-	}
+	if (opt.dry_run)
+		return plan(a, any ? COWTAB_ANY : e->name, rdo, cow);
 	r = prepare(a);
 	if (!r && !access(cow, F_OK))
 		r = find_active(cow, &active);
@@ -184,22 +249,30 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 	return r;
 }
 
+/* What is not there, for people. */
+static char *missing_text(const struct assembly *a, const struct cowtab_entry *e, bool rdo, bool cow)
+{
+	return xasprintf("%s: not complete: there is no %s%s%s (%s:%u).", e->name, rdo ? "" : e->rdo,
+			 rdo || cow ? "" : ", nor ", cow ? "" : e->cow, a->tab.path, e->line);
+}
+
 /* A line; @named: it was asked for, so that all that is missing is an error. */
 static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool named)
 {
-	char *rdo = find_rdo(e->rdo), *cow = find_cow(a, e->cow);
+	char *rdo = find_rdo(e->rdo), *cow = find_cow(a, e->cow), *missing;
 	int r = OK;
 
 	/* What is going to be made need not be there. */
 	if (!cow && e->create && e->cow[0] == '/')
 		cow = xasprintf("%s", e->cow);
+	missing = missing_text(a, e, rdo, cow);
 	if (rdo && cow && wanted(a, rdo, cow))
 		r = open_one(a, e, NULL, rdo, cow);
 	else if (named)
-		r = error(WRONG, "%s: not complete: there is no %s (%s:%u).", e->name, rdo ? e->cow : e->rdo,
-			  a->tab.path, e->line);
+		r = error(WRONG, "%s", missing);
 	else if (wanted(a, rdo, cow))
-		verbose("%s: not complete: there is no %s.", e->name, rdo ? e->cow : e->rdo);
+		verbose("%s", missing);
+	free(missing);
 	free(rdo);
 	free(cow);
 	return r;
@@ -268,8 +341,14 @@ static int assemble_all(struct assembly *a)
 
 	for (size_t i = 0; i < a->tab.nr && !interrupted; i++) {
 		e = &a->tab.entries[i];
-		if (e->noauto || !strcmp(e->name, COWTAB_ANY))
+		if (!strcmp(e->name, COWTAB_ANY))
 			continue;
+		if (e->noauto) {
+			if (!a->device)
+				verbose("%s: noauto: not opened but by its name (%s:%u).", e->name, a->tab.path,
+					e->line);
+			continue;
+		}
 		one = assemble_entry(a, e, false);
 		if (!r)
 			r = one;
@@ -307,6 +386,8 @@ int cmd_assemble(int argc, char **argv)
 	if (argc && !name && access(argv[0], F_OK))
 		return error_errno("%s", argv[0]);
 	a.device = name ? NULL : argv[0];
+	/* Whoever asks what would be opened is told what would not, and why. */
+	opt.verbose |= opt.dry_run;
 	/* The generator has told of lines that are wrong, and --all does: not again for each device. */
 	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB, argc);
 	a.any = cowtab_find(&a.tab, COWTAB_ANY);
@@ -317,6 +398,7 @@ int cmd_assemble(int argc, char **argv)
 		r = name ? assemble_named(&a, name) : assemble_all(&a);
 	if (!r && !name && !a.nr)
 		verbose("There is no pair to be opened.");
+	free_plan(&a);
 	free_cow_devices(a.cows, a.nr_cows);
 	cowtab_free(&a.tab);
 	return r || argc ? r : bad_lines;

@@ -206,8 +206,10 @@ int cowtab_read(struct cowtab *tab, const char *path, bool quiet)
 	int r = OK;
 
 	*tab = (struct cowtab){ .path = path, .quiet = quiet };
-	if (!f && errno == ENOENT)
+	if (!f && errno == ENOENT) {
+		verbose("%s: there is no such table, and so no line.", path);
 		return OK;
+	}
 	if (!f)
 		return error_errno("%s: cannot be read", path);
 	while ((n = getline(&text, &room, f)) >= 0) {

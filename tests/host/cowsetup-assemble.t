@@ -118,17 +118,19 @@ three: $tmp/rdo $tmp/c2" "the others are there: $1"
 tab '# a comment' '' "  one	$tmp/rdo   $tmp/c1	" "two $tmp/rdo $tmp/c2 read-only,limit=1.5G,x-anything=1,nofail" \
 	"three $tmp/rdo $tmp/none" "four $tmp/rdo $tmp/new create" "five $tmp/rdo $tmp/d2 noauto" "#six"
 exits 0 "a table" assemble --all
-is "$out" "one: $tmp/rdo $tmp/c1
+is "$(grep -v '^cowsetup: ' <<<"$out")" "one: $tmp/rdo $tmp/c1
 two: $tmp/rdo $tmp/c2
 four: $tmp/rdo $tmp/new" "those that are complete, or will be made, and are not noauto"
+is "$(grep '^cowsetup: ' <<<"$out")" "cowsetup: three: not complete: there is no $tmp/none (cowtab:5).
+cowsetup: five: noauto: not opened but by its name (cowtab:7)." "and what is not opened, and why"
 exits 0 "noauto, by its name" assemble five
 is "$out" "five: $tmp/rdo $tmp/d2" "is the only one"
 exits 0 "a part of one pair" assemble "$tmp/c2"
 is "$out" "two: $tmp/rdo $tmp/c2" "that pair"
 exits 0 "a part of several" assemble "$tmp/rdo"
-is "$(wc -l <<<"$out")" 3 "all of them"
+is "$(grep -c "^[a-z]*: /" <<<"$out")" 3 "all of them"
 exits 0 "a part of none" assemble "$tmp/zeroes"
-is "$out" "" "none"
+is "$out" "cowsetup: There is no pair to be opened." "none"
 exits 4 "incomplete, by its name" assemble three
 says "three: not complete: there is no $tmp/none .*cowtab:5" "says what is missing"
 exits 4 "no such line" assemble six
@@ -138,7 +140,31 @@ exits 1 "two things asked for" assemble --all two
 [ ! -e new ]
 ok $? "a dry run makes nothing"
 exits 0 "no table" cowsetup assemble --all --cowtab missing --dry-run
-is "$out" "" "no pairs"
+is "$out" "cowsetup: missing: there is no such table, and so no line.
+cowsetup: There is no pair to be opened." "is said"
+tab "one $tmp/no $tmp/none"
+exits 0 "a line of which nothing is there" assemble --all
+says "one: not complete: there is no $tmp/no, nor $tmp/none \\(cowtab:1\\)" "all that is missing is said"
+
+# taken CODE REGEX NAME LINE...: the last line is refused for what the lines before it have; those are there
+taken() {
+	local code=$1 regex=$2 name=$3
+	shift 3
+	tab "$@"
+	exits "$code" "dry run: $name" assemble --all
+	says "$regex" "is told: $name"
+	is "$(grep -c '^[a-z]*: /' <<<"$out")" $(($# - 1)) "and not printed as opened: $name"
+}
+ln c1 link.cow
+taken 5 "two: its cowfile, $tmp/c1, is that of one, too" "the same cowfile twice" "one $tmp/rdo $tmp/c1" "two $tmp/rdo $tmp/c1"
+taken 5 "two: its cowfile, .* is that of one, too" "by another name" "one $tmp/rdo $tmp/c1" "two $tmp/rdo $tmp/link.cow"
+taken 5 "two: its cowfile, .* is that of one, too" "that is to be made" "one $tmp/rdo $tmp/new create" "two $tmp/rdo $tmp/new create"
+taken 5 "two: its cowfile, .* is the read-only device of one" "a cowfile that is rdo" "one $tmp/rdo $tmp/c1" "two $tmp/c2 $tmp/rdo"
+taken 5 "two: its read-only device, .* is the cowfile of one" "an rdo that is a cowfile" "one $tmp/rdo $tmp/c1" "two $tmp/c1 $tmp/c2"
+taken 4 'one: .* at the same time' "both the same" "one $tmp/c1 $tmp/link.cow"
+rm link.cow
+tab "one $tmp/rdo $tmp/c1" "two $tmp/rdo $tmp/c1 noauto"
+exits 0 "the same cowfile twice, one of them noauto" assemble --all
 
 refuses 'two' 'found 1 fields, expected a name'
 refuses 'two /a /b read-only more' 'found at least 5 fields'
