@@ -90,7 +90,7 @@ static const struct poptOption option_table[] = {
 	{ "exec", '\0', POPT_ARG_STRING, NULL, OPT_EXEC,
 	  "Run a command when space is short, and go on watching", "COMMAND" },
 	{ "force", 'f', POPT_ARG_NONE, NULL, OPT_FORCE,
-	  "Overwrite what is there; repair what can only be guessed; close what cannot be synced", NULL },
+	  "Overwrite what is there; use what others own; repair what can only be guessed; close what cannot be synced", NULL },
 	{ "format", '\0', POPT_ARG_STRING, NULL, OPT_FORMAT,
 	  "Format of the cowfile: 1 (the original's) or 2 (the default)", "NUMBER" },
 	{ "gone", '\0', POPT_ARG_NONE, NULL, OPT_GONE,
@@ -290,7 +290,7 @@ static const struct command commands[] = {
 	{ "open", "<rdo> <cow> [<name>]", 2, 3, "make a writable device of both; makes the cowfile, too",
 	  BIT(OPT_READ_ONLY) | BIT(OPT_REPAIR) | BIT(OPT_LIMIT) | BIT(OPT_LOW_WATER) | BIT(OPT_MONITOR) |
 	  BIT(OPT_RESERVE) | BIT(OPT_QUEUE) | BIT(OPT_NO_PASSDOWN) |
-	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC),
+	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
 	  cmd_open },
 	{ "assemble", "[<device> or <name>]", 0, 1, "open what /etc/cowtab says: all of it, or what a device is a part of",
 	  BIT(OPT_ALL) | BIT(OPT_DRY_RUN) | BIT(OPT_COWTAB), cmd_assemble },

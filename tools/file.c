@@ -29,8 +29,48 @@
 
 #include "holders.h"
 #include "mountinfo.h"
+#include "owner.h"
 
 /* ---- Opening ---- */
+
+/* Is it what may be opened? */
+static bool is_right_kind(mode_t mode, bool pipes)
+{
+	return S_ISREG(mode) || S_ISBLK(mode) || (pipes && S_ISFIFO(mode));
+}
+
+int open_checked(const char *path, int flags, bool pipes)
+{
+	const int name = open(path, O_PATH | O_CLOEXEC);
+	int fd = -1, err;
+	char link[32];
+	struct stat st;
+
+	if (name < 0)
+		return -1;
+	if (!fstat(name, &st)) {
+		if (is_right_kind(st.st_mode, pipes)) {
+			/* This leads to the same thing, whatever is at @path by now. */
+			snprintf(link, sizeof(link), "/proc/self/fd/%d", name);
+			if (!S_ISBLK(st.st_mode))
+				flags &= ~O_EXCL;
+			fd = open(link, flags | O_CLOEXEC);
+		} else {
+			errno = ENOTBLK;
+		}
+	}
+	err = errno;
+	close(name);
+	errno = err;
+	return fd;
+}
+
+int error_open(const char *path, const char *what)
+{
+	if (errno == ENOTBLK)
+		return error(WRONG, "%s: neither a file nor a block device.", path);
+	return error_errno("%s%s%s", path, *what ? ": " : "", what);
+}
 
 int file_from_fd(struct file *f, int fd, const char *path)
 {
@@ -61,7 +101,7 @@ static int refuse_used(struct file *f, const char *path)
 	struct holders h = HOLDERS_NONE;
 	struct file probe = FILE_CLOSED;
 	char *user;
-	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	int fd = open_checked(path, O_RDONLY | O_NONBLOCK, false);
 
 	if (fd >= 0 && !file_from_fd(&probe, fd, path)) {
 		holders_find(&h, &probe, HOLDERS_USES | HOLDERS_LOCKED);
@@ -101,20 +141,18 @@ static int lock(struct file *f, unsigned int flags)
 
 static int open_once(struct file *f, const char *path, unsigned int flags)
 {
-	int mode = (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NONBLOCK;
-	struct stat st;
+	int mode = (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_NONBLOCK;
 	int r;
 
-	if (stat(path, &st))
-		return error_errno("%s", path);
-	if (flags & FILE_EXCLUSIVE && S_ISBLK(st.st_mode))
+	if (flags & FILE_EXCLUSIVE)
 		mode |= O_EXCL;
-
-	f->fd = open(path, mode);
+	f->fd = open_checked(path, mode, false);
 	if (f->fd < 0)
 		return errno == EBUSY ? refuse_used(f, path) :
-					error_errno("%s: cannot be opened", path);
+					error_open(path, errno == ENOENT ? "" : "cannot be opened");
 	r = file_from_fd(f, f->fd, path);
+	if (!r && flags & FILE_OURS)
+		r = owner_refuse(f);
 	if (!r)
 		r = lock(f, flags);
 	if (r)
@@ -383,68 +421,79 @@ char *device_mount(dev_t dev, bool *writable)
 
 /* ---- New files ---- */
 
-/* The permissions that open() would give a new file. */
-static mode_t default_mode(void)
+/* The rights of @st, a file: those of its group are only another group's if everybody has them. */
+static mode_t rights(const struct stat *st, gid_t gid)
 {
-	const mode_t mask = umask(0);
+	const mode_t mode = st->st_mode & 0666;
 
-	umask(mask);
-	return 0666 & ~mask;
+	if (!S_ISREG(st->st_mode))
+		return 0600;
+	return gid == st->st_gid ? mode : (mode & ~070) | (mode & 07) << 3;
 }
 
-/*
- * The permissions and the owner of a file. They are no wider in any case: should
- * the group become another one, it may do what everybody may.
- */
-static mode_t take_owner(int fd, const char *path, const struct stat *like, bool replaces)
+/* May it become @replaced's owner's, who could then read what is made of @source? */
+static bool may_have(const struct stat *replaced, const struct stat *source)
 {
-	mode_t mode = like->st_mode & 0777;
-
-	if (!S_ISREG(like->st_mode) || !fchown(fd, like->st_uid, like->st_gid))
-		return mode;
-	if (replaces)
-		warn("%s: its owner cannot be kept: %s.", path, strerror(errno));
-	if (fchown(fd, -1, like->st_gid))
-		mode &= ~070 | (mode & 07) << 3;
-	return mode;
+	return !source || replaced->st_uid == source->st_uid || replaced->st_uid == geteuid() ||
+	       source->st_mode & S_IROTH;
 }
 
-int new_file_create(struct new_file *n, const char *path, const struct stat *like)
+/* Owner, group and permissions of a new file, which nobody else can open yet. Never wider than asked for. */
+static int set_rights(int fd, const char *path, const struct stat *replaced, const struct stat *source)
 {
-	char *copy, *base, *target;
-	bool replaces;
-	mode_t mode;
-	int fd;
+	const struct stat *like = replaced ? replaced : source;
+	mode_t mode = 0600;
+	struct stat st;
+
+	if (replaced && S_ISREG(replaced->st_mode) &&
+	    (!may_have(replaced, source) || fchown(fd, replaced->st_uid, -1)))
+		warn("%s: its owner cannot be kept.", path);
+	/* A group that cannot be had has no rights in it. */
+	if (like && S_ISREG(like->st_mode))
+		(void)!fchown(fd, -1, like->st_gid);
+	if (fstat(fd, &st))
+		return error_errno("%s: cannot be examined", path);
+	if (like)
+		mode = rights(like, st.st_gid);
+	if (source && S_ISREG(source->st_mode))
+		mode &= rights(source, st.st_gid);
+	if (fchmod(fd, mode))
+		warn("%s: its permissions cannot be set: %s.", path, strerror(errno));
+	return OK;
+}
+
+int new_file_create(struct new_file *n, const char *path, const struct stat *replaced, const struct stat *source)
+{
+	char *copy, *base;
+	int fd, r;
 
 	*n = (struct new_file){ .file = FILE_CLOSED };
-
 	/* What a symbolic link leads to is what is replaced. */
-	target = realpath(path, NULL);
-	replaces = target;
-	if (!target)
-		target = xasprintf("%s", path);
-	copy = xasprintf("%s", target);
+	r = owner_follow(path, &n->target, NULL);
+	if (r) {
+		new_file_abort(n);
+		return r;
+	}
+	copy = xasprintf("%s", n->target);
 	base = xasprintf("%s", basename(copy));
 	free(copy);
-	copy = xasprintf("%s", target);
-	n->target = target;
+	copy = xasprintf("%s", n->target);
 	n->temporary = xasprintf("%s/.%.200s.XXXXXX", dirname(copy), base);
 	free(base);
 	free(copy);
 
+	/* For nobody else, and not there yet. */
 	fd = mkostemp(n->temporary, O_CLOEXEC);
 	if (fd < 0) {
-		const int r = error_errno("%s: cannot be created", path);
-
+		r = error_errno("%s: cannot be created", path);
 		free(n->temporary);
 		n->temporary = NULL;
 		new_file_abort(n);
 		return r;
 	}
-	mode = like ? take_owner(fd, path, like, replaces) : default_mode();
-	if (fchmod(fd, mode))
-		warn("%s: its permissions cannot be set: %s.", path, strerror(errno));
-	return file_from_fd(&n->file, fd, path);
+	n->file.fd = fd;
+	r = set_rights(fd, path, replaced, source);
+	return r ? r : file_from_fd(&n->file, fd, path);
 }
 
 static int sync_directory(const char *path)

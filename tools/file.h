@@ -28,7 +28,19 @@ enum {
 	FILE_WRITE = 1,		/* also to be written */
 	FILE_EXCLUSIVE = 2,	/* refuse it when anybody else has it in use */
 	FILE_SHARED = 4,	/* a file: refuse it when another cowsetup has it exclusively, to write it */
+	FILE_OURS = 8,		/* a file: without --force, refuse it when somebody else made it or may write it */
 };
+
+/*
+ * As open() with @flags, which close-on-exec is added to, but of files and block
+ * devices only, and pipes if @pipes: nothing else is opened, since that can do
+ * something, as it does to a watchdog or a tape. -1 with errno set, which is
+ * ENOTBLK for these. O_EXCL is for block devices.
+ */
+int open_checked(const char *path, int flags, bool pipes);
+
+/* Say why open_checked() has failed, and, if that is not empty, what; returns the exit code for errno. */
+int error_open(const char *path, const char *what);
 
 /* Open what is there already; @path must stay. */
 int file_open(struct file *f, const char *path, unsigned int flags);
@@ -100,10 +112,12 @@ struct new_file {
 };
 
 /*
- * With the permissions of @like, and, if that is a file, its owner as far as that
- * can be had; or with those that any new file has, for NULL.
+ * For its owner alone. But what takes the place of a file, @replaced, has the owner
+ * and the permissions of that, and what holds what is in another, @source, those
+ * of that, and never more; either may be NULL. Of a device nothing is taken.
  */
-int new_file_create(struct new_file *n, const char *path, const struct stat *like);
+int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
+		    const struct stat *source);
 
 /*
  * Sync it and give it its name. Without @replace, refuses if something of that

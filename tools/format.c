@@ -68,16 +68,13 @@ static int refuse_data_behind(const struct file *f, const char *how)
 	return r;
 }
 
-int refuse_overwrite(const struct file *f, const char *how)
+static int refuse_contents(const struct file *f, const char *how)
 {
 	struct cow_head head;
 	u8 start[COW_BLANK_SIZE];
 	char *found;
-	int r;
+	int r = file_read_padded(f, 0, start, sizeof(start));
 
-	if (opt.force)
-		return OK;
-	r = file_read_padded(f, 0, start, sizeof(start));
 	if (r)
 		return r;
 	memcpy(&head, start, sizeof(head));
@@ -96,6 +93,11 @@ int refuse_overwrite(const struct file *f, const char *how)
 	return r;
 }
 
+int refuse_overwrite(const struct file *f, const char *how)
+{
+	return opt.force ? OK : refuse_contents(f, how);
+}
+
 int replaced_hold(struct replaced *old, const struct file *f)
 {
 	old->file = *f;
@@ -105,7 +107,7 @@ int replaced_hold(struct replaced *old, const struct file *f)
 int replaced_open(struct replaced *old, const char *path, unsigned int file_flags)
 {
 	struct file f;
-	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE);
+	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE | FILE_OURS);
 
 	if (r)
 		return r;
@@ -276,9 +278,9 @@ int open_or_create(struct file *f, const char *path, bool *created)
 
 	*created = false;
 	*f = FILE_CLOSED;
-	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0 && errno == EEXIST)
-		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE);
+		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE | FILE_OURS);
 	if (fd < 0)
 		return error_errno("%s: cannot be created", path);
 	/* Another cowsetup may have found it already. */
@@ -315,6 +317,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct cow_geometry geo;
 	u64 fingerprint;
+	/* Not on the way to a device: there --force says something else. */
+	const bool overwrite = opt.force && !made;
 	bool created = false, changed = false;
 	u64 old_size = 0;
 	int r;
@@ -330,8 +334,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
 	if (!r)
 		r = open_or_create(&c.file, path, &created);
-	if (!r && !created)
-		r = refuse_overwrite(&c.file, how);
+	if (!r && !created && !overwrite)
+		r = refuse_contents(&c.file, how);
 	if (!r) {
 		old_size = c.file.size;
 		changed = !created && !c.file.block;
@@ -344,7 +348,7 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	if (r && created)
 		unlink(path);
 	/* With --force there was something else, which is lost unless the file could not even grow. */
-	if (r && changed && !opt.force)
+	if (r && changed && !overwrite)
 		restore_zeroes(&c.file, old_size);
 	if (!r && made)
 		*made = c.file;

@@ -254,7 +254,7 @@ static int check_agreement(const struct cowfile *c)
 /* The cowfile, made if need be, open and in order. */
 static int open_cow(struct opening *o)
 {
-	const unsigned int flags = FILE_EXCLUSIVE | (opt.read_only ? FILE_READ : FILE_WRITE);
+	const unsigned int flags = FILE_EXCLUSIVE | FILE_OURS | (opt.read_only ? FILE_READ : FILE_WRITE);
 	bool blank;
 	int r = look_at_cow(o, &blank);
 	struct file made;

@@ -148,6 +148,7 @@ static int check_target(const char *path, struct replaced *old)
 int cmd_pack(int argc, char **argv)
 {
 	struct replaced old = { .file = FILE_CLOSED };
+	struct stat source, replaced;
 	struct out_stream *out;
 	struct cowfile c;
 	u64 used, end;
@@ -169,9 +170,11 @@ int cmd_pack(int argc, char **argv)
 		r = cow_check_end(&c, end);
 	if (!r)
 		r = check_target(argv[1], &old);
+	if (!r && (fstat(c.file.fd, &source) || (old.file.fd >= 0 && fstat(old.file.fd, &replaced))))
+		r = error_errno("%s: cannot be examined", argv[0]);
 	if (!r) {
 		out = out_open(argv[1], opt.compress == COMPRESS_COWPACK ? COMPRESS_GZIP :
-			       opt.compress, &r);
+			       opt.compress, old.file.fd < 0 ? NULL : &replaced, &source, &r);
 		if (out) {
 			progress_start(argv[0], used * c.geo.mapunit, "packed");
 			r = pack(&c, out, used);
@@ -381,7 +384,7 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 		file_close(&old.file);
 		return r;
 	}
-	r = new_file_create(&new, path, replace ? &st : NULL);
+	r = new_file_create(&new, path, replace ? &st : NULL, NULL);
 	if (!r) {
 		c->file = new.file;
 		r = blank_cow(&c->file, &c->geo);

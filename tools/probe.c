@@ -74,7 +74,7 @@ char *head_rdo_spec(const struct cow_head *head, unsigned int format)
 /* Without a word about what can't be opened: drives without a medium, for example. */
 static bool look_at(const char *path, struct cowfile *c)
 {
-	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	int fd = open_checked(path, O_RDONLY | O_NONBLOCK, false);
 	bool found;
 
 	*c = (struct cowfile){ .file = FILE_CLOSED };
@@ -153,7 +153,7 @@ void free_cow_devices(struct cow_device *devices, size_t nr)
 /* Does libblkid find that UUID or label there? */
 static bool device_has_tag(const char *path, const char *tag, const char *value)
 {
-	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	int fd = open_checked(path, O_RDONLY | O_NONBLOCK, false);
 	blkid_probe pr = fd < 0 ? NULL : blkid_new_probe();
 	const char *found;
 	bool has = false;

@@ -39,13 +39,6 @@ struct out_stream {
 	u8 buffer[BUFFER_SIZE];
 };
 
-static int open_file(struct out_stream *o)
-{
-	struct stat st;
-
-	return new_file_create(&o->file, o->path, stat(o->path, &st) ? NULL : &st);
-}
-
 static int open_stdout(struct out_stream *o)
 {
 	o->to_stdout = true;
@@ -55,7 +48,8 @@ static int open_stdout(struct out_stream *o)
 	return OK;
 }
 
-struct out_stream *out_open(const char *path, enum compress compress, int *code)
+struct out_stream *out_open(const char *path, enum compress compress, const struct stat *replaced,
+			    const struct stat *source, int *code)
 {
 	struct out_stream *o = xmalloc(sizeof(*o));
 
@@ -64,7 +58,7 @@ struct out_stream *out_open(const char *path, enum compress compress, int *code)
 	o->compress = compress;
 	o->file.file = FILE_CLOSED;
 	o->can_skip = compress == COMPRESS_NONE && strcmp(path, "-");
-	*code = strcmp(path, "-") ? open_file(o) : open_stdout(o);
+	*code = strcmp(path, "-") ? new_file_create(&o->file, path, replaced, source) : open_stdout(o);
 
 	if (!*code && compress == COMPRESS_GZIP &&
 	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,
@@ -279,9 +273,9 @@ struct in_stream *in_open(const char *path, int *code)
 
 	memset(i, 0, offsetof(struct in_stream, buffer));
 	i->path = strcmp(path, "-") ? path : "stdin";
-	i->fd = strcmp(path, "-") ? open(path, O_RDONLY | O_CLOEXEC) : STDIN_FILENO;
+	i->fd = strcmp(path, "-") ? open_checked(path, O_RDONLY, true) : STDIN_FILENO;
 	i->first = i->fd < 0 ? -1 : lseek(i->fd, 0, SEEK_CUR);
-	*code = i->fd < 0 ? error_errno("%s", path) : start_decompressing(i);
+	*code = i->fd < 0 ? error_open(path, "") : start_decompressing(i);
 	if (*code) {
 		in_close(i);
 		return NULL;

@@ -11,16 +11,19 @@
 #include "file.h"
 
 struct replaced;
+struct stat;
 
 /* ---- Writing ---- */
 
 struct out_stream;
 
 /*
- * Begin to write @path, which does not get its name before it is complete.
+ * Begin to write @path, which does not get its name before it is complete. Its
+ * permissions are those that new_file_create() makes of @replaced and @source.
  * Returns NULL, with *@code set, if it can't be done.
  */
-struct out_stream *out_open(const char *path, enum compress compress, int *code);
+struct out_stream *out_open(const char *path, enum compress compress, const struct stat *replaced,
+			    const struct stat *source, int *code);
 
 int out_write(struct out_stream *o, const void *data, size_t length);
 int out_zeroes(struct out_stream *o, u64 length);

@@ -177,19 +177,16 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	return r;
 }
 
-/*
- * To @path, replacing @there unless that is NULL, and with the permissions of
- * what it replaces, or of the old cowfile.
- */
+/* To @path, replacing @there unless that is NULL. */
 static int upgrade_to_file(struct upgrade *up, const char *path, const struct replaced *there)
 {
+	struct stat replaced, source;
 	struct new_file new;
-	struct stat st;
 	int r;
 
-	if (fstat(there ? there->file.fd : up->old.file.fd, &st))
+	if (fstat(up->old.file.fd, &source) || (there && fstat(there->file.fd, &replaced)))
 		return error_errno("%s", there ? path : up->old.file.path);
-	r = new_file_create(&new, path, &st);
+	r = new_file_create(&new, path, there ? &replaced : NULL, &source);
 	if (!r) {
 		up->new.file = new.file;
 		r = blank_cow(&up->new.file, &up->new.geo);

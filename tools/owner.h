@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: whose a file is, and who may write it.
+ */
+
+#ifndef COWSETUP_OWNER_H
+#define COWSETUP_OWNER_H
+
+#include "file.h"
+
+/*
+ * Follow the symbolic links that @path ends in; without --force, none that somebody
+ * else than root and the caller has made. *@target, to be freed in any case, is what
+ * they lead to, which may be missing. *@is_path, unless that is NULL: it is a path;
+ * otherwise it is a link in /proc, to what need not have one.
+ */
+int owner_follow(const char *path, char **target, bool *is_path);
+
+/*
+ * Without --force, refuse the file @f that is open, if it is neither root's nor the
+ * caller's, if others may write it, or if somebody else's link led to it. Of a
+ * device nothing is asked.
+ */
+int owner_refuse(const struct file *f);
+
+#endif /* COWSETUP_OWNER_H */
