@@ -72,6 +72,28 @@ cowsetup close t
 umount "$cowroot_dir/cow"
 is "$(sha256sum </dev/ram0)" "$sum" "nothing has been written to the medium"
 
+mkdir "in/a, b"
+cp root.img "in/a, b/it's: root.img"
+mke2fs -q -F -t ext4 -L 'my, changes' -d in /dev/ram1
+opens "names with what an argument cannot have" \
+	'LABEL=my\054\040changes:/a\054\040b/it\047s\072\040root.img,LABEL=my\054\040changes:/a\054\040b/my\040\134.cow,name=t,label=a\040\042b\042'
+like "$(cowsetup status t)" "/run/cowroot/cow/a, b/it's: root.img" "the image is that"
+like "$(cowsetup status t)" '/run/cowroot/cow/a, b/my \\\.cow' "and the cowfile"
+is "$(cowhead '/run/cowroot/cow/a, b/my \.cow' label)" 'a "b"' "with that label"
+closes t
+cp -r "in/a, b" 'out of'
+truncate -s 30M 'live 1.img'
+mke2fs -q -t ext4 -d 'out of' 'live 1.img'
+mkdir disk
+mount /dev/ram1 disk
+rm -r disk/a*
+cp 'live 1.img' disk
+umount disk
+opens "an image in an image, likewise" 'LABEL=my\054\040changes:/live\0401.img:/it\047s\072\040root.img,tmpfs:32M,name=t'
+closes t
+
+refuses 'expected behind' "a \\ that stands for nothing" 'LABEL=a\x20b,tmpfs'
+refuses 'expected behind' "nor does one at the end" '/dev/ram0:/live.img:/root.img\,tmpfs'
 refuses 'expected cowroot=RDO,COW' "one half only" '/dev/ram0'
 refuses '"limits=4M" is no option' "an option there is not" '/dev/ram0,tmpfs,limits=4M'
 refuses 'no such device after 1 tries' "a device there is not" 'LABEL=none,tmpfs,timeout=1'

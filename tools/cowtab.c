@@ -145,9 +145,44 @@ static int check_fields(const struct line *l)
 		return bad(l, "%s: found %s for rdo, expected " SPEC_KINDS, e->name, e->rdo);
 	if (!any && !spec_is_valid(e->cow))
 		return bad(l, "%s: found %s for cow, expected " SPEC_KINDS, e->name, e->cow);
-	if (strpbrk(e->rdo, "\"'\\") || strpbrk(e->cow, "\"'\\"))
-		return bad(l, "%s: rdo and cow cannot have quotes or \\ in them", e->name);
 	return OK;
+}
+
+/* The character that \NNN at *@text stands for, or another one there; 0: a field cannot have it. */
+static char decode_one(const char **text)
+{
+	unsigned int c = (unsigned char)*(*text)++;
+
+	if (c == '"' || c == '\'')
+		return 0;
+	if (c != '\\')
+		return c;
+	if (strspn(*text, "01234567") < 3 || sscanf(*text, "%3o", &c) != 1 || c < ' ' || c == 127 || c > 255)
+		return 0;
+	*text += 3;
+	return c;
+}
+
+/*
+ * A device's field with what it cannot have as it is, as fstab has it: \040 for a
+ * blank. Quotes would be taken for what keeps a field together, which they do not.
+ * To be freed; NULL: it is not right.
+ */
+static char *decode_field(const struct line *l, const char *text)
+{
+	char *decoded = xasprintf("%s", text), *to = decoded;
+
+	while (*text) {
+		*to = decode_one(&text);
+		if (!*to++) {
+			bad(l, "%s: rdo and cow cannot have quotes or \\ in them, but as \\040 for a blank, \\042 and \\047 for quotes, \\134 for \\",
+			    l->e.name);
+			free(decoded);
+			return NULL;
+		}
+	}
+	*to = 0;
+	return decoded;
 }
 
 static void free_entry(struct cowtab_entry *e)
@@ -176,10 +211,10 @@ static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 			   nr > 4 ? "at least " : "", nr);
 
 	l.e.name = xasprintf("%s", field[0]);
-	l.e.rdo = xasprintf("%s", field[1]);
-	l.e.cow = xasprintf("%s", field[2]);
+	l.e.rdo = decode_field(&l, field[1]);
+	l.e.cow = l.e.rdo ? decode_field(&l, field[2]) : NULL;
 	l.e.options = xasprintf("%s", nr > 3 && strcmp(field[3], "-") ? field[3] : "");
-	r = check_fields(&l);
+	r = l.e.cow ? check_fields(&l) : WRONG;
 	if (!r && *l.e.options)
 		r = parse_options(&l, field[3]);
 	if (r) {

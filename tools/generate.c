@@ -52,8 +52,8 @@ static char *escape(const char *text, bool path)
 	return escaped;
 }
 
-/* A word in a unit file, where % is special; cowtab_read() takes no quotes. To be freed. */
-static char *quote(const char *text)
+/* A text in a unit file, where % is special. To be freed. */
+static char *double_percent(const char *text)
 {
 	char *quoted = xmalloc(2 * strlen(text) + 1), *to = quoted;
 
@@ -63,6 +63,26 @@ static char *quote(const char *text)
 		*to++ = *text;
 	}
 	*to = 0;
+	return quoted;
+}
+
+/* A path as one word in a unit file. To be freed. */
+static char *quote(const char *path)
+{
+	char *text = double_percent(path), *quoted, *to;
+
+	if (!strpbrk(text, " \"'\\"))
+		return text;
+	quoted = xmalloc(2 * strlen(text) + 3);
+	to = quoted;
+	*to++ = '"';
+	for (const char *p = text; *p; p++) {
+		if (*p == '"' || *p == '\\')
+			*to++ = '\\';
+		*to++ = *p;
+	}
+	strcpy(to, "\"");
+	free(text);
 	return quoted;
 }
 
@@ -163,7 +183,7 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 
 	if (!timeout)
 		return OK;
-	quoted = quote(timeout);
+	quoted = double_percent(timeout);
 	name = xasprintf("50-cowsetup-%s.conf", e->name);
 	path = in_unit_dir(dir, unit, "d", name);
 	text = xasprintf("[Unit]\nJobRunningTimeoutSec=%s\n", quoted);
@@ -194,7 +214,7 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 		name = escape(node, true);
 		unit = xasprintf("%s.device", name);
 		free(name);
-		quoted = quote(unit);
+		quoted = double_percent(unit);
 		more = xasprintf("%s%s=%s\nAfter=%s\n", *text, moves ? "Wants" : "BindsTo", quoted,
 				 quoted);
 		if (!e->noauto)

@@ -146,6 +146,14 @@ tab "one $tmp/no $tmp/none"
 exits 0 "a line of which nothing is there" assemble --all
 says "one: not complete: there is no $tmp/no, nor $tmp/none \\(cowtab:1\\)" "all that is missing is said"
 
+mkdir "a b"
+ln rdo "a b/it's \\ \"rdo\""
+ln c1 "a b/ü cow"
+tab "one $tmp/a\\040b/it\\047s\\040\\134\\040\\042rdo\\042 $tmp/a\\040b/ü\\040cow"
+exits 0 "a line with blanks in its paths, as fstab has them" assemble --all
+is "$out" "one: $tmp/a b/it's \\ \"rdo\" $tmp/a b/ü cow" "has these paths"
+rm -r "a b"
+
 # taken CODE REGEX NAME LINE...: the last line is refused for what the lines before it have; those are there
 taken() {
 	local code=$1 regex=$2 name=$3
@@ -175,7 +183,10 @@ refuses "one $tmp/rdo $tmp/c1" 'one: the name is that of line 1 already'
 refuses 'two relative /b' 'two: found relative for rdo, expected'
 refuses 'two /a SERIAL=1' 'two: found SERIAL=1 for cow, expected'
 refuses 'two UUID= /b' 'two: found UUID= for rdo'
-refuses "two /a /b'" 'two: rdo and cow cannot have quotes'
+for wrong in "/b'" '/"b' '/b\' '/b\04' '/b\x20' '/b\000' '/b\012' '/b\777' '/b\\'; do
+	refuses "two /a $wrong" 'two: rdo and cow cannot have quotes'
+	refuses "two $wrong /a" 'two: rdo and cow cannot have quotes'
+done
 refuses 'two /a /b limit=many' 'limit=many: it must be a size'
 refuses 'two /a /b limit' 'limit=: it must be a size'
 refuses 'two /a /b read-only,typo' 'unknown option typo'
@@ -199,6 +210,13 @@ generate() {
 
 # setting UNIT KEY: its values, in one line
 setting() { sed -n "s/^$2=//p" "gen/$1" | paste -sd ' '; }
+
+generate "blanks LABEL=a\\040b /srv/it\\047s\\040100%/\\134x\\042.cow"
+is "$?" 0 "units of a line with blanks"
+is "$(setting cowsetup@blanks.service RequiresMountsFor)" '"/srv/it'"'"'s 100%%/\\x\".cow"' "have the path as one word"
+is "$(setting cowsetup@blanks.service BindsTo)" "" "a label's link moves"
+is "$(setting cowsetup@blanks.service After | grep -o 'dev[^ ]*label[^ ]*')" 'dev-disk-by\x2dlabel-a\x5cx20b.device' \
+	"the link that udev makes of the label"
 
 generate '# nothing'
 is "$? $(ls gen)" "0 " "no line, no unit"
