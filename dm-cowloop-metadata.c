@@ -2015,10 +2015,11 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const unsigned int unit_sectors = md->geo.mapunit / 512;
+	const u64 block_sectors = bdev_logical_block_size(args->cow) >> SECTOR_SHIFT;
 	const unsigned int per_block = md->units_per_block;
 	const u64 data = cow_md_data_sector(md);
 	const u64 cow_sectors = bdev_nr_sectors(args->cow);
-	u64 unit, in_file, repaired = 0;
+	u64 unit, count, in_file, repaired = 0;
 	unsigned int nr;
 	void *buf;
 	int r = 0;
@@ -2030,8 +2031,10 @@ static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **e
 		return -ENOMEM;
 	for (unit = 0; unit < in_file && !r; unit += nr) {
 		nr = min_t(u64, in_file - unit, COW_IO_SIZE / md->geo.mapunit);
-		r = read_sectors(args, args->cow, data + unit * unit_sectors,
-				 nr * unit_sectors, buf);
+		/* The last unit may end within a block of the device. */
+		count = min(round_up(nr * unit_sectors, block_sectors),
+			    cow_sectors - data - unit * unit_sectors);
+		r = read_sectors(args, args->cow, data + unit * unit_sectors, count, buf);
 		if (!r)
 			r = repair_units(md, unit, nr, buf, per_block, &repaired);
 	}
@@ -2052,15 +2055,16 @@ static int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **e
 static int md_alloc(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const struct cow_geometry *geo = &md->geo;
+	const unsigned int lbs = bdev_logical_block_size(args->cow);
 	unsigned int block_size = 4096;
 	unsigned int i;
 
 	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
 	if (round_up(geo->moffset + geo->mapsize, block_size) > bdev_bytes(args->cow))
-		block_size = max(COW_V1_MAPUNIT, bdev_logical_block_size(args->cow));
+		block_size = max(COW_V1_MAPUNIT, lbs);
 	/* In a partition a block may lie in two pages of the file: see cow_write_sectors(). */
 	if (get_start_sect(args->cow) % (block_size >> SECTOR_SHIFT) && cow_takes_parts(args->cow))
-		block_size = SECTOR_SIZE;
+		block_size = lbs;
 	md->block_shift = ilog2(block_size);
 
 	md->region_sectors = geo->format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;
