@@ -158,7 +158,8 @@ struct cow_md {
 	u64 evict_next;
 	struct shrinker *shrinker;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
-	u64 count_next;
+	u64 count_next;			/* of them, those from here on have not been tried */
+	u64 nr_unread;			/* of them, those that were tried in vain */
 
 	struct cow_region_lock locks[COW_REGION_LOCKS];
 	atomic64_t used;
@@ -835,8 +836,11 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 		r = NULL;
 	}
 
-	if (md->uncounted && __test_and_clear_bit(index, md->uncounted))
+	if (md->uncounted && __test_and_clear_bit(index, md->uncounted)) {
 		atomic64_add(weight, &md->used);
+		if (index < md->count_next)
+			WRITE_ONCE(md->nr_unread, md->nr_unread - 1);
+	}
 	if (!cow_region_is_marker(r))
 		atomic_inc(&md->nr_pages);
 	rcu_assign_pointer(md->map.regions[index], r);
@@ -1025,13 +1029,34 @@ bool cow_md_is_dirty(struct cow_md *md)
 	return READ_ONCE(md->dirty);
 }
 
+bool cow_md_counted(struct cow_md *md)
+{
+	return !cow_md_counting(md) && !READ_ONCE(md->nr_unread);
+}
+
+static void log_unread(struct cow_md *md, u64 index, int error)
+{
+	const u64 first = region_first_unit(md, index);
+
+	DMERR("%s: %pg: cannot read the bitmap of units %llu-%llu: error %d; they fail, uncounted",
+	      md->name, md->cow, first, first + region_nr_units(md, index) - 1, error);
+}
+
+/*
+ * Count the next region. One that can't be read is passed over, and stays in uncounted:
+ * it is counted when it is loaded. Returns its error.
+ */
 static int count_region(struct cow_md *md)
 {
-	int r;
+	const u64 index = md->count_next;
+	const int r = region_load(md, index, false);
 
-	r = region_load(md, md->count_next, false);
-	if (!r)
-		WRITE_ONCE(md->count_next, md->count_next + 1);
+	lockdep_assert_held(&md->load_lock);
+	/* For all of them there is one line in the log. Format 1 is refused then. */
+	if (r && !md->nr_unread++ && md->geo.format == 2)
+		log_unread(md, index, r);
+	WRITE_ONCE(md->count_next, index + 1);
+
 	return r;
 }
 
@@ -1045,21 +1070,37 @@ static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
 	dm_bufio_prefetch(md->bufio, from, last_block(md, end) - from + 1);
 }
 
-int cow_md_count_some(struct cow_md *md)
+bool cow_md_count_some(struct cow_md *md)
 {
-	int r = 0;
 	unsigned int i;
 
 	mutex_lock(&md->load_lock);
 	if (cow_md_counting(md))
 		prefetch_regions(md, md->count_next, COW_COUNT_REGIONS);
-	for (i = 0; i < COW_COUNT_REGIONS && !r && cow_md_counting(md); i++) {
-		r = count_region(md);
+	for (i = 0; i < COW_COUNT_REGIONS && cow_md_counting(md); i++) {
+		/* Has been logged. */
+		(void)count_region(md);
 		cond_resched();
 	}
 	mutex_unlock(&md->load_lock);
 
-	return r ? r : cow_md_counting(md);
+	return cow_md_counting(md);
+}
+
+int cow_md_count_unread(struct cow_md *md)
+{
+	u64 index = 0;
+	int r = 0;
+
+	mutex_lock(&md->load_lock);
+	while (!r && md->nr_unread) {
+		index = find_next_bit(md->uncounted, md->count_next, index);
+		r = region_load(md, index, false);
+		cond_resched();
+	}
+	mutex_unlock(&md->load_lock);
+
+	return r;
 }
 
 /* ---- Commit ---- */
@@ -1363,7 +1404,7 @@ int cow_md_clean(struct cow_md *md)
 
 	mutex_lock(&md->commit_lock);
 	/* Not if another commit has failed since the caller's. */
-	if (cow_md_changed(md) || cow_md_counting(md))
+	if (cow_md_changed(md) || !cow_md_counted(md))
 		r = -EIO;
 	else if (md->dirty)
 		r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
@@ -1956,9 +1997,9 @@ static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, ch
 		if (r)
 			return r;
 	}
-	do
-		r = fatal_signal_pending(current) ? -EINTR : cow_md_count_some(md);
-	while (r > 0);
+	while (cow_md_count_some(md) && !fatal_signal_pending(current))
+		;
+	r = cow_md_counting(md) ? -EINTR : cow_md_count_unread(md);
 	if (r)
 		return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
 

@@ -1027,31 +1027,32 @@ static void shut_gate(struct cowloop *cow)
 	wait_event(cow->drained, !READ_ONCE(cow->ranges_published));
 }
 
-/*
- * Go on counting the units in use, which is to be done after a crash. Where it
- * can't be, the head stays DIRTY; nothing else depends on it.
- */
-static int count_some(struct cowloop *cow)
+/* Go on counting the units in use, as is to be done after a crash. True if there are more. */
+static bool count_some(struct cowloop *cow)
 {
-	int r = cow_md_count_some(cow->md);
+	const bool more = cow_md_count_some(cow->md);
 
-	if (r < 0)
-		DMERR("%s: cow device %pg: cannot count the units in use: error %d",
-		      cow_name(cow), cow->cow->bdev, r);
-	else if (!r)
+	if (!more)
 		check_low_water(cow);
-	return r;
+	return more;
 }
 
+/*
+ * Count as far as the bitmap can be read. What can't be is not in the limit: its own units
+ * fail, and no others.
+ */
+static void count_readable(struct cowloop *cow)
+{
+	while (cow_md_counting(cow->md) && !cow_md_failed(cow->md))
+		count_some(cow);
+}
+
+/* Count all units, for a clean head. Where that can't be done, the head stays DIRTY. */
 static int count_all(struct cowloop *cow)
 {
-	int r;
+	count_readable(cow);
 
-	do
-		r = cow_md_failed(cow->md) ? -EIO : count_some(cow);
-	while (r > 0);
-
-	return r;
+	return cow_md_failed(cow->md) ? -EIO : cow_md_count_unread(cow->md);
 }
 
 /*
@@ -2014,9 +2015,8 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 	if (!r && !is_rewrite(cow, bio)) {
 		/* The limit takes the right count. */
 		if (READ_ONCE(cow->opt.limit))
-			r = count_all(cow);
-		if (!r)
-			r = load(cow, unit, true);
+			count_readable(cow);
+		r = load(cow, unit, true);
 		if (!r)
 			r = open_gate(cow);
 	}
@@ -2073,7 +2073,7 @@ static void do_count(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, count_work);
 
-	if (count_some(cow) > 0)
+	if (count_some(cow))
 		queue_work(cow->deferred_wq, &cow->count_work);
 }
 

@@ -292,20 +292,25 @@ const struct cow_map *cow_md_map(const struct cow_md *md);
 bool cow_md_must_be_read_only(const struct cow_md *md);	/* unknown compat_ro bits */
 
 /*
- * The number of units in the cowfile. While cow_md_counting(), that is after a
- * crash until the bitmap has been walked, it is too low. Any context.
+ * The number of units in the cowfile. It is too low until cow_md_counted(): after a crash
+ * while the bitmap is walked, which is cow_md_counting(), and after that as long as there
+ * are parts of the bitmap that could not be read. Any context.
  */
 u64 cow_md_used(struct cow_md *md);
 bool cow_md_counting(struct cow_md *md);
+bool cow_md_counted(struct cow_md *md);
 
 /* DIRTY is set in the head on disk. Any context. */
 bool cow_md_is_dirty(struct cow_md *md);
 
 /*
- * Go on counting for a bounded piece of the bitmap. Returns 1 when there is
- * more to do, 0 when done, or a negative errno. Sleeps, does I/O.
+ * Go on with the walk for a bounded piece of the bitmap. What can't be read is logged,
+ * once, and passed over. Returns true when there is more to walk. Sleeps, does I/O.
  */
-int cow_md_count_some(struct cow_md *md);
+bool cow_md_count_some(struct cow_md *md);
+
+/* After the walk, count what it passed over. 0 or a negative errno. Sleeps, does I/O. */
+int cow_md_count_unread(struct cow_md *md);
 
 /*
  * The region of @unit, and in *@bit its place there. By multiplication: a division
@@ -456,8 +461,8 @@ bool cow_fua_flushes(struct block_device *cow);
 int cow_md_set_dirty(struct cow_md *md);
 
 /*
- * Write a clean head, durably. Everything must have been committed and counted,
- * and no write may be in flight that will end in cow_md_mark(). Sleeps, does
+ * Write a clean head, durably. Everything must have been committed and counted
+ * (cow_md_counted()), and no write may be in flight that will end in cow_md_mark(). Sleeps, does
  * I/O.
  */
 int cow_md_clean(struct cow_md *md);

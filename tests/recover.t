@@ -3,7 +3,8 @@
 # shellcheck shell=dash
 # vm: --mem 1G
 #
-# After a crash: the repair of format 1 on devices with blocks of any size.
+# After a crash: the repair of format 1 on devices with blocks of any size, and the counting of format 2 where a part of
+# the bitmap cannot be read.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
@@ -53,4 +54,94 @@ repaired 4096 1028 1020
 # what is read at a time ends with the last unit but for one
 repaired 4096 257 252
 
+# --- Format 2: a part of the bitmap cannot be read ----------------------------------------------------------
+
+# Units 32512 to 65023 have their bits in sectors 16 to 23 of the cow device.
+size=614400
+modprobe brd rd_nr=3 rd_size=327680
+dmsetup create rdo --table "0 $size linear /dev/ram0 0"
+line="0 640000 linear /dev/ram2 0"
+hole="0 16 linear /dev/ram2 0
+	16 8 error
+	24 639976 linear /dev/ram2 24"
+# first UNIT [PART]: writes a unit, or 512 bytes of it; what has been written is in the file "want"
+first() {
+	stamp=$((stamp + 1))
+	cowtest io $dev $(($1 * 4096)) "${2:-4096}" --write --stamp $stamp && echo "$(($1 * 8)) $((${2:-4096} / 512)) $stamp" >>want
+}
+# there NAME: all of it is there
+there() {
+	while read -r sector count _; do
+		cowtest io $dev $((sector * 512)) $((count * 512)) --read
+	done <want >got
+	cmp want got
+	ok $? "$1: what was written is there" || diag "$(diff want got)"
+}
+: >want
+cowopen t /dev/mapper/rdo /dev/ram1
+for unit in 0 40000 70000; do
+	first "$unit"
+done
+cowtest io $dev --flush
+dd if=/dev/ram1 of=crashed bs=4096 count=4 iflag=direct status=none
+for unit in 0 40000 70000; do
+	dd if=/dev/ram1 of="unit$unit" bs=4096 skip=$((unit + 4)) count=1 iflag=direct status=none
+done
+is "$(cowhead /dev/ram1 doffset dirty popcount)" "16384 1 3" "format 2: as a crash leaves it"
+dmsetup remove t
+cp want crashed.want
+
+lines() { dmesg | grep -c 'cowloop: .*cannot read the bitmap of units 32512-65023: error -5'; }
+eio() { # NAME COMMAND...
+	name=$1
+	shift
+	out=$("$@" 2>&1)
+	like "$?: $out" '^[1-9].*(EIO|Input/output error)' "$name"
+}
+# unreadable NAME OPTION...
+unreadable() {
+	what=$1
+	shift
+	cp crashed.want want
+	dd if=crashed of=/dev/ram2 bs=4096 oflag=direct status=none
+	for unit in 0 40000 70000; do
+		dd if="unit$unit" of=/dev/ram2 bs=4096 seek=$((unit + 4)) oflag=direct status=none
+	done
+	dmsetup create cow --table "$hole"
+	had=$(lines)
+	cowopen t /dev/mapper/rdo /dev/mapper/cow "$@"
+	runs "$what: a first write" first 200
+	runs "$what: another, a part of a unit" first 70001 512
+	settles 4 "$what: what can be read is counted" cowstat t used
+	eio "$what: the part's own units fail" cowtest io $dev $((40001 * 4096)) 4096 --write
+	eio "$what: those written before, too" cowtest io $dev $((40000 * 4096)) 4096 --read
+	runs "$what: and no others" first 300
+	eio "$what: sync says that it cannot count" dmsetup message t 0 sync
+	eio "$what: each time" dmsetup message t 0 sync
+	is "$(($(lines) - had))" 1 "$what: one line in the log"
+	is "$(cowstat t used state mode)" "5 dirty rw" "$what: dirty, and in use"
+}
+
+unreadable "no limit"
+dmsetup remove t
+is "$(cowhead /dev/ram2 dirty)" 1 "no limit: dirty on disk"
+turn cow "$line"
+cowopen t /dev/mapper/rdo /dev/mapper/cow
+runs "readable again: sync" dmsetup message t 0 sync
+is "$(cowstat t used state)" "6 clean" "readable again: counted, and clean"
+there "readable again"
+dmsetup remove t cow
+
+unreadable "limit" limit:7
+runs "limit: up to it" first 400
+runs "limit: up to it" first 401
+no_space "limit: but no more" first 402
+turn cow "$line"
+runs "readable under the device: sync" dmsetup message t 0 sync
+is "$(cowstat t used state)" "8 clean" "readable under the device: counted, and clean"
+there "readable under the device"
+dmsetup remove t
+is "$(cowhead /dev/mapper/cow dirty cowused popcount)" "0 8 8" "a clean cowfile, with the right count"
+
+dmsetup remove cow rdo
 done_testing
