@@ -20,6 +20,7 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
+#include "grow.h"
 #include "holders.h"
 #include "newcow.h"
 #include "progress.h"
@@ -231,7 +232,8 @@ void set_new_names(struct cow_head *head)
 
 int zero_in_steps(const struct file *f, u64 offset, u64 length)
 {
-	const u64 step = 256 * 1024 * 1024;
+	/* Where zeroes have to be written, they take their time. */
+	const u64 step = (f->block || file_can_punch(f) ? 256 : 16) * 1024 * 1024;
 	u64 at;
 	int r = OK;
 
@@ -252,13 +254,8 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	u8 zeroes[COW_BLANK_SIZE] = { 0 };
 	int r;
 
-	if (!f->block) {
-		/* What there is is given up when it is known that the file can be so long. */
-		r = f->size < cow_full_size(geo) ? file_resize(f, cow_full_size(geo)) : OK;
-		if (!r)
-			r = file_resize(f, 0);
-		return r ? r : file_resize(f, cow_full_size(geo));
-	}
+	if (!f->block)
+		return grow_blank(f, cow_full_size(geo));
 	if (f->size < need)
 		return error(WRONG, "%s: too small for its own bitmap: found %s, expected %s and room for data.",
 			     f->path, size_text(f->size), size_text(need));
@@ -303,13 +300,6 @@ int open_or_create(struct file *f, const char *path, bool *created)
 	return r;
 }
 
-/* It held nothing but zeroes, as many as it had bytes. */
-static void restore_zeroes(struct file *f, u64 old_size)
-{
-	if (file_resize(f, 0) || file_resize(f, old_size))
-		warn("%s: could not be put back as it was.", f->path);
-}
-
 int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how,
 	     struct file *made)
 {
@@ -348,8 +338,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	if (r && created)
 		unlink(path);
 	/* With --force there was something else, which is lost unless the file could not even grow. */
-	if (r && changed && !overwrite)
-		restore_zeroes(&c.file, old_size);
+	if (r && changed && !overwrite && grow_undo(&c.file, old_size, sizeof(c.head)))
+		warn("%s: could not be put back as it was.", path);
 	if (!r && made)
 		*made = c.file;
 	else

@@ -27,6 +27,7 @@
 #include <uuid/uuid.h>
 
 #include "dm.h"
+#include "grow.h"
 #include "holders.h"
 #include "loop.h"
 #include "monitor.h"
@@ -321,7 +322,7 @@ static int extend_cow(struct opening *o)
 	r = refuse_truncated(&o->c);
 	if (r)
 		return r;
-	r = file_resize(f, full);
+	r = grow_file(f, full);
 	o->extended = !r;
 	return r;
 }
@@ -487,15 +488,13 @@ static void drop_loop(struct loop *l)
 	free(file);
 }
 
-static int unformat(struct file *f, u64 old_size)
+static int unformat(struct file *f, const struct cow_geometry *geo, u64 old_size)
 {
 	u8 zeroes[COW_BLANK_SIZE] = { 0 };
-	int r;
 
 	if (f->block)
 		return file_write(f, 0, zeroes, sizeof(zeroes));
-	r = file_resize(f, 0);
-	return r ? r : file_resize(f, old_size);
+	return grow_undo(f, old_size, geo->doffset);
 }
 
 /* Take away the room, unless the driver has put something there. */
@@ -527,7 +526,7 @@ static void undo_cow(struct opening *o)
 	if (o->created)
 		r = unlink(o->cow_path);
 	else if (o->formatted)
-		r = unformat(f, o->old_size);
+		r = unformat(f, &o->c.geo, o->old_size);
 	else
 		r = shorten(f, o->old_size);
 	if (r)

@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "grow.h"
 #include "newcow.h"
 #include "progress.h"
 
@@ -147,7 +148,7 @@ static int upgrade_in_place(struct upgrade *up)
 
 	up->new.file = up->old.file;
 	if (!up->new.file.block)
-		r = file_resize(&up->new.file, cow_full_size(geo));
+		r = grow_file(&up->new.file, cow_full_size(geo));
 	else if (up->new.file.size < need)
 		r = error(WRONG, "%s: too small for the bitmap of format 2: found %s, expected %s and room for data.",
 			  up->new.file.path, size_text(up->new.file.size), size_text(need));

@@ -1,0 +1,173 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+#
+# What lies under a device and is unlike ext4: btrfs, and filesystems without sparse files.
+#
+# vm: --smp 2 --mem 1G --timeout 1800
+
+# shellcheck source=/dev/null
+. /cowloop/tests/lib.sh
+cd /tmp || exit 1
+
+# built with the compiler's checks
+export ASAN_OPTIONS=detect_leaks=1:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
+cowsetup() { /usr/local/bin/cowsetup-asan "$@"; }
+dev=/dev/mapper/t
+mkdir m
+
+# disk FILE SIZE COMMAND...: makes a filesystem on a file with COMMAND, and mounts it on m
+disk() {
+	disk_file=$1
+	rm -f "$1"
+	truncate -s "$2" "$1"
+	shift 2
+	"$@" "$disk_file" >made 2>&1 || diag "$(cat made)"
+	disk=$(loopdev "$disk_file")
+	mount "$disk" m
+}
+
+# undisk: takes that away again; nothing has it open any more
+undisk() {
+	runs "unmounted: $disk_file" umount m
+	losetup -d "$disk"
+	rm "$disk_file"
+}
+
+# written: MiB that the disk has been given since the last call of begin
+written() { awk -v since="$begun" '{ printf "%d\n", ($7 - since) / 2048 }' "/sys/block/${disk#/dev/}/stat"; }
+begin() { begun=$(awk '{ print $7 }' "/sys/block/${disk#/dev/}/stat"); }
+
+# below WANT NAME: passes when fewer MiB were written
+below() {
+	[ "$(written)" -lt "$1" ]
+	ok $? "$2" || diag "$(written) MiB"
+}
+
+truncate -s 16M golden.img
+cowtest fill golden.img >/dev/null
+
+# --- btrfs --------------------------------------------------------------------------------------------------
+
+# nocow FILE NAME: passes when btrfs writes the file in its place
+nocow() {
+	like "$(lsattr "$1")" '^[^ ]*C[^ ]* ' "not copied on write: $2"
+}
+
+disk btrfs.img 160M mkfs.btrfs -q -f -m single
+exits 0 "btrfs: format" cowsetup format golden.img m/formatted
+nocow m/formatted format
+truncate -s 1M m/blank
+exits 0 "btrfs: format of what is blank" cowsetup format golden.img m/blank
+nocow m/blank "a file that was blank"
+exits 0 "btrfs: format --force" cowsetup format --force golden.img m/formatted
+nocow m/formatted "format --force"
+cowsetup pack m/formatted packed
+exits 0 "btrfs: unpack" cowsetup unpack packed m/unpacked
+nocow m/unpacked unpack
+cowsetup format --format 1 golden.img one
+exits 0 "btrfs: upgrade to a new file" cowsetup upgrade --rdo golden.img one m/upgraded
+nocow m/upgraded "upgrade to a new file"
+chattr +c m
+echo "t /tmp/golden.img /tmp/m/created create" >cowtab
+exits 0 "btrfs: create in cowtab, in a directory whose files are compressed" \
+	cowsetup assemble --cowtab cowtab t
+nocow m/created "create in cowtab"
+cowsetup close t
+chattr -c m
+rm -f m/* one packed
+
+exits 0 "btrfs: open" cowsetup open golden.img m/mine.cow t
+nocow m/mine.cow open
+cp golden.img want
+cowtest io want 0 8M --write --stamp 1 >/dev/null
+runs "btrfs: write 8 MiB" cowtest io $dev 0 8M --write --stamp 1
+runs "btrfs: sync" cowsetup sync t
+dd if=/dev/zero of=m/full bs=1M 2>/dev/null
+sync
+dd if=/dev/zero of=m/full2 bs=4k 2>/dev/null
+sync
+cowtest io want 0 8M --write --stamp 2 >/dev/null
+runs "btrfs, full: write the same again" cowtest io $dev 0 8M --write --stamp 2
+exits 0 "btrfs, full: sync" cowsetup sync t
+exits 0 "btrfs, full: close" cowsetup close t
+rm m/full m/full2
+cowsetup open golden.img m/mine.cow t
+runs "btrfs: it has what was written when it was full" cmp want $dev
+cowsetup close t
+undisk
+
+# --- no sparse files ----------------------------------------------------------------------------------------
+
+for type in vfat exfat; do
+	disk $type.img 100M mkfs.$type
+	begin
+	exits 0 "$type: open" cowsetup open golden.img m/mine.cow t
+	says 'm/mine.cow: there are no sparse files on its filesystem: it takes all of its 16.[0-9]* MiB at once' \
+		"$type: says that it takes its space"
+	below 27 "$type: its 16 MiB are written once"
+	cp golden.img want
+	cowtest io want 1M 2M --write --stamp 1 >/dev/null
+	runs "$type: write" cowtest io $dev 1M 2M --write --stamp 1
+	runs "$type: read" cmp want $dev
+	exits 0 "$type: close" cowsetup close t
+	cowsetup open golden.img m/mine.cow t >said 2>&1
+	runs "$type: read again" cmp want $dev
+	is "$(grep -c sparse said)" 0 "$type: not a word of it when the cowfile is there"
+	cowsetup close t
+	sync
+	begin
+	exits 0 "$type: format --force" cowsetup format --force golden.img m/mine.cow
+	below 27 "$type: its 16 MiB are zeroed once"
+	runs "$type: in order" cowfile dump --rdo golden.img m/mine.cow
+
+	truncate -s 200M big.img
+	exits 4 "$type: more than there is room for" cowsetup open big.img m/big.cow t
+	says 'takes 1?[0-9.]* MiB more at once: [0-9.]* MiB are free|cannot have a file of 200 MiB' "$type: says so"
+	is "$(ls m)" mine.cow "$type: and leaves nothing"
+	undisk
+done
+
+disk vfat.img 100M mkfs.vfat
+truncate -s 5G big.img
+sync
+begin
+exits 4 "vfat: longer than a file can be" cowsetup open big.img m/big.cow t
+says 'cannot have a file of 5' "vfat: says so"
+is "$(ls m)" '' "vfat: and leaves nothing"
+below 1 "vfat: and writes nothing"
+undisk
+
+# interrupted in the middle: all writes take a while
+truncate -s 400M under.img
+under=$(loopdev under.img)
+mkfs.vfat -F 32 "$under" >/dev/null 2>&1
+dmsetup create slow --table "0 $(sectors "$under") delay $under 0 0 $under 0 400"
+mount /dev/mapper/slow m
+disk=$under
+truncate -s 300M big.img
+for kind in missing blank; do
+	[ $kind = missing ] || { truncate -s 1M m/mine.cow; sync; }
+	begin
+	/usr/local/bin/cowsetup open --progress-frequency 1 big.img m/mine.cow t >said 2>&1 &
+	for _ in $(seq 600); do
+		grep -q '^Progress' said && break
+		sleep 0.1
+	done
+	kill -INT $!
+	wait $!
+	is $? 1 "vfat, $kind: interrupted"
+	like "$(cat said)" 'm/mine.cow: interrupted' "vfat, $kind: says so"
+	below 290 "vfat, $kind: before its 300 MiB were written"
+	if [ $kind = missing ]; then
+		is "$(ls m)" '' "vfat, $kind: leaves nothing"
+	else
+		is "$(stat -c %s m/mine.cow)" 1048576 "vfat, $kind: as long as it was"
+		runs "vfat, $kind: and blank" cmp -n 1048576 m/mine.cow /dev/zero
+	fi
+done
+umount m
+dmsetup remove slow
+losetup -d "$under"
+rm under.img big.img
+
+done_testing

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: how the file of a cowfile gets its length, on whatever filesystem.
+ */
+
+#ifndef COWSETUP_GROW_H
+#define COWSETUP_GROW_H
+
+#include "file.h"
+
+/*
+ * Make a regular file @size bytes long. To grow on a filesystem without sparse
+ * files takes all of the space: then there is a warning, progress, and an end
+ * when it is interrupted. After an error the file is as long as it was.
+ */
+int grow_file(struct file *f, u64 size);
+
+/*
+ * Make zeroes of all of a regular file, and make it @size bytes long: the file of
+ * a new cowfile, before anything is written. Where it cannot be so long, what is
+ * in it stays.
+ */
+int grow_blank(struct file *f, u64 size);
+
+/*
+ * Put back a file that was nothing but @size bytes of zeroes before grow_blank().
+ * Up to @used it may hold something else by now.
+ */
+int grow_undo(struct file *f, u64 size, u64 used);
+
+#endif /* COWSETUP_GROW_H */
