@@ -62,7 +62,8 @@
  * even what has been written once needs room to be written again, a commit may
  * still meet ENOSPC. That alone is no failure: the data it is about is durable,
  * each bitmap sector is on disk in its old or its new state, and both are right.
- * The regions are queued again, for a commit when there is room.
+ * The regions are queued again, for a commit when there is room. That it is owed is
+ * for dm-cowloop.c to say and to heed; a commit that succeeds pays for all.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
  * the array of regions; commit_lock may be taken inside load_lock. A region's
@@ -170,7 +171,7 @@ struct cow_md {
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
 	bool failed;			/* it is not known what is on disk */
-	bool lacks_space;		/* the last commit met ENOSPC */
+	bool owes_commit;		/* see cow_md_owe_commit() */
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
 	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
@@ -423,9 +424,14 @@ bool cow_md_failed(struct cow_md *md)
 	return READ_ONCE(md->failed);
 }
 
-bool cow_md_lacks_space(struct cow_md *md)
+void cow_md_owe_commit(struct cow_md *md)
 {
-	return READ_ONCE(md->lacks_space);
+	WRITE_ONCE(md->owes_commit, true);
+}
+
+bool cow_md_owes_commit(struct cow_md *md)
+{
+	return READ_ONCE(md->owes_commit);
 }
 
 void cow_md_set_failed(struct cow_md *md)
@@ -1375,15 +1381,17 @@ static int commit_locked(struct cow_md *md)
 	/* As flush_cow() does, where the last flush was one in a FUA write. */
 	if (!r && cow_md_failed(md))
 		r = -EIO;
-	WRITE_ONCE(md->lacks_space, r == -ENOSPC);
 	/* After an error there is something unsaved: for ever, or until there is space. */
-	if (r == -ENOSPC)
+	if (r == -ENOSPC) {
 		requeue_regions(md, todo);
-	else if (r)
+	} else if (r) {
 		WRITE_ONCE(md->failed, true);
-	else
+	} else {
+		/* All that was there when anybody came to owe it. */
+		WRITE_ONCE(md->owes_commit, false);
 		/* Pairs with cow_md_changed(). */
 		smp_store_release(&md->unsaved, false);
+	}
 	return r;
 }
 

@@ -46,6 +46,19 @@
  * with FUA is completed by a commit if bits have to be committed for it. A
  * timer commits what nobody has asked for.
  *
+ * A flush whose commit finds no space fails. Device-mapper drops this error where
+ * the flush is a part of a write, and sends the write all the same, which then looks
+ * like any other. Hence a commit is owed from before somebody is told that there was
+ * no space for one until a commit has succeeded, and:
+ *
+ *	While a commit is owed, no write is sent to the cow device that map is given.
+ *
+ * Each is held back, a worker tries the commit again, and then the write goes on or
+ * fails, too. That a commit is owed is kept with the cowfile, for a table that is
+ * loaded meanwhile. A commit that only the timer has asked for, and that finds no
+ * space, is not owed: nobody takes anything for durable, and rewrites go on. All
+ * other errors of a flush or a commit end in mode fail, before anybody is told.
+ *
  * Discards. Those of whole units clear their bits; then the bits are committed,
  * and only then is the space in the cow device given back. Until it has been, a
  * first write to one of the units would be lost with it, so:
@@ -181,6 +194,7 @@ struct cowloop {
 	struct cow_map map;
 	struct cow_stats __percpu *stats;
 	blk_opf_t state_opf;		/* bios with one of them are not for map alone */
+	bool owes_commit;		/* cow_md_owes_commit(): see set_map_state() */
 	unsigned int unit_shift;	/* of a unit, in sectors */
 	struct block_device *rdo_bdev;
 	struct block_device *cow_bdev;	/* for map alone: NULL in mode closed */
@@ -210,6 +224,7 @@ struct cowloop {
 	spinlock_t lock;		/* lists of bios, modes, and all that is about space */
 	struct bio_list deferred;
 	struct bio_list commit_bios;
+	struct bio_list held_back;	/* writes, by a commit that is owed */
 
 	struct bio_list discards;	/* to be handled */
 	struct bio_list discarding;	/* being handled: their ranges are published */
@@ -462,16 +477,29 @@ static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
 /*
  * Bios that map does not decide on alone: all but reads and writes; in general
  * those that have to do with durability, or are polled and the rest of another
- * one; and all writes, where they are refused or may have to be kept.
+ * one; and all writes, where they are refused, held back, or may have to be kept.
  */
 static void set_map_state(struct cowloop *cow, enum cow_mode mode)
 {
 	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | REQ_DRV | (REQ_OP_MASK & ~REQ_OP_WRITE);
+	const bool owes = cow_md_owes_commit(cow->md);
 
-	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags)
+	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags || owes)
 		opf |= REQ_OP_WRITE;
+	WRITE_ONCE(cow->owes_commit, owes);
 	WRITE_ONCE(cow->state_opf, opf);
 	WRITE_ONCE(cow->cow_bdev, mode == COW_MODE_CLOSED ? NULL : cow->cow->bdev);
+}
+
+/* Whether a commit is owed may have changed. Any context. */
+static void update_map_state(struct cowloop *cow)
+{
+	unsigned long flags;
+
+	/* The lock is for the last one to look to be the last one to say so. */
+	spin_lock_irqsave(&cow->lock, flags);
+	set_map_state(cow, cow->mode);
+	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
 /* True if the mode was another one: then an event is to be raised. Any context. */
@@ -670,7 +698,7 @@ static void stop_queueing(struct cowloop *cow)
 	cow->nr_kept = 0;
 	WRITE_ONCE(cow->writes_kept, false);
 	/* A commit that waits for space. */
-	if (!bio_list_empty(&cow->commit_bios))
+	if (!bio_list_empty(&cow->commit_bios) || !bio_list_empty(&cow->held_back))
 		queue_work(cow->io_wq, &cow->commit_work);
 	spin_unlock_irq(&cow->lock);
 
@@ -728,6 +756,30 @@ static void commit_bio(struct cowloop *cow, struct bio *bio)
 	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
+/*
+ * Have @bio, a write that was accepted and not sent to the cow device yet, mapped
+ * again after a commit. If there is none it fails. Any context.
+ */
+static noinline int hold_back(struct cowloop *cow, struct bio *bio)
+{
+	unsigned long flags;
+
+	let_wait(bio);
+	spin_lock_irqsave(&cow->lock, flags);
+	bio_list_add(&cow->held_back, bio);
+	queue_work(cow->io_wq, &cow->commit_work);
+	spin_unlock_irqrestore(&cow->lock, flags);
+
+	return DM_MAPIO_SUBMITTED;
+}
+
+/* Before somebody is told that there was no space for a commit: see the top. Any context. */
+static void owe_commit(struct cowloop *cow)
+{
+	cow_md_owe_commit(cow->md);
+	update_map_state(cow);
+}
+
 static int commit(struct cowloop *cow)
 {
 	int r;
@@ -736,9 +788,11 @@ static int commit(struct cowloop *cow)
 		return -EIO;
 	atomic_long_inc(&cow->commits);
 	r = cow_md_commit(cow->md);
-	if (r == -ENOSPC)
+	if (!r)
+		update_map_state(cow);
+	else if (r == -ENOSPC)
 		out_of_space(cow);
-	else if (r)
+	else
 		metadata_failed(cow, "commit", r);
 
 	return r;
@@ -746,9 +800,9 @@ static int commit(struct cowloop *cow)
 
 /*
  * There was no space for a commit. Have it done again; true if that is for the
- * bios that wait for it, too.
+ * bios that wait for it, and those that it holds back, too.
  */
-static bool commit_later(struct cowloop *cow, struct bio_list *bios)
+static bool commit_later(struct cowloop *cow, struct bio_list *bios, struct bio_list *held_back)
 {
 	bool kept;
 
@@ -756,7 +810,7 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios)
 	kept = cow->queueing;
 	if (kept) {
 		bio_list_merge_head(&cow->commit_bios, bios);
-		bio_list_init(bios);
+		bio_list_merge_head(&cow->held_back, held_back);
 	}
 	if (!cow->no_commit_timer)
 		mod_delayed_work(cow->io_wq, &cow->commit_timer,
@@ -770,18 +824,22 @@ static void do_commit(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, commit_work);
 	struct bio_list bios = take_bios(cow, &cow->commit_bios);
+	struct bio_list held_back = take_bios(cow, &cow->held_back);
 	struct bio *bio;
 	int r = 0;
 
-	if (!bio_list_empty(&bios) || cow_md_changed(cow->md))
+	if (!bio_list_empty(&bios) || !bio_list_empty(&held_back) || cow_md_changed(cow->md))
 		r = commit(cow);
-	if (r == -ENOSPC && commit_later(cow, &bios))
+	if (r == -ENOSPC && commit_later(cow, &bios, &held_back))
 		return;
 
-	while ((bio = bio_list_pop(&bios))) {
-		bio->bi_status = errno_to_blk_status(r);
-		bio_endio(bio);
-	}
+	while ((bio = bio_list_pop(&bios)))
+		end_bio(bio, errno_to_blk_status(r));
+	if (!r && !bio_list_empty(&held_back))
+		defer_bios(cow, &held_back);
+	else
+		while ((bio = bio_list_pop(&held_back)))
+			end_bio(bio, errno_to_blk_status(r));
 }
 
 /*
@@ -1688,16 +1746,6 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	return DM_MAPIO_SUBMITTED;
 }
 
-/*
- * Device-mapper forgets that a flush failed when a write comes with it. If that was
- * for want of space to commit, a write to be durable must not overtake what it came
- * after: there is no space for it either. (All other errors end in mode fail.)
- */
-static bool out_of_order(struct cowloop *cow, struct bio *bio)
-{
-	return bio->bi_opf & REQ_FUA && cow_md_lacks_space(cow->md);
-}
-
 /* Where the whole units that @bio begins with end, or their MiB. */
 static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
 {
@@ -1712,8 +1760,8 @@ static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
  * Map a write that was accepted, and of which the first units, or all, are @run. It is
  * trimmed to one of three: units that are all written, whole units in one MiB, or a
  * part of one unit. What has one of the latter two shapes
- * already, as deferred bios do, is not trimmed again; nor is one that may be kept
- * for want of space ever of the first.
+ * already, as deferred bios do, is not trimmed again; nor is one that is held back,
+ * or may be kept for want of space, ever of the first.
  */
 static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, void **data)
 {
@@ -1721,10 +1769,11 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 	const u64 unit = sector_to_unit(cow, sector);
 	const bool aligned = sector == unit_start(cow, unit);
 	const bool part = !aligned || bio_end_sector(bio) < unit_end(cow, unit);
+	const bool hold = unlikely(READ_ONCE(cow->owes_commit));
 	sector_t end;
 
 	if (run.where == COW_IN_COW && (run.nr == bio_units(cow, bio) || !aligned) &&
-	    likely(!cow->opt.queue_if_no_space && !out_of_order(cow, bio))) {
+	    likely(!cow->opt.queue_if_no_space && !hold)) {
 		if (unlikely(!trim_bio(bio, unit_start(cow, unit + run.nr))))
 			return end_bio(bio, BLK_STS_AGAIN);
 		return rewrite(cow, bio);
@@ -1742,12 +1791,11 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 		io->iter = bio->bi_iter;
 		io->bdev = bio->bi_bdev;
 		io->flags = bio->bi_flags;
-		if (run.where == COW_IN_COW && run.nr >= bio_units(cow, bio) &&
-		    likely(!out_of_order(cow, bio)))
+		if (run.where == COW_IN_COW && run.nr >= bio_units(cow, bio) && likely(!hold))
 			return rewrite(cow, bio);
 	}
-	if (unlikely(out_of_order(cow, bio)))
-		return end_bio(bio, BLK_STS_NOSPC);
+	if (unlikely(hold))
+		return hold_back(cow, bio);
 	/* It may turn out to be a rewrite, which takes no space. */
 	if (unlikely(run.where == COW_UNKNOWN))
 		return defer_bio(cow, bio);
@@ -2402,6 +2450,7 @@ static int alloc_resources(struct cowloop *cow)
 	spin_lock_init(&cow->lock);
 	bio_list_init(&cow->deferred);
 	bio_list_init(&cow->commit_bios);
+	bio_list_init(&cow->held_back);
 	bio_list_init(&cow->discards);
 	bio_list_init(&cow->discarding);
 	bio_list_init(&cow->discard_waiters);
@@ -2677,6 +2726,7 @@ static bool is_error(blk_status_t status)
 static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 {
 	struct cow_io *io = bio_to_io(bio);
+	const bool committed = io->committed;
 
 	if (io->state == COW_IO_FIRST) {
 		*error = first_write_status(cow, *error);
@@ -2701,6 +2751,8 @@ static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t
 	}
 	if (unlikely(io->retried))
 		end_retried(cow);
+	if (unlikely(committed && *error == BLK_STS_NOSPC))
+		owe_commit(cow);
 	this_cpu_inc(cow->stats->ended[COW_FLIGHT_WRITES]);
 	if (likely(!*error))
 		return DM_ENDIO_DONE;
@@ -2735,6 +2787,8 @@ static noinline int end_flush(struct cowloop *cow, blk_status_t *error)
 	} else if (!*error && cow_md_failed(cow->md)) {
 		/* The one that failed may have been told of what this one has not. */
 		*error = BLK_STS_IOERR;
+		if (change_mode(cow, COW_MODE_FAIL))
+			queue_work(cow->io_wq, &cow->event_work);
 	}
 	this_cpu_inc(cow->stats->ended[COW_FLIGHT_FLUSHES]);
 
@@ -2753,6 +2807,8 @@ static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
 		/* A flush that had to wait for space to commit. */
 		else if (cow->opt.queue_if_no_space && dm_noflush_suspending(cow->ti))
 			r = DM_ENDIO_REQUEUE;
+		else if (flight == COW_FLIGHT_OTHERS)
+			owe_commit(cow);
 	}
 	if (is_error(error) && r == DM_ENDIO_DONE)
 		atomic_long_inc(&cow->errors);
@@ -2822,6 +2878,8 @@ static void cowloop_resume(struct dm_target *ti)
 	else if (!READ_ONCE(cow->opt.read_only) && cow_md_changed(cow->md))
 		queue_delayed_work(cow->io_wq, &cow->commit_timer, COW_COMMIT_DELAY);
 
+	/* It may owe a commit, too. */
+	update_map_state(cow);
 	start_queueing(cow);
 	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit), cow->opt.reserve);
 	/* In the background. */
@@ -2901,6 +2959,18 @@ static struct cow_stats sum_stats(struct cowloop *cow)
 	return sum;
 }
 
+/* Writes that wait for space, but for the one that is being tried. Process context. */
+static unsigned int nr_waiting(struct cowloop *cow)
+{
+	unsigned int nr;
+
+	spin_lock_irq(&cow->lock);
+	nr = cow->nr_kept + bio_list_size(&cow->held_back);
+	spin_unlock_irq(&cow->lock);
+
+	return nr;
+}
+
 /*
  * <format> <mapunit> <used>/<total> <limit> <low_water> <clean|dirty> <mode>
  * <#counters> [<name> <value>]...
@@ -2925,7 +2995,7 @@ static void emit_info(struct cowloop *cow, char *result, unsigned int maxlen)
 	       stats.copyups, atomic_long_read(&cow->commits), atomic_long_read(&cow->errors));
 	DMEMIT(" discards %lu discarded_units %lu no_space %lu queued %u",
 	       discards, atomic_long_read(&cow->discarded_units),
-	       atomic_long_read(&cow->no_space), READ_ONCE(cow->nr_kept));
+	       atomic_long_read(&cow->no_space), nr_waiting(cow));
 }
 
 static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)

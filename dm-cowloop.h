@@ -440,8 +440,12 @@ bool cow_md_changed(struct cow_md *md);
 int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
 
-/* The last commit met ENOSPC. Any context. */
-bool cow_md_lacks_space(struct cow_md *md);
+/*
+ * To be told that a commit has met ENOSPC, and that somebody is about to hear of it:
+ * a commit is owed from now on until one has succeeded. Any context.
+ */
+void cow_md_owe_commit(struct cow_md *md);
+bool cow_md_owes_commit(struct cow_md *md);
 
 /* To be told of an error of a flush that went to the cow device by another way. Any context. */
 void cow_md_set_failed(struct cow_md *md);

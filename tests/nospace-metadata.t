@@ -324,5 +324,154 @@ is "$(cowstat t state mode)" "clean ro" "read_only: mode ro"
 runs 'read_only: all is right' all_right
 dmsetup remove t
 
+# --- A write with a flush before it ---------------------------------------------------------------------------
+
+# XFS writes its log so, and then what it has logged. Device-mapper forgets that the flush has failed, and sends the write;
+# so no write may go before there was a commit. From here on it is head and bitmap only that find no space.
+printf '0 16 nth %s\n16 8176 linear %s 16\n' $cow $cow | dmsetup reload ncow
+dmsetup suspend --noflush ncow
+dmsetup resume ncow
+hits() { dmsetup status ncow | head -n 1 | cut -d ' ' -f 5; }
+
+# flushing: from now on writes to pf go to t with a flush before them
+flushing() {
+	dmsetup create pf --table '0 4096 nth /dev/mapper/t'
+	dmsetup message pf 0 arm write 1 preflush 0
+}
+log() { timeout 100 cowtest io /dev/mapper/pf 0 4096 --write --stamp 5000 --model model; }
+looking() { [ "$(hits)" -gt 1 ]; echo $((!$?)); }
+# log_later NAME: flush and write wait, since there is no space
+log_later() {
+	fresh queue_if_no_space
+	flushing
+	put 32 3
+	arm write 1 enospc 0
+	rm -f status
+	(log >out 2>&1; echo $? >status) &
+	logger=$!
+	settles 1 "$1: its flush looks for space" looking
+	fails "$1: a write with a flush waits" test -e status
+}
+# nothing_went NAME: 16 units on disk are as they were when they were synced
+nothing_went() { runs "$1: no write went ahead of it" crashed 0:64K; }
+# all_went NAME: without a message, or another write
+all_went() {
+	disarm
+	wait $logger
+	is "$(cat status)" 0 "$1: with room it ends well" || diag "$(cat out)"
+	settles 19 "$1: what was written before it is on disk" on_disk popcount
+	cp model synced.model
+	nothing_went "$1: and it is, too"
+	dmsetup remove pf
+	finish "$1"
+}
+
+for table in '' again; do
+	name="a flush that fails${table:+, and a reload}"
+	fresh
+	flushing
+	put 32 3
+	arm write 1 enospc 0
+	no_space "$name: so does a write with it" log
+	if [ "$table" ]; then
+		dmsetup load t --table "$(line)"
+		dmsetup resume t
+	fi
+	nothing_went "$name"
+	no_space "$name: no rewrite after that" put 1
+	no_space "$name: nor of a part" cowtest io $dev 4608 512 --write --model model
+	no_space "$name: nor of many units" put 0 16
+	no_space "$name: nor with FUA" put 2 1 --fua
+	no_space "$name: nor from another, with a flush" log
+	like "$(blkdiscard --zeroout -o 12288 -l 4096 /dev/mapper/pf 2>&1)" 'No space left' "$name: nor with zeroes"
+	no_space "$name: nor a first write" put 100
+	nothing_went "$name"
+	runs "$name: reads go on" all_right
+	is "$(cowstat t mode)" out_of_space "$name: mode out_of_space"
+	disarm
+	runs "$name: with room a rewrite works at once" put 1
+	is "$(on_disk popcount)" 19 "$name: what was written before is on disk by then"
+	arm write 1 enospc 0
+	runs "$name: from then on rewrites need no commit" put 1 12
+	disarm
+	dmsetup remove pf
+	finish "$name"
+done
+
+name="a FUA write that fails"
+fresh
+put 32 3
+arm write 1 enospc 0
+no_space "$name: for its commit" put 0 1 --fua
+no_space "$name: no write after that" put 1
+disarm
+runs "$name: with room there is one" put 1
+# whether that was written when it failed is not said
+put 0
+finish "$name"
+
+name="the timer's commit fails"
+fresh
+put 32 3
+arm write 1 enospc 0
+tries=600
+until [ "$(cowstat t mode)" = out_of_space ] || [ $((tries -= 1)) -eq 0 ]; do
+	sleep 0.1
+done
+like "$(hits)" '^[1-9]' "$name: nobody is told"
+runs "$name: a rewrite" put 0
+runs "$name: of a part" cowtest io $dev 4608 512 --write --model model
+finish "$name"
+
+name="a write with a flush waits"
+log_later "$name"
+runs "$name: rewrites go on" put 1
+all_went "$name"
+
+name="a write with a flush, suspend"
+log_later "$name"
+runs "$name: it goes" timeout 60 dmsetup suspend t
+nothing_went "$name"
+dmsetup resume t
+# it was sent again when the device was suspended already, or about to be
+waits() { [ -e status ] || [ "$(cowstat t queued)" = 1 ]; echo $((!$?)); }
+settles 1 "$name: it waits, or has failed" waits
+nothing_went "$name, resumed"
+rm -f status2
+(put 1 >out2 2>&1; echo $? >status2) &
+later=$!
+sleep 1.5
+fails "$name: a rewrite waits" test -e status2
+nothing_went "$name, a rewrite"
+disarm
+wait $logger $later
+is "$(cat status2)" 0 "$name: with room it ends well" || diag "$(cat out2)"
+dmsetup remove pf
+finish "$name"
+
+name="a write with a flush, reload"
+log_later "$name"
+dmsetup load t --table "$(line)"
+dmsetup suspend --noflush t
+dmsetup resume t
+wait $logger
+is "$(cat status)" 3 "$name: it fails in a table that does not queue" || diag "$(cat out)"
+nothing_went "$name"
+no_space "$name: so does a rewrite" put 1
+dmsetup remove pf
+finish "$name"
+
+name="a write with a flush, read_only"
+log_later "$name"
+fails "$name: finds no space" message read_only
+wait $logger
+is "$(cat status)" 3 "$name: it fails" || diag "$(cat out)"
+nothing_went "$name"
+dmsetup load t --table "$(line)"
+dmsetup resume t
+no_space "$name: so does a rewrite, when the table is loaded again" put 1
+dmsetup remove pf
+finish "$name"
+
 dmsetup remove ncow rdo
 done_testing

@@ -7,7 +7,7 @@
  *	<start> <length> nth <dev>
  *
  * Messages:
- *	arm <read|write|flush|any> <n> <eio|enospc|timeout|drop|meta> [<how many>]
+ *	arm <read|write|flush|any> <n> <eio|enospc|timeout|drop|meta|preflush> [<how many>]
  *		n counts from 1; how many: 1 by default, 0 for all from there on
  *	disarm
  *	bad <sector>...
@@ -18,7 +18,8 @@
  * Status: <bios of the kind since it was armed> <bios that have failed> <bad sectors>
  *
  * "drop" completes writes and flushes without doing them, and fails reads. With
- * "meta" nothing fails, but is passed on as a filesystem's metadata is.
+ * "meta" nothing fails, but is passed on as a filesystem's metadata is; with "preflush"
+ * as a write with a flush before it, and without FUA.
  */
 
 #include <linux/bio.h>
@@ -38,7 +39,8 @@ struct nth {
 	unsigned int kinds;	/* 0: not armed */
 	unsigned long from, until;	/* the bios that fail; until is not one of them */
 	blk_status_t status;
-	bool drop, meta;
+	bool drop;
+	blk_opf_t as;		/* passed on with that, or 0: they fail */
 	unsigned long seen, failed;
 	unsigned long *bad;	/* a bit for each sector */
 };
@@ -109,7 +111,8 @@ static int nth_map(struct dm_target *ti, struct bio *bio)
 	struct nth *nth = ti->private;
 	const unsigned int kind = bio->bi_opf & REQ_PREFLUSH ? KIND_FLUSH :
 				  op_is_write(bio_op(bio)) ? KIND_WRITE : KIND_READ;
-	bool fail = false, drop = false, meta = false;
+	bool fail = false, drop = false;
+	blk_opf_t as = 0;
 	blk_status_t status = BLK_STS_OK;
 	unsigned long flags;
 
@@ -120,7 +123,13 @@ static int nth_map(struct dm_target *ti, struct bio *bio)
 		nth->failed += fail;
 		status = nth->status;
 		drop = nth->drop && kind != KIND_READ;
-		meta = nth->meta;
+		as = nth->as;
+	}
+	if (fail && as) {
+		fail = false;
+		bio->bi_opf |= as;
+		if (as & REQ_PREFLUSH)
+			bio->bi_opf &= ~REQ_FUA;
 	}
 	if (!fail && nth_meets_bad(ti, bio)) {
 		fail = true;
@@ -128,9 +137,7 @@ static int nth_map(struct dm_target *ti, struct bio *bio)
 	}
 	spin_unlock_irqrestore(&nth->lock, flags);
 
-	if (fail && meta && status == BLK_STS_OK) {
-		bio->bi_opf |= REQ_META;
-	} else if (fail) {
+	if (fail) {
 		bio->bi_status = drop ? BLK_STS_OK : status;
 		bio_endio(bio);
 		return DM_MAPIO_SUBMITTED;
@@ -148,10 +155,16 @@ static int nth_arm(struct nth *nth, unsigned int argc, char **argv)
 		{ "read", KIND_READ }, { "write", KIND_WRITE }, { "flush", KIND_FLUSH },
 		{ "any", KIND_READ | KIND_WRITE | KIND_FLUSH },
 	};
-	static const struct { const char *name; blk_status_t status; bool drop, meta; } hows[] = {
+	static const struct {
+		const char *name;
+		blk_status_t status;
+		bool drop;
+		blk_opf_t as;
+	} hows[] = {
 		{ "eio", BLK_STS_IOERR }, { "enospc", BLK_STS_NOSPC },
 		{ "timeout", BLK_STS_TIMEOUT }, { "drop", BLK_STS_IOERR, true },
-		{ "meta", BLK_STS_OK, false, true },
+		{ "meta", BLK_STS_OK, false, REQ_META },
+		{ "preflush", BLK_STS_OK, false, REQ_PREFLUSH },
 	};
 	unsigned long n, count = 1;
 	unsigned int kind, how;
@@ -171,7 +184,7 @@ static int nth_arm(struct nth *nth, unsigned int argc, char **argv)
 	nth->until = count ? n + count : ULONG_MAX;
 	nth->status = hows[how].status;
 	nth->drop = hows[how].drop;
-	nth->meta = hows[how].meta;
+	nth->as = hows[how].as;
 	nth->seen = 0;
 	nth->failed = 0;
 	spin_unlock_irq(&nth->lock);
