@@ -113,6 +113,19 @@ is "$out" /dev/mapper/other "which is printed"
 runs "and the changes are there" cmp want /dev/mapper/other
 exits 0 "close by the path" cowsetup close /dev/mapper/other
 is "$(sha256sum golden.img)" "$sum" "the image is what it was"
+for name in one two three; do
+	cowsetup open golden.img $name.cow >/dev/null
+done
+exec 4</dev/mapper/two
+exits 4 "close several" cowsetup close one nix two /dev/mapper/three
+is "$(echo "$out" | wc -l)" 2 "says what is wrong with each"
+says 'nix: there is no device of this name' "with the first, whose exit status it is"
+says 'two: in use: process' "and with the second"
+is "$(dmsetup ls | cut -f 1)" two "the others are closed all the same"
+exec 4<&-
+exits 0 "close all there are" cowsetup close two
+rm one.cow two.cow three.cow
+clean "close several"
 
 : >empty.cow
 exits 0 "open an empty file" cowsetup open --label Test --rdo-spec /tmp/golden.img --mapunit 64K golden.img empty.cow

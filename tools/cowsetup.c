@@ -13,11 +13,13 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <popt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "../dm-cowloop.h"
 
@@ -67,7 +69,8 @@ enum {
 #define BIT(n)	(1ULL << (n))
 
 static const struct poptOption help_table[] = {
-	{ "help", '?', POPT_ARG_NONE, NULL, OPT_HELP, "Show this help message", NULL },
+	{ "help", '?', POPT_ARG_NONE, NULL, OPT_HELP, "Show this help message, or that of the action", NULL },
+	{ NULL, 'h', POPT_ARG_NONE | POPT_ARGFLAG_DOC_HIDDEN, NULL, OPT_HELP, NULL, NULL },
 	{ "usage", '\0', POPT_ARG_NONE, NULL, OPT_USAGE, "Display brief usage", NULL },
 	{ "version", 'V', POPT_ARG_NONE, NULL, OPT_VERSION, "Print package version", NULL },
 	POPT_TABLEEND
@@ -133,6 +136,8 @@ static const struct poptOption option_table[] = {
 	  "Say more about what is done", NULL },
 	POPT_TABLEEND
 };
+
+#define NR_OPTIONS	(sizeof(option_table) / sizeof(option_table[0]))
 
 static int parse_format(const char *text)
 {
@@ -283,7 +288,10 @@ struct command {
 	int (*run)(int argc, char **argv);
 };
 
+static int cmd_help(int argc, char **argv);
+
 static const struct command commands[] = {
+	{ "help", "[<action>]", 0, 1, "show help, of all or of one action", 0, cmd_help },
 	{ "format", "<rdo> <cow>", 2, 2, "make a new cowfile",
 	  BIT(OPT_FORMAT) | BIT(OPT_MAPUNIT) | BIT(OPT_LABEL) | BIT(OPT_RDO_SPEC) | BIT(OPT_FORCE),
 	  cmd_format },
@@ -294,7 +302,7 @@ static const struct command commands[] = {
 	  cmd_open },
 	{ "assemble", "[<device> or <name>]", 0, 1, "open what /etc/cowtab says: all of it, or what a device is a part of",
 	  BIT(OPT_ALL) | BIT(OPT_DRY_RUN) | BIT(OPT_COWTAB), cmd_assemble },
-	{ "close", "<name>", 0, 1, "remove the device",
+	{ "close", "<name>...", 0, INT_MAX, "remove the devices",
 	  BIT(OPT_DEFERRED) | BIT(OPT_FORCE) | BIT(OPT_GONE), cmd_close },
 	{ "list", "", 0, 0, "list the active devices",
 	  BIT(OPT_JSON), cmd_list },
@@ -370,9 +378,67 @@ static void print_help(poptContext context)
 		printf("\t%s %s - %s\n", commands[i].name, commands[i].args, commands[i].help);
 	printf("\n<rdo> is the read-only device or image, <cow> the cowfile or the device that holds it\n"
 	       "<name> is the device under /dev/mapper\n"
+	       "\ncowsetup help <action> shows the options of one action. See cowsetup(8).\n"
 	       "\nExit status: %d success, %d wrong usage, %d no permission, %d out of memory,\n"
-	       "%d wrong device or cowfile, %d exists already or is in use. See cowsetup(8).\n",
+	       "%d wrong device or cowfile, %d exists already or is in use.\n",
 	       OK, USAGE, DENIED, NO_MEMORY, WRONG, BUSY);
+}
+
+static poptContext new_context(int argc, char **argv, const struct poptOption *table)
+{
+	poptContext context = poptGetContext("cowsetup", argc, (const char **)argv, table, 0);
+
+	if (!context)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return context;
+}
+
+/* The options that the command takes, and those that go with any. */
+static void print_command_help(const struct command *command)
+{
+	struct poptOption table[NR_OPTIONS];
+	unsigned int nr = 0;
+	poptContext context;
+	char *usage, *name[] = { "cowsetup", NULL };
+
+	for (const struct poptOption *o = option_table; o->longName || o->arg; o++)
+		if (o->arg || o->val >= OPT_COMMON || command->options & BIT(o->val))
+			table[nr++] = *o;
+	table[nr] = (struct poptOption)POPT_TABLEEND;
+	usage = xasprintf("[OPTION...] %s %s", command->name, command->args);
+	context = new_context(1, name, table);
+	poptSetOtherOptionHelp(context, usage);
+	poptPrintHelp(context, stdout, 0);
+	printf("\n%s - %s. See cowsetup(8).\n", command->name, command->help);
+	poptFreeContext(context);
+	free(usage);
+}
+
+static poptContext main_context(int argc, char **argv)
+{
+	poptContext context = new_context(argc, argv, option_table);
+
+	poptSetOtherOptionHelp(context, "[OPTION...] <action> <action-specific>");
+	return context;
+}
+
+/* Help of the action that @argv names, or of all. */
+static int cmd_help(int argc, char **argv)
+{
+	const struct command *command = argc ? find_command(argv[0]) : NULL;
+	char *name[] = { "cowsetup", NULL };
+	poptContext context;
+
+	if (argc && !command)
+		return error(USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
+	if (command) {
+		print_command_help(command);
+	} else {
+		context = main_context(1, name);
+		print_help(context);
+		poptFreeContext(context);
+	}
+	return OK;
 }
 
 static const char *option_name(int which)
@@ -383,23 +449,17 @@ static const char *option_name(int which)
 	return "?";
 }
 
-/* Set *@given to the options that were given, or *@done if there is nothing more to do. */
-static int parse_options(poptContext context, u64 *given, bool *done)
+/* Set *@given to the options that were given, and *@asked to the one that asks about cowsetup itself, or 0. */
+static int parse_options(poptContext context, u64 *given, int *asked)
 {
 	int which, r;
 	char *value;
 
 	while ((which = poptGetNextOpt(context)) > 0) {
-		if (which == OPT_HELP)
-			print_help(context);
-		else if (which == OPT_USAGE)
-			poptPrintUsage(context, stdout, 0);
-		else if (which == OPT_VERSION)
-			print_versions();
-		*done = which == OPT_HELP || which == OPT_USAGE || which == OPT_VERSION;
-		if (*done)
-			return OK;
-
+		if (which == OPT_HELP || which == OPT_USAGE || which == OPT_VERSION) {
+			*asked = which;
+			continue;
+		}
 		value = poptGetOptArg(context);
 		r = parse_option(which, value);
 		free(value);
@@ -410,6 +470,17 @@ static int parse_options(poptContext context, u64 *given, bool *done)
 	if (which < -1)
 		return error(USAGE, "%s: %s; see cowsetup --help.",
 			     poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(which));
+	return OK;
+}
+
+static int answer(poptContext context, int asked, int argc, char **argv)
+{
+	if (asked == OPT_HELP)
+		return cmd_help(argc ? 1 : 0, argv);
+	if (asked == OPT_USAGE)
+		poptPrintUsage(context, stdout, 0);
+	else
+		print_versions();
 	return OK;
 }
 
@@ -455,28 +526,44 @@ static void catch_signals(void)
 	signal(SIGXFSZ, SIG_IGN);
 }
 
+/* Whoever reads it has gone, as head does when it has seen enough. */
+static bool output_is_unwanted(void)
+{
+	struct pollfd out = { .fd = STDOUT_FILENO, .events = POLLOUT };
+
+	return poll(&out, 1, 0) > 0 && out.revents & (POLLERR | POLLHUP);
+}
+
+static int finish_output(int r)
+{
+	if ((!fflush(stdout) && !ferror(stdout)) || r)
+		return r;
+	if (!output_is_unwanted())
+		return error_errno("Cannot write the output");
+	/* End as any program does that writes to nobody: without a word. */
+	signal(SIGPIPE, SIG_DFL);
+	raise(SIGPIPE);
+	return WRONG;
+}
+
 int main(int argc, char **argv)
 {
 	poptContext context;
-	bool done = false;
 	u64 given = 0;
-	int r, nr = 0;
+	int r, asked = 0, nr = 0;
 	const char **rest;
 
 	catch_signals();
 
-	context = poptGetContext("cowsetup", argc, (const char **)argv, option_table, 0);
-	poptSetOtherOptionHelp(context, "[OPTION...] <action> <action-specific>");
-	r = parse_options(context, &given, &done);
-	if (!r && !done) {
+	context = main_context(argc, argv);
+	r = parse_options(context, &given, &asked);
+	if (!r) {
 		rest = poptGetArgs(context);
 		while (rest && rest[nr])
 			nr++;
-		r = run_command(nr, (char **)rest, given);
+		r = asked ? answer(context, asked, nr, (char **)rest) : run_command(nr, (char **)rest, given);
 	}
 	poptFreeContext(context);
 
-	if ((fflush(stdout) || ferror(stdout)) && !r)
-		r = error_errno("Cannot write the output");
-	return r;
+	return finish_output(r);
 }

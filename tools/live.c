@@ -422,17 +422,26 @@ static int close_gone(void)
 	return r;
 }
 
+/* Each is tried, whatever becomes of the others. */
 int cmd_close(int argc, char **argv)
 {
 	struct dm_device d;
-	int r;
+	int r, one;
 
 	if (opt.gone == !!argc)
-		return error(USAGE, "close: requires <name> or --gone.");
+		return error(USAGE, "close: requires <name>... or --gone.");
 	if (opt.gone)
 		return close_gone();
-	r = live_find(argv[0], &d);
-	return r ? r : close_device(&d);
+	r = dm_check_kernel();
+	if (r)
+		return r;
+	for (int i = 0; i < argc && !interrupted; i++) {
+		one = dm_find(argv[i], &d);
+		if (!one)
+			one = close_device(&d);
+		r = r ? r : one;
+	}
+	return r;
 }
 
 /* ---- readonly, detach ---- */

@@ -159,6 +159,31 @@ for place in relative/path UUID= LABEL= PARTUUID= PARTLABEL= SERIAL=1 ''; do
 done
 exits 0 "--help" cowsetup --help
 says 'format <rdo> <cow>' "lists the actions"
+for help in -h -? help; do
+	is "$(cowsetup "$help")" "$(cowsetup --help)" "$help is --help"
+done
+for help in 'help repair' 'repair --help' '-h repair x y z' 'repair --force -h'; do
+	# shellcheck disable=SC2086 # several words
+	exits 0 "$help" cowsetup $help
+	says '^Usage: cowsetup \[OPTION\.\.\.\] repair <cow>$' "shows what it takes: $help"
+	is "$(grep -oE -- '--[a-z-]+' <<<"$out" | sort | paste -sd ' ')" \
+		'--batch-mode --dry-run --force --help --progress-frequency --progress-json --usage --verbose --version' \
+		"with its options, and no others: $help" ||
+		diag "$out"
+done
+exits 1 "help of an action that there is not" cowsetup help nix
+says 'nix: unknown action' "says so: no such action"
+
+# head goes when it has seen enough; the second output is larger than any buffer
+makecow long --units "$(seq -s , 0 2 4800)" --format 1
+for command in 'help' 'map long'; do
+	# shellcheck disable=SC2086 # several words
+	said=$( (cowsetup $command 2>&3; echo $? >status) 3>&1 >/dev/full)
+	is "$(<status) $said" '4 cowsetup: Cannot write the output: No space left on device.' "an output that cannot be written: $command"
+	# shellcheck disable=SC2086 # several words
+	said=$( (trap '' PIPE; while printf x; do sleep 0.01; done 2>/dev/null; cowsetup $command 2>&3; echo $? >status) 3>&1 | head -c 0)
+	is "$(<status) $said" "$((128 + $(kill -l PIPE))) " "one that nobody wants ends it as any program, without a word: $command"
+done
 exits 0 "--version" cowsetup --version
 says "^cowsetup $(sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' "$top/CHANGELOG")\$" "is that of the CHANGELOG"
 
