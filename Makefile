@@ -98,8 +98,8 @@ STRICT = -std=c11 -D_GNU_SOURCE -Wall -Wextra
 VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 
 # what cowsetup needs, and what Debian calls it
-LIBS = popt json-c libzstd zlib uuid blkid devmapper devmapper-event
-DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libdevmapper-dev pkg-config
+LIBS = popt json-c libzstd zlib uuid blkid mount devmapper devmapper-event
+DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libmount-dev libdevmapper-dev pkg-config
 PKG_CONFIG ?= pkg-config
 LIBS_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(LIBS))
 LIBS_LDFLAGS = $(shell $(PKG_CONFIG) --libs $(LIBS))
@@ -141,7 +141,7 @@ $(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(wildcard tools/*.h) dm-cowloop.h
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
-		$(PLUGIN_SRCS) $(shell $(PKG_CONFIG) --libs devmapper-event devmapper)
+		$(PLUGIN_SRCS) $(shell $(PKG_CONFIG) --libs devmapper-event devmapper mount)
 
 # cowsetup with the compiler's checks, for the tests: errors are found where they are made.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -157,6 +157,13 @@ build/tools-asan/cowfuzz: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
+
+# What users can write into /proc/self/mountinfo: tests/fuzz/mountfuzz.c
+MOUNTFUZZ_SRCS = tests/fuzz/mountfuzz.c tools/mountinfo.c tools/sysfs.c
+build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) $(wildcard tools/*.h) build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(MOUNTFUZZ_SRCS) $(LIBS_LDFLAGS)
 
 build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
 	@mkdir -p $(@D)
@@ -269,7 +276,7 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz
+	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-smoke:
@@ -320,8 +327,9 @@ FUZZ_COUNT ?= 1000000
 FUZZ_OPTIONS = -close_fd_mask=3 -timeout=10 -rss_limit_mb=1024 -max_len=60000
 check-fuzz: setup
 	$(Q)scripts/setup fuzz
-	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer build/tools-asan/mountfuzz
 	$(Q)build/tools-asan/cowfuzz $(FUZZ_COUNT) tests/fuzz/corpus/*
+	$(Q)build/tools-asan/mountfuzz $(FUZZ_COUNT)
 	$(Q)mkdir -p build/fuzz/new && cd build/fuzz && \
 		../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 			new ../../tests/fuzz/corpus

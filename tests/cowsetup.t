@@ -289,6 +289,41 @@ exits 4 "once" cowsetup close fs
 says 'fs: there is no device of this name' "and says so: no such device"
 clean "busy devices"
 
+# whoever mounts something chooses the text that says what: it names no device, and may be longer than any path
+mkdir liar
+cowsetup open fs.img fs.cow >/dev/null
+mount -t tmpfs /dev/mapper/fs liar
+exits 0 "detach, and another filesystem says that it is on the device" cowsetup detach fs
+is "$(echo "$out" | grep -c 'mounted on')" 0 "does not believe it"
+exec 4</dev/mapper/fs
+exits 5 "close, while a process has it open" cowsetup close fs
+says 'fs: in use: process [0-9]+ \(.*\) has it open' "does not believe it either"
+exec 4<&-
+exits 0 "and closes it" cowsetup close fs
+umount liar
+mount -t tmpfs "$(perl -e 'print "a" x 4093, " "')" liar
+cowsetup open fs.img fs.cow >/dev/null
+exits 0 "detach, and a mount that is too long to be one of a device" cowsetup detach fs
+is "$(echo "$out" | grep -c 'mounted on')" 0 "says nothing of it"
+exits 0 "nor does close" cowsetup close fs
+umount liar
+
+# a btrfs has a number of its own, and shows one of its devices
+truncate -s 120M btrfs1.img btrfs2.img
+mkfs.btrfs -q -d single -m single btrfs1.img btrfs2.img >/dev/null
+for n in 1 2; do
+	cowsetup open btrfs$n.img btrfs$n.cow >/dev/null
+done
+mount -o device=/dev/mapper/btrfs2 /dev/mapper/btrfs1 /mnt
+for n in 1 2; do
+	exits 5 "refuses to close what is mounted, btrfs, $n of 2" cowsetup close btrfs$n
+	says "btrfs$n: in use: mounted on /mnt" "and says where, btrfs, $n of 2"
+done
+umount /mnt
+exits 0 "then they close" cowsetup close btrfs1 btrfs2
+rm btrfs*
+clean "mounts"
+
 # --- block devices ------------------------------------------------------------------------------------------
 
 rdo=$(loopdev golden.img -r)

@@ -392,30 +392,21 @@ char *file_contents(const struct file *f)
 
 /* ---- Mounts ---- */
 
-/* Filesystems with device numbers of their own are known by the device they name. */
-static bool is_mount_of(const struct mountinfo *m, dev_t dev)
-{
-	struct stat st;
-
-	return m->dev == dev || (m->source[0] == '/' && !stat(m->source, &st) && S_ISBLK(st.st_mode) && st.st_rdev == dev);
-}
-
 char *device_mount(dev_t dev, bool *writable)
 {
-	FILE *f = mountinfo_open();
+	struct mounts *mounts = mounts_read(MOUNTINFO);
 	char *found = NULL;
-	struct mountinfo m;
+	struct mount m;
 
 	*writable = false;
-	while (f && !*writable && mountinfo_next(f, &m)) {
-		if (!is_mount_of(&m, dev))
+	while (mounts && !*writable && mounts_next(mounts, &m)) {
+		if (!mount_is_of(&m, dev))
 			continue;
 		free(found);
 		found = xasprintf("%s", m.point);
 		*writable = m.writable;
 	}
-	if (f)
-		fclose(f);
+	mounts_free(mounts);
 	return found;
 }
 

@@ -1,64 +1,91 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what is mounted, by /proc/self/mountinfo: unlike /proc/mounts it
- * has the device numbers, and no filesystem, whose server may be gone, has to
- * be asked for its own. Part of the plugin for dmeventd, too: nothing here
- * prints or exits.
+ * cowsetup: what is mounted, by /proc/PID/mountinfo: unlike /proc/mounts it has
+ * the device numbers, and no filesystem, whose server may be gone, has to be
+ * asked for its own. Users choose much of what is in there, so libmount reads
+ * it. Part of the plugin for dmeventd, too: nothing here prints or exits.
  */
 
 #include "mountinfo.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysmacros.h>
+#include <sys/stat.h>
 
-FILE *mountinfo_open(void)
+#include <libmount.h>
+
+#include "sysfs.h"
+
+struct mounts {
+	struct libmnt_table *table;
+	struct libmnt_iter *iter;
+};
+
+void mounts_free(struct mounts *mounts)
 {
-	return fopen("/proc/self/mountinfo", "re");
+	if (!mounts)
+		return;
+	mnt_free_iter(mounts->iter);
+	mnt_unref_table(mounts->table);
+	free(mounts);
 }
 
-/* Blanks and the like are written as \040. */
-static void unescape(char *text)
+struct mounts *mounts_read(const char *path)
 {
-	unsigned int c;
-	char *to = text;
+	struct mounts *mounts = calloc(1, sizeof(*mounts));
 
-	for (; *text; to++) {
-		if (*text == '\\' && sscanf(text + 1, "%3o", &c) == 1) {
-			*to = c;
-			text += 4;
-		} else {
-			*to = *text++;
-		}
-	}
-	*to = 0;
+	if (!mounts)
+		return NULL;
+	mounts->table = mnt_new_table_from_file(path);
+	mounts->iter = mnt_new_iter(MNT_ITER_FORWARD);
+	if (mounts->table && mounts->iter)
+		return mounts;
+	mounts_free(mounts);
+	return NULL;
 }
 
-/* "36 35 98:0 /root /point rw,noatime shared:1 - ext3 /dev/root rw": any number of fields before the hyphen. */
-static bool parse(const char *line, struct mountinfo *m)
+static const char *text_or_empty(const char *text)
 {
-	const char *rest = strstr(line, " - ");
-	unsigned int maj, min;
-	char access[3];
+	return text ? text : "";
+}
 
-	if (!rest || sscanf(line, "%*u %*u %u:%u %*s %4095s %2s", &maj, &min, m->point, access) != 4 ||
-	    sscanf(rest, " - %63s %4095s", m->type, m->source) != 2)
+bool mounts_next(struct mounts *mounts, struct mount *m)
+{
+	struct libmnt_fs *fs;
+
+	if (mnt_table_next_fs(mounts->table, mounts->iter, &fs))
 		return false;
-	m->dev = makedev(maj, min);
-	m->writable = !strcmp(access, "rw");
-	unescape(m->point);
-	unescape(m->source);
+	m->dev = mnt_fs_get_devno(fs);
+	/* By this mount: the filesystem's own options are apart. */
+	m->writable = !mnt_optstr_get_option(text_or_empty(mnt_fs_get_vfs_options(fs)), "rw", NULL, NULL);
+	m->point = text_or_empty(mnt_fs_get_target(fs));
+	m->type = text_or_empty(mnt_fs_get_fstype(fs));
+	m->source = text_or_empty(mnt_fs_get_source(fs));
 	return true;
 }
 
-bool mountinfo_next(FILE *f, struct mountinfo *m)
-{
-	char *line = NULL;
-	size_t room = 0;
-	bool found = false;
+/* ---- Whose mount it is ---- */
 
-	while (!found && getline(&line, &room, f) > 0)
-		found = parse(line, m);
-	free(line);
-	return found;
+bool mount_is_of(const struct mount *m, dev_t dev)
+{
+	struct stat st;
+	char *fs, *own;
+	bool same;
+
+	if (m->dev == dev)
+		return true;
+	/*
+	 * A btrfs has a number of its own, and shows one of its devices, which the
+	 * kernel knows; a text that somebody has chosen is no proof.
+	 */
+	if (strcmp(m->type, "btrfs") || stat(m->source, &st) || !S_ISBLK(st.st_mode))
+		return false;
+	if (st.st_rdev == dev)
+		return true;
+	fs = dev_btrfs(st.st_rdev);
+	own = dev_btrfs(dev);
+	same = fs && own && !strcmp(fs, own);
+	free(fs);
+	free(own);
+	return same;
 }

@@ -6,23 +6,33 @@
 #ifndef COWSETUP_MOUNTINFO_H
 #define COWSETUP_MOUNTINFO_H
 
-#include <limits.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <sys/types.h>
 
-struct mountinfo {
+/* Its texts are those of the mounts that it was read from, and live as long. Each may be empty, none is NULL. */
+struct mount {
 	dev_t dev;		/* as stat() has it for what is in it, but for parts of a btrfs */
 	bool writable;		/* by this mount */
-	char point[PATH_MAX];
-	char type[64];
-	char source[PATH_MAX];	/* what was mounted: a device's path, or any other text */
+	const char *point;
+	const char *type;	/* the kernel's word: a user of FUSE chooses only what follows "fuse." */
+	const char *source;	/* whoever mounts chooses this text: it is no proof of anything */
 };
 
-/* Our mounts, in the order they were made: to be closed with fclose(), NULL where there is no /proc. */
-FILE *mountinfo_open(void);
+struct mounts;
 
-/* The next one; false after the last. */
-bool mountinfo_next(FILE *f, struct mountinfo *m);
+/* Our own, or those of a process: /proc/PID/mountinfo. */
+#define MOUNTINFO	"/proc/self/mountinfo"
+
+/* Read them; NULL if that is not to be had. */
+struct mounts *mounts_read(const char *path);
+
+/* The next one, in the order in which they were made; false after the last. */
+bool mounts_next(struct mounts *mounts, struct mount *m);
+
+/* @mounts may be NULL. */
+void mounts_free(struct mounts *mounts);
+
+/* Is this a mount of a filesystem on that block device? */
+bool mount_is_of(const struct mount *m, dev_t dev);
 
 #endif /* COWSETUP_MOUNTINFO_H */

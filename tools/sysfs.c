@@ -141,6 +141,38 @@ bool dev_stands_on_cowloop(dev_t dev)
 	return stands_on_cowloop(dev, 0);
 }
 
+/* What the kernel calls it: "dm-3"; to be freed, or NULL. */
+static char *kernel_name(dev_t dev)
+{
+	char link[64], *target, *name;
+
+	snprintf(link, sizeof(link), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+	target = realpath(link, NULL);
+	name = target ? strrchr(target, '/') : NULL;
+	name = name ? strdup(name + 1) : NULL;
+	free(target);
+	return name;
+}
+
+char *dev_btrfs(dev_t dev)
+{
+	char *name = kernel_name(dev), *path, *found = NULL;
+	DIR *dir = name ? opendir("/sys/fs/btrfs") : NULL;
+	struct dirent *entry;
+
+	while (dir && !found && (entry = readdir(dir))) {
+		if (asprintf(&path, "/sys/fs/btrfs/%s/devices/%s", entry->d_name, name) < 0)
+			break;
+		if (!access(path, F_OK))
+			found = strdup(entry->d_name);
+		free(path);
+	}
+	if (dir)
+		closedir(dir);
+	free(name);
+	return found;
+}
+
 /* ---- The file of a loop device ---- */
 
 static bool loop_status(dev_t dev, struct loop_info64 *info)
@@ -198,12 +230,12 @@ bool loop_backing(dev_t dev, struct stat *st)
 /* Where @file, a path on a filesystem of which only that is known, is to be found; NULL if it is not. */
 static char *find_file(const struct loop_info64 *info, const char *file)
 {
-	FILE *f = mountinfo_open();
+	struct mounts *mounts = mounts_read(MOUNTINFO);
 	char *path, *found = NULL;
-	struct mountinfo m;
+	struct mount m;
 	struct stat st;
 
-	while (f && !found && mountinfo_next(f, &m)) {
+	while (mounts && !found && mounts_next(mounts, &m)) {
 		/* What cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
 		if (m.dev != (dev_t)info->lo_device && strcmp(m.type, "btrfs") != 0)
 			continue;
@@ -214,8 +246,7 @@ static char *find_file(const struct loop_info64 *info, const char *file)
 		else
 			free(path);
 	}
-	if (f)
-		fclose(f);
+	mounts_free(mounts);
 	return found;
 }
 

@@ -24,6 +24,9 @@ bool dev_is_cowloop(dev_t dev);
 /* Is it a cowloop device, or a part of one, or made of one, by device-mapper or md, at any depth? */
 bool dev_stands_on_cowloop(dev_t dev);
 
+/* The UUID of the btrfs in use that a device is a part of, to be freed; or NULL. */
+char *dev_btrfs(dev_t dev);
+
 /* Only root and its like may. */
 bool loop_may_be_asked(dev_t dev);
 

@@ -20,6 +20,15 @@ runs "the corpus, and ${COWFUZZ_COUNT:=10000} mutations" \
 	env COWFUZZ_SEED="$seed" ASAN_OPTIONS=max_allocation_size_mb=256:exitcode=99 \
 	timeout 3000 "$fuzz" "$COWFUZZ_COUNT" "$top"/tests/fuzz/corpus/*
 
+# what users have mounted
+mountfuzz=$top/build/tools-asan/mountfuzz
+if [ -x "$mountfuzz" ]; then
+	runs "mounts of any names, as the kernel writes them, and with bytes changed" \
+		env COWFUZZ_SEED="$seed" timeout 300 "$mountfuzz" $((COWFUZZ_COUNT / 10))
+else
+	skip "there is no $mountfuzz; make check builds it"
+fi
+
 # the same from outside, for what can't be done in one process: other lengths, stdin, random bytes
 image rdo 2000384
 makecow c --units 0,5-90,200-300/3,last
