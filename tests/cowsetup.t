@@ -645,6 +645,54 @@ dmsetup remove slow
 losetup --detach "$rdo"
 before=$(loops)
 
+# --- udev ---------------------------------------------------------------------------------------------------
+
+# for the library it runs; but it is stopped, or sees other semaphores
+mkdir -p /run/udev
+: >/run/udev/control
+unset DM_DISABLE_UDEV
+cookies() { dmsetup udevcookies | grep -o '0x[0-9a-f]*'; }
+
+(until cookies >cookie; do sleep 0.1; done; dmsetup udevcomplete "$(cat cookie)" >/dev/null) &
+exits 0 "open, and udev answers" cowsetup open golden.img udev.cow
+is "$out" /dev/mapper/udev "has nothing to complain of"
+is "$(cookies)" '' "no cookie is left"
+wait
+exits 0 "close, and udev never answers" timeout 600 cowsetup-asan close udev
+says 'udev: waiting for udev, which has not answered so far; \^C ends that' "says what it waits for"
+says 'udev: udev does not answer, and is not waited for any more' "and that it goes on without it"
+is "$(cookies)" '' "no cookie is left: close"
+[ ! -e /dev/mapper/udev ]
+ok $? "the node is gone all the same"
+clean "udev does not answer"
+exits 0 "open, and udev never answers" timeout 600 cowsetup-asan open golden.img udev.cow
+says '^/dev/mapper/udev$' "makes the device"
+runs "which is there" cmp golden.img /dev/mapper/udev
+is "$(cookies)" '' "no cookie is left: open"
+/usr/local/bin/cowsetup-asan close udev >said 2>&1 &
+waits 0x cookies
+kill -TERM $!
+wait $!
+is $? 0 "close, interrupted when the device has gone"
+like "$(cat said)" 'udev: udev does not answer' "does not wait"
+is "$(cookies)" '' "no cookie is left: close, interrupted"
+[ ! -e /dev/mapper/udev ]
+ok $? "nor the node"
+rm udev.cow
+/usr/local/bin/cowsetup-asan open golden.img udev.cow >said 2>&1 &
+waits '[2367abef]$' grep SigCgt /proc/$!/status
+waits 0x cookies
+kill -INT $!
+wait $!
+is $? 1 "open, interrupted while it waits for udev"
+like "$(cat said)" 'Interrupted; everything is as it was' "says so: udev"
+[ ! -e udev.cow ] && [ ! -e /dev/mapper/udev ]
+ok $? "neither cowfile nor device is left"
+is "$(cookies)" '' "no cookie is left: open, interrupted"
+clean "interrupted while it waits for udev"
+rm -r /run/udev
+export DM_DISABLE_UDEV=1
+
 # --- readonly, detach ---------------------------------------------------------------------------------------
 
 truncate -s 64M disk.img

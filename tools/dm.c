@@ -3,7 +3,7 @@
  * cowsetup: device-mapper.
  *
  * Nodes under /dev/mapper are udev's business where it runs: with the cookie
- * that goes with every change, the library waits until its rules are through.
+ * that goes with every change, udev.c waits until its rules are through.
  * Where there is no udev, or DM_DISABLE_UDEV says so, the library makes them
  * itself; that is why it is not told to leave everything to udev.
  *
@@ -25,6 +25,8 @@
 #include <unistd.h>
 
 #include <libdevmapper.h>
+
+#include "udev.h"
 
 /* ---- The library ---- */
 
@@ -88,8 +90,8 @@ static int run(struct dm_task *task)
 	return err ? err : EIO;
 }
 
-/* Run a task that makes, changes or removes a node; wait until that is done. */
-static int run_with_udev(struct dm_task *task, uint16_t flags)
+/* Run a task that makes, changes or removes the node of @name; wait until that is done. */
+static int run_with_udev(struct dm_task *task, const char *name, uint16_t flags)
 {
 	uint32_t cookie = 0;
 	int err;
@@ -97,7 +99,7 @@ static int run_with_udev(struct dm_task *task, uint16_t flags)
 	if (!dm_task_set_cookie(task, &cookie, flags))
 		return EIO;
 	err = run(task);
-	dm_udev_wait(cookie);
+	udev_wait(name, cookie);
 	dm_task_update_nodes();
 
 	return err;
@@ -332,7 +334,7 @@ static int load(const char *name, u64 start, u64 sectors, const char *params, bo
 static int resume(const char *name)
 {
 	struct dm_task *task = new_task(DM_DEVICE_RESUME, name);
-	int err = run_with_udev(task, 0);
+	int err = run_with_udev(task, name, 0);
 
 	dm_task_destroy(task);
 	return err;
@@ -349,7 +351,7 @@ static int remove_named(const char *name, bool deferred)
 	else
 		dm_task_retry_remove(task);
 	/* Nor would the library wait with the node until a device in use has gone. */
-	err = run_with_udev(task, deferred ? DM_UDEV_DISABLE_LIBRARY_FALLBACK : 0);
+	err = run_with_udev(task, name, deferred ? DM_UDEV_DISABLE_LIBRARY_FALLBACK : 0);
 	dm_task_destroy(task);
 
 	return err;

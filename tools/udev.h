@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: waiting for udev.
+ */
+
+#ifndef COWSETUP_UDEV_H
+#define COWSETUP_UDEV_H
+
+#include <stdint.h>
+
+/*
+ * Wait until udev's rules are through with a change of the device @name, for
+ * which the task had this cookie; the cookie is gone then. The wait ends when
+ * udev does not answer for half a minute, or when a signal asks for it: that is
+ * said, and from then on nobody waits for udev any more in this process.
+ */
+void udev_wait(const char *name, uint32_t cookie);
+
+#endif /* COWSETUP_UDEV_H */
