@@ -93,7 +93,7 @@ static const struct poptOption option_table[] = {
 	{ "exec", '\0', POPT_ARG_STRING, NULL, OPT_EXEC,
 	  "Run a command when space is short, and go on watching", "COMMAND" },
 	{ "force", 'f', POPT_ARG_NONE, NULL, OPT_FORCE,
-	  "Overwrite what is there; use what others own; repair what can only be guessed; close what cannot be synced", NULL },
+	  "Overwrite what is there; use what others own or may write; repair what can only be guessed; close what cannot be synced", NULL },
 	{ "format", '\0', POPT_ARG_STRING, NULL, OPT_FORMAT,
 	  "Format of the cowfile: 1 (the original's) or 2 (the default)", "NUMBER" },
 	{ "gone", '\0', POPT_ARG_NONE, NULL, OPT_GONE,

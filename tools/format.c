@@ -318,6 +318,9 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	r = check_new_options(format);
 	if (!r)
 		r = open_plain_rdo(&rdo, rdo_path);
+	/* On the way to a device that has been asked. */
+	if (!r && !made)
+		r = refuse_writers(&rdo);
 	if (!r)
 		r = choose_geometry(&rdo, format, &geo);
 	if (!r)

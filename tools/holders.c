@@ -55,13 +55,13 @@ void holders_free(struct holders *h)
 	*h = HOLDERS_NONE;
 }
 
-/* Leave those only that may write. */
-static void keep_writers(struct holders *h)
+/* Leave those only that may write, or, with @dev, all but that device. */
+static void keep(struct holders *h, dev_t dev)
 {
 	size_t nr = 0;
 
 	for (size_t i = 0; i < h->nr; i++) {
-		if (h->list[i].writes) {
+		if (dev ? h->list[i].dev != dev : h->list[i].writes) {
 			h->list[nr++] = h->list[i];
 		} else {
 			free(h->list[i].text);
@@ -69,6 +69,11 @@ static void keep_writers(struct holders *h)
 		}
 	}
 	h->nr = nr;
+}
+
+void holders_drop(struct holders *h, dev_t dev)
+{
+	keep(h, dev);
 }
 
 char *holders_text(const struct holders *h, bool how)
@@ -574,13 +579,12 @@ static void find(struct holders *h, const struct stat *st, unsigned int what)
 {
 	const bool block = S_ISBLK(st->st_mode);
 
-	if (what & HOLDERS_USES) {
-		if (block)
-			find_uses(h, st->st_rdev, 0);
-		else
-			find_swap(h, st, "");
+	if (what & HOLDERS_CLAIMS && block)
+		find_uses(h, st->st_rdev, 0);
+	else if (what & HOLDERS_CLAIMS)
+		find_swap(h, st, "");
+	if (what & HOLDERS_LOOPS)
 		find_loops(h, st);
-	}
 	if (what & HOLDERS_OPEN && block)
 		find_device_processes(h, st->st_rdev);
 	else if (what & (HOLDERS_OPEN | HOLDERS_LOCKED))
@@ -663,7 +667,7 @@ int refuse_writers(const struct file *rdo)
 	find(&h, &st, HOLDERS_USES | HOLDERS_OPEN);
 	if (rdo->block && dev_is_loop(st.st_rdev))
 		find_behind(&h, st.st_rdev, 0);
-	keep_writers(&h);
+	keep(&h, 0);
 	if (!h.nr && !rdo->block && !rdo->writable && is_open_for_writing(rdo->fd))
 		add(&h, 0, true, xasprintf("open for writing by a program that cannot be seen from here"), NULL);
 	text = holders_text(&h, true);

@@ -23,9 +23,11 @@ struct holders {
 #define HOLDERS_NONE	((struct holders){ 0 })
 
 enum {
-	HOLDERS_USES = 1,	/* what is made of it: loop devices, devices above, mounts, swap; its partitions' too */
-	HOLDERS_OPEN = 2,	/* processes that have it open: all of them for root, one's own for others */
-	HOLDERS_LOCKED = 4,	/* processes that have a file locked by flock(): all of them for all */
+	HOLDERS_CLAIMS = 1,	/* who has it for himself: devices above, mounts, swap; on its partitions, too */
+	HOLDERS_LOOPS = 2,	/* loop devices that are made of it */
+	HOLDERS_USES = 3,	/* both */
+	HOLDERS_OPEN = 4,	/* processes that have it open: all of them for root, one's own for others */
+	HOLDERS_LOCKED = 8,	/* processes that have a file locked by flock(): all of them for all */
 };
 
 /*
@@ -37,6 +39,9 @@ void holders_find(struct holders *h, const struct file *f, unsigned int what);
 void holders_find_device(struct holders *h, dev_t dev, unsigned int what);
 
 void holders_free(struct holders *h);
+
+/* Leave out a device that is made of it. */
+void holders_drop(struct holders *h, dev_t dev);
 
 /*
  * The holders in words, to be freed; NULL: there are none. With @how, the

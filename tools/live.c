@@ -268,14 +268,47 @@ int cmd_sync(int argc, char **argv)
 /* Wait for a loop device to go; it stays if its user attached it himself. */
 static int wait_for_loop(dev_t dev, const char *file, bool autoclear)
 {
-	char *path;
+	struct holders h = HOLDERS_NONE;
+	char *path, *user;
 	int r = OK;
 
 	if (!file || !autoclear || loop_wait_gone(dev, file))
 		return OK;
 	path = dev_path(dev);
-	r = error(BUSY, "%s: still attached to %s, which another program has open.", file, path);
+	holders_find_device(&h, dev, HOLDERS_USES | HOLDERS_OPEN);
+	user = holders_text(&h, true);
+	r = error(BUSY, "%s: still attached to %s, which is in use: %s. When that has ended, it is detached by itself.",
+		  file, path, user ? user : "another program has it open");
+	free(user);
+	holders_free(&h);
 	free(path);
+	return r;
+}
+
+/*
+ * A loop device of ours goes with the device it was made for, unless something
+ * else has been made of it by then, as LVM does that finds its volumes there.
+ * This is found out before, as long as the device is there to be closed again.
+ */
+static int refuse_busy_loop(const struct dm_device *d, dev_t loop)
+{
+	struct holders h = HOLDERS_NONE;
+	char *path, *user;
+	int r = OK;
+
+	if (!loop_autoclear(loop))
+		return OK;
+	holders_find_device(&h, loop, HOLDERS_USES);
+	holders_drop(&h, d->dev);
+	user = holders_text(&h, true);
+	if (user) {
+		path = dev_path(loop);
+		r = error(BUSY, "%s: not closed, since its loop device %s is in use by others: %s. End that, and close it then; --force closes it now, and what it is made of stays in use.",
+			  d->name, path, user);
+		free(path);
+	}
+	free(user);
+	holders_free(&h);
 	return r;
 }
 
@@ -362,7 +395,11 @@ static int close_device(const struct dm_device *d)
 	/* Whoever is here to stay is not waited for. */
 	if (!opt.deferred && d->open_count && is_used(d))
 		return refuse_busy(d, EBUSY);
-	r = sync_before_close(d);
+	r = opt.force || opt.deferred ? OK : refuse_busy_loop(d, d->rdo);
+	if (!r && !opt.force && !opt.deferred && dm_has_cow(d))
+		r = refuse_busy_loop(d, d->cow);
+	if (!r)
+		r = sync_before_close(d);
 	if (r)
 		return r;
 

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include <linux/loop.h>
+#include <linux/major.h>
 
 /* ---- What sysfs says ---- */
 
@@ -103,6 +104,18 @@ static int try_attach(struct loop *l, int control, const struct file *f)
 	return -1;
 }
 
+/* Say why a file cannot be attached. It is there; what may be missing is the loop device's node. */
+static int explain(int control, const struct file *f)
+{
+	const int err = errno, nr = err == ENOENT ? ioctl(control, LOOP_CTL_GET_FREE) : -1;
+
+	if (nr >= 0)
+		return error(WRONG, "%s: needs a loop device, and the kernel has %d for it, but the node /dev/loop%d is missing: udev makes such nodes, or mknod /dev/loop%d b %d %d; a container has those that it was given.",
+			     f->path, nr, nr, nr, LOOP_MAJOR, nr);
+	errno = err;
+	return error_errno("%s: cannot be attached to a loop device", f->path);
+}
+
 int loop_attach(struct loop *l, const struct file *f)
 {
 	const struct timespec pause = { .tv_nsec = 10 * 1000 * 1000 };
@@ -124,7 +137,7 @@ int loop_attach(struct loop *l, const struct file *f)
 	if (r && interrupted)
 		errno = EINTR;
 	if (r)
-		r = error_errno("%s: cannot be attached to a loop device", f->path);
+		r = explain(control, f);
 	close(control);
 
 	return r;

@@ -14,7 +14,8 @@
  * format command does. A file that is missing is created, and not left behind
  * if it can't be done. @how is for refuse_overwrite(). @made is the file, open for
  * ourselves alone all the time, to be closed by the caller; NULL: it is not needed.
- * With it nothing is overwritten, --force or not.
+ * With it nothing is overwritten, --force or not, and whoever asks has seen that
+ * nobody writes the read-only device.
  */
 int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how,
 	     struct file *made);

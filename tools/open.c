@@ -418,20 +418,38 @@ static u64 device_sectors(const struct opening *o)
 	return sectors - sectors % (block / 512);
 }
 
+/* Both devices are as they should be, but the kernel finds one in use: say which, and by whom. */
+static int explain_busy(const struct opening *o)
+{
+	struct holders h = HOLDERS_NONE;
+	char *user;
+	int r;
+
+	if (dm_name_exists(o->name))
+		return error(BUSY, "%s: there is a device of this name already.", o->name);
+	if (o->rdo.block)
+		holders_find(&h, &o->rdo, HOLDERS_CLAIMS | HOLDERS_OPEN);
+	user = holders_text(&h, true);
+	if (user)
+		r = error(BUSY, "%s: in use: %s. Or, as long as nobody writes it: losetup --find --show --read-only %s prints a loop device that can be the read-only device.",
+			  o->rdo_path, user, o->rdo_path);
+	else
+		r = error(BUSY, "%s: the kernel finds %s or %s in use, by a program that has it open for itself alone.",
+			  o->name, o->rdo_path, o->cow_path);
+	free(user);
+	holders_free(&h);
+	return r;
+}
+
 /* Say why the kernel has refused a table, as far as that can be known. */
 static int explain(const struct opening *o, dev_t dev, int err)
 {
-	char *reason = dm_log_last(dev), *user = NULL;
+	char *reason = dm_log_last(dev);
 	int r;
 
-	if (err == EBUSY && o->rdo.block)
-		user = file_used_by(&o->rdo);
 	errno = err;
-	if (err == EBUSY && dm_name_exists(o->name))
-		r = error(BUSY, "%s: there is a device of this name already.", o->name);
-	else if (user)
-		r = error(BUSY, "%s: in use: %s; it can be the read-only device when nobody can write to it.",
-			  o->rdo_path, user);
+	if (err == EBUSY)
+		r = explain_busy(o);
 	else if (reason && strstr(reason, "Unrecognised optional parameter"))
 		r = error(WRONG, "The module dm-cowloop that is loaded is older than this cowsetup: %s",
 			  reason);
@@ -439,7 +457,6 @@ static int explain(const struct opening *o, dev_t dev, int err)
 		r = error_errno("%s: the kernel refuses it: %s", o->name, reason);
 	else
 		r = error_errno("%s: the kernel refuses it; dmesg may say why", o->name);
-	free(user);
 	free(reason);
 	return r;
 }
@@ -574,6 +591,8 @@ static int do_open(struct opening *o)
 		r = refuse_active(o->cow_path, false);
 	if (!r)
 		r = open_plain_rdo(&o->rdo, o->rdo_path);
+	if (!r)
+		r = refuse_writers(&o->rdo);
 	file_close(&o->rdo);
 	if (!r)
 		r = step_done(o, open_cow(o));
