@@ -8,7 +8,8 @@
  * to clean up, however things go.
  *
  * The loop device takes over our open file, and the flock() on it: as long as
- * it is attached, another cowsetup finds the cowfile in use.
+ * it is attached, another cowsetup finds the cowfile in use. A block device that
+ * was opened for ourselves alone stays so likewise.
  */
 
 #include "loop.h"
@@ -25,6 +26,9 @@
 
 #include <linux/loop.h>
 #include <linux/major.h>
+
+/* A direct read of so much, so aligned, suits any file and any device that can be used. */
+#define DIRECT_READ	4096
 
 /* ---- What sysfs says ---- */
 
@@ -72,11 +76,34 @@ bool loop_wait_gone(dev_t dev, const char *file)
 
 /* ---- Attaching ---- */
 
-/* Try one that is free now; -1 with errno set. */
-static int try_attach(struct loop *l, int control, const struct file *f)
+/*
+ * Does direct I/O work? A filesystem without it says so, and the kernel does
+ * without. overlayfs takes it on, whatever it lies on, and then fails each read:
+ * so read something. Buffered I/O is right in any case, if slower.
+ */
+static bool can_read_direct(const struct file *f)
 {
-	/* Blocks of 512 bytes: a device of any size, and whatever is in it, can be used. */
-	struct loop_config config = { .fd = f->fd, .block_size = 512 };
+	void *block;
+	bool can = true;
+	char path[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", f->fd);
+	fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
+	if (fd < 0)
+		return errno != EINVAL;
+	if (!posix_memalign(&block, DIRECT_READ, DIRECT_READ)) {
+		can = pread(fd, block, DIRECT_READ, 0) >= 0;
+		free(block);
+	}
+	close(fd);
+	return can;
+}
+
+/* Try one that is free now; -1 with errno set. */
+static int try_attach(struct loop *l, int control, const struct file *f, bool direct)
+{
+	struct loop_config config = { .fd = f->fd, .block_size = LOOP_BLOCK };
 	struct stat st;
 	char *path;
 	int nr;
@@ -90,8 +117,7 @@ static int try_attach(struct loop *l, int control, const struct file *f)
 	if (l->fd < 0)
 		return -1;
 
-	/* Direct I/O is left out by the kernel where it can't be done. */
-	config.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO |
+	config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (direct ? LO_FLAGS_DIRECT_IO : 0) |
 			       (f->writable ? 0 : LO_FLAGS_READ_ONLY);
 	snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, "%s", f->path);
 	if (!ioctl(l->fd, LOOP_CONFIGURE, &config) && !fstat(l->fd, &st)) {
@@ -119,6 +145,7 @@ static int explain(int control, const struct file *f)
 int loop_attach(struct loop *l, const struct file *f)
 {
 	const struct timespec pause = { .tv_nsec = 10 * 1000 * 1000 };
+	const bool direct = can_read_direct(f);
 	int control, r = -1;
 
 	*l = LOOP_CLOSED;
@@ -128,7 +155,7 @@ int loop_attach(struct loop *l, const struct file *f)
 				   f->path);
 	/* Others look for a free one, too: whoever comes second has to look again. */
 	for (int i = 0; i < 200 && r && !interrupted; i++) {
-		r = try_attach(l, control, f);
+		r = try_attach(l, control, f, direct);
 		if (r && errno != EBUSY && errno != ENXIO && errno != ENOENT && errno != EINTR)
 			break;
 		if (r)

@@ -17,9 +17,13 @@ struct loop {
 
 #define LOOP_CLOSED	((struct loop){ .fd = -1 })
 
+/* Bytes: a device of any size, and whatever is in it, can be used. */
+#define LOOP_BLOCK	512
+
 /*
  * Attach a file to a free loop device, which goes away by itself when nobody
- * has it open any more. It is read-only if the file was opened so.
+ * has it open any more. It is read-only if the file was opened so, and has blocks
+ * of LOOP_BLOCK bytes, whatever the file is on; which may be a block device, too.
  */
 int loop_attach(struct loop *l, const struct file *f);
 
