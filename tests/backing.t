@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 #
-# What lies under a device and is unlike ext4: btrfs, and filesystems without sparse files.
+# What lies under a device and is unlike ext4: btrfs, filesystems without sparse files, overlayfs over what has no direct
+# I/O, and block devices with larger blocks than the image's.
 #
 # vm: --smp 2 --mem 1G --timeout 1800
 
@@ -169,5 +170,143 @@ umount m
 dmsetup remove slow
 losetup -d "$under"
 rm under.img big.img
+
+# --- overlayfs over what has no direct I/O -------------------------------------------------------------------
+
+# direct: whether the loop devices of rdo and of the cowfile have direct I/O
+direct() {
+	dmsetup table t | awk '{ print $4, $5 }' | tr ' ' '\n' | while read -r number; do
+		cat "/sys/dev/block/$number/loop/dio"
+	done | tr '\n' ' '
+}
+
+# used NAME: the device t can be written and read, and closed, and opened again
+used() {
+	cp golden.img want
+	cowtest io want 1M 2M --write --stamp 1 >/dev/null
+	runs "$1: write" cowtest io $dev 1M 2M --write --stamp 1
+	runs "$1: sync" cowsetup sync t
+	echo 3 >/proc/sys/vm/drop_caches
+	runs "$1: read" cmp want $dev
+	exits 0 "$1: close" cowsetup close t
+}
+
+mkdir lower upper tmpfs
+mkdir lower/in
+cp golden.img lower/in
+mksquashfs lower/in lower.sq -quiet -no-progress >/dev/null
+rm -r lower/in
+mount -t squashfs lower.sq lower
+mount -t tmpfs tmpfs upper
+mkdir upper/u upper/w
+mount -t overlay overlay -o lowerdir=lower,upperdir=upper/u,workdir=upper/w m
+exits 0 "overlayfs over squashfs and tmpfs: open" cowsetup open m/golden.img m/mine.cow t
+used "overlayfs over squashfs and tmpfs"
+exits 0 "overlayfs: open it again" cowsetup open m/golden.img m/mine.cow t
+runs "overlayfs: it is all there" cmp want $dev
+cowsetup close t
+umount m
+umount lower
+umount upper
+
+disk ext4.img 100M mkfs.ext4 -q
+cp golden.img m
+exits 0 "ext4: open" cowsetup open m/golden.img m/mine.cow t
+is "$(direct)" "1 1 " "ext4: direct I/O"
+cowsetup close t
+undisk
+
+# --- blocks ---------------------------------------------------------------------------------------------------
+
+# an image that can be used with blocks of 512 bytes only: a partition table, FAT with such sectors, xfs
+truncate -s 400M disk.img
+echo '2048,65536
+67584,' | sfdisk -q disk.img
+loop=$(loopdev disk.img --partscan)
+partx -u "$loop"
+mkfs.vfat -S 512 "${loop}p1" >/dev/null 2>&1
+mkfs.xfs -q -s size=512 "${loop}p2"
+losetup -d "$loop"
+settles '' "the image is nobody's" losetup --noheadings --associated disk.img
+
+parts=$(partx --noheadings --output SECTORS disk.img | tr -d ' \n')
+
+# linear NAME NUMBER: makes a device of a partition
+linear() {
+	dmsetup create "$1" --table "0 $(partx --noheadings --output SECTORS --nr "$2" $dev | tr -d ' ') linear $dev \
+		$(partx --noheadings --output START --nr "$2" $dev | tr -d ' ')"
+}
+
+# blocks NAME COW: what is in the image can be used with this cow device, of blocks of 4096 bytes
+blocks() {
+	is "$(blockdev --getss "$2")" 4096 "$1: blocks of 4096 bytes"
+	exits 0 "$1: open" cowsetup open disk.img "$2" t
+	is "$(blockdev --getss $dev)" 512 "$1: the device has those of the image"
+	is "$(partx --noheadings --output SECTORS $dev | tr -d ' \n')" "$parts" "$1: its partitions are found"
+	for part in 1 2; do
+		linear p$part $part
+		runs "$1: mount partition $part" mount /dev/mapper/p$part m
+		echo "$1" >m/note
+		umount m
+	done
+	is "$(cowsetup status --json t | grep -c '"free_of": "filesystem"')" 0 "$1: the node's filesystem is not the cowfile's"
+	dmsetup remove p1
+	dmsetup remove p2
+	exits 5 "$1: the cow device is in use" cowsetup open disk.img "$2" t2
+	exits 0 "$1: close" cowsetup close t
+	runs "$1: the cow device is free again" cowsetup check --rdo disk.img "$2"
+	runs "$1: in order" cowfile dump --rdo disk.img "$2"
+	exits 0 "$1: open again" cowsetup open disk.img "$2" t
+	for part in 1 2; do
+		linear p$part $part
+		mount -o ro /dev/mapper/p$part m
+		is "$(cat m/note)" "$1" "$1: what was written to partition $part"
+		umount m
+		dmsetup remove p$part
+	done
+	exits 0 "$1: close it again" cowsetup close t
+}
+
+modprobe zram
+echo 500M >/sys/block/zram0/disksize
+blocks zram /dev/zram0
+modprobe -r zram
+truncate -s 500M cow.img
+cow=$(losetup --find --show --sector-size 4096 cow.img)
+blocks "a disk" "$cow"
+losetup -d "$cow"
+
+# a thin one: a write that has no space must fail itself, and so nothing lies between
+modprobe dm_thin_pool
+truncate -s 8M data.img
+truncate -s 8M meta.img
+data=$(losetup --find --show --sector-size 4096 data.img)
+meta=$(loopdev meta.img)
+dmsetup create pool --table "0 16384 thin-pool $meta $data 128 0 1 error_if_no_space"
+dmsetup message pool 0 "create_thin 0"
+dmsetup create thin --table "0 819200 thin /dev/mapper/pool 0"
+dmsetup create above --table "0 819200 linear /dev/mapper/thin 0"
+exits 0 "thin: open" cowsetup open golden.img /dev/mapper/above t
+says 'above: blocks of 4096 bytes, those of golden.img are 512: .*cannot be mounted' "thin: says what cannot be had"
+is "$(blockdev --getss $dev)" 4096 "thin: blocks of 4096 bytes"
+no_space "thin: a write without space fails itself" cowtest io $dev 0 16M --write --stamp 1
+exits 0 "thin: close" cowsetup close t
+dmsetup remove above
+dmsetup remove thin
+dmsetup remove pool
+losetup -d "$data"
+losetup -d "$meta"
+
+# the other way round: blocks of 4096 bytes in rdo stay so
+rm cow.img
+truncate -s 500M cow.img
+loop=$(losetup --find --show --sector-size 4096 --read-only golden.img)
+cow=$(loopdev cow.img)
+exits 0 "rdo of 4096: open" cowsetup open "$loop" "$cow" t
+is "$(blockdev --getss $dev)" 4096 "rdo of 4096: so has the device"
+is "$(dmsetup table t | awk '{ print $5 }')" "$(cat /sys/block/"${cow#/dev/}"/dev)" "rdo of 4096: nothing lies between"
+cowsetup close t
+losetup -d "$loop"
+losetup -d "$cow"
 
 done_testing

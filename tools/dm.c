@@ -279,6 +279,57 @@ int dm_list(struct dm_device **devices, size_t *nr)
 
 /* ---- Changes ---- */
 
+/* Of a device by its number. */
+static struct dm_task *run_task_of(int type, dev_t dev)
+{
+	struct dm_task *task = new_task(type, NULL);
+
+	if (dm_task_set_major(task, major(dev)) && dm_task_set_minor(task, minor(dev)) && !run(task))
+		return task;
+	dm_task_destroy(task);
+	return NULL;
+}
+
+static bool has_thin_target(dev_t dev)
+{
+	struct dm_task *task = run_task_of(DM_DEVICE_TABLE, dev);
+	char *type = NULL, *params;
+	uint64_t start, length;
+	bool found = false;
+	void *next = NULL;
+
+	while (task && !found) {
+		next = dm_get_next_target(task, next, &start, &length, &type, &params);
+		found = type && (!strcmp(type, "thin") || !strcmp(type, "vdo"));
+		if (!next)
+			break;
+	}
+	if (task)
+		dm_task_destroy(task);
+	return found;
+}
+
+/* @depth: more than device-mapper can be stacked. */
+static bool is_thin(dev_t dev, unsigned int depth)
+{
+	struct dm_task *task;
+	struct dm_deps *deps;
+	bool found = has_thin_target(dev);
+
+	task = found || !depth ? NULL : run_task_of(DM_DEVICE_DEPS, dev);
+	deps = task ? dm_task_get_deps(task) : NULL;
+	for (u32 i = 0; deps && i < deps->count && !found; i++)
+		found = is_thin(deps->device[i], depth - 1);
+	if (task)
+		dm_task_destroy(task);
+	return found;
+}
+
+bool dm_is_thin(dev_t dev)
+{
+	return is_thin(dev, 32);
+}
+
 static unsigned int count_words(const char *text)
 {
 	unsigned int nr = 0;

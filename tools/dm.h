@@ -104,6 +104,9 @@ int dm_look(const char *name, struct dm_device *d);
 /* All of them, in an array to be freed. */
 int dm_list(struct dm_device **devices, size_t *nr);
 
+/* Can a block device, or one that it is made of, run out of space for what is written? */
+bool dm_is_thin(dev_t dev);
+
 /*
  * The part of a table line behind "cowloop"; @options is a list of words or
  * empty. To be freed.

@@ -61,9 +61,9 @@ static bool is_device(dev_t dev, const struct file *f)
 
 	if (!dev)
 		return false;
-	if (!f->block)
-		return loop_has_file(dev, f);
-	return !fstat(f->fd, &st) && st.st_rdev == dev;
+	if (f->block && !fstat(f->fd, &st) && st.st_rdev == dev)
+		return true;
+	return loop_has_file(dev, f);
 }
 
 /* One that has let go of its cowfile has but a number, which may be another's by now. */
@@ -347,10 +347,42 @@ static dev_t device_of(const struct file *f, const struct loop *l)
 {
 	struct stat st = { 0 };
 
-	if (!f->block)
+	if (l->fd >= 0)
 		return l->dev;
 	fstat(f->fd, &st);
 	return st.st_rdev;
+}
+
+/* Bytes in a block of the device that is or will be made of a file or device. */
+static int block_size(const struct file *f)
+{
+	int size;
+
+	return f->block && !ioctl(f->fd, BLKSSZGET, &size) && size > LOOP_BLOCK ? size : LOOP_BLOCK;
+}
+
+/*
+ * Needs the cow device a loop device over it? What is in an image may need the
+ * blocks that the image has: partition tables count in them, and xfs, FAT and
+ * others do not mount where blocks are larger. Larger blocks of the cow device
+ * must not become those of the device, and those of a loop device are small.
+ * Larger blocks of the image stay.
+ *
+ * Such a loop device has no direct I/O: what is written is in the page cache
+ * until it is flushed. Where the cow device may be out of space, a write that has
+ * none must fail itself, as it would not.
+ */
+static bool needs_small_blocks(const struct opening *o)
+{
+	const int rdo = block_size(&o->rdo), cow = block_size(&o->c.file);
+
+	if (!o->c.file.block || cow <= rdo)
+		return false;
+	if (!dm_is_thin(device_of(&o->c.file, &o->cow_loop)))
+		return true;
+	warn("%s: blocks of %d bytes, those of %s are %d: a partition table in it is not found, and xfs, FAT and small blocks of ext4 cannot be mounted. They can with a cowfile that is a file on a filesystem there.",
+	     o->cow_path, cow, o->rdo_path, rdo);
+	return false;
 }
 
 static int attach(struct opening *o)
@@ -359,7 +391,7 @@ static int attach(struct opening *o)
 
 	if (!o->rdo.block)
 		r = loop_attach(&o->rdo_loop, &o->rdo);
-	if (!r && !o->c.file.block)
+	if (!r && (!o->c.file.block || needs_small_blocks(o)))
 		r = loop_attach(&o->cow_loop, &o->c.file);
 	return r;
 }
@@ -406,12 +438,10 @@ static char *table_options(const struct opening *o)
 static u64 device_sectors(const struct opening *o)
 {
 	const u64 sectors = o->c.geo.rdo_sectors;
-	int block = 512, size;
+	int block = block_size(&o->rdo);
 
-	if (o->rdo.block && !ioctl(o->rdo.fd, BLKSSZGET, &size) && size > block)
-		block = size;
-	if (o->c.file.block && !ioctl(o->c.file.fd, BLKSSZGET, &size) && size > block)
-		block = size;
+	if (o->cow_loop.fd < 0 && block_size(&o->c.file) > block)
+		block = block_size(&o->c.file);
 	if (sectors % (block / 512))
 		warn("%s: its last %llu sectors do not fill a block of %d bytes and are left out.",
 		     o->rdo_path, sectors % (block / 512), block);
@@ -474,7 +504,7 @@ static int create(struct opening *o)
 		return USAGE;
 	sectors = device_sectors(o);
 	/* dm wants a block device for itself alone, which it is not while we have it so. */
-	if (o->c.file.block)
+	if (o->c.file.block && o->cow_loop.fd < 0)
 		file_close(&o->c.file);
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);

@@ -7,6 +7,7 @@
 #include "space.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "../dm-cowloop.h"
 #include "sysfs.h"
@@ -44,8 +45,10 @@ static u64 units_with_room(const struct dm_device *d)
 void space_look(const struct dm_device *d, struct statvfs *fs)
 {
 	char *file = dm_has_cow(d) ? loop_file(d->cow) : NULL;
+	struct stat st;
 
-	if (!file || statvfs(file, fs))
+	/* A device's node is on a filesystem, too, of which it takes nothing. */
+	if (!file || stat(file, &st) || S_ISBLK(st.st_mode) || statvfs(file, fs))
 		fs->f_frsize = 0;
 	free(file);
 }
