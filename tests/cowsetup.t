@@ -384,7 +384,7 @@ rm -f xfs.*
 
 refuses 2 'Only root' "anybody but root" anybody /usr/local/bin/cowsetup-asan open golden.img new.cow
 refuses 1 'requires <rdo> <cow> \[<name>\]' "one argument" cowsetup open golden.img
-refuses 1 'not allowed with action open' "an option of others" cowsetup open --force golden.img new.cow
+refuses 1 'not allowed with action open' "an option of others" cowsetup open --gone golden.img new.cow
 refuses 1 '--limit much: it must be a size' "a limit that is no size" cowsetup open --limit much golden.img new.cow
 refuses 4 'nix: No such file' "an image that is missing" cowsetup open nix new.cow
 refuses 4 'nix/new.cow: cannot be created: No such file' "a directory that is missing" cowsetup open golden.img nix/new.cow
