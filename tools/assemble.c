@@ -209,7 +209,7 @@ static int plan(struct assembly *a, const char *name, const char *rdo, const cha
 		exit(error(NO_MEMORY, "Out of memory."));
 	a->planned = grown;
 	grown[a->nr_planned++] = new;
-	printf("%s: %s %s\n", name, rdo, cow);
+	tell("%s: %s %s", name, rdo, cow);
 	return OK;
 }
 

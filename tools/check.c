@@ -41,8 +41,7 @@ struct check {
 
 static void print_line(const char *kind, const struct check *k, const char *text)
 {
-	progress_clear();
-	printf("%s: %s: %s.\n", k->c.file.path, kind, text);
+	tell("%s: %s: %s.", k->c.file.path, kind, text);
 }
 
 static void found_fault(struct cow_faults *faults, const char *id, const char *text)
@@ -388,13 +387,13 @@ static void print_result(struct check *k)
 		return;
 	}
 	if (k->nr_faults > MAX_LISTED)
-		printf("%s: and %llu more faults.\n", c->file.path, k->nr_faults - MAX_LISTED);
+		tell("%s: and %llu more faults.", c->file.path, k->nr_faults - MAX_LISTED);
 	if (k->nr_faults)
-		printf("%s: %llu fault%s; cowsetup repair -n %s says what can be done about %s.\n",
+		tell("%s: %llu fault%s; cowsetup repair -n %s says what can be done about %s.",
 		       c->file.path, k->nr_faults, k->nr_faults == 1 ? "" : "s", c->file.path,
 		       k->nr_faults == 1 ? "it" : "them");
 	else
-		printf("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).\n", c->file.path,
+		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", c->file.path,
 		       c->format, cow_state_text(c->state), k->used, c->geo.nr_units,
 		       size_text(k->used * c->geo.mapunit), percent_text(k->used, c->geo.nr_units));
 }

@@ -89,6 +89,9 @@ int error(enum exit_code code, const char *fmt, ...) __attribute__((format(print
 void warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void verbose(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* A line on stdout, with a newline behind it; controls in it are made visible, as in all messages. */
+void tell(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
 /* The message, ": " and what errno says; returns the exit code for errno. */
 int error_errno(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

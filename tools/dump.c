@@ -40,10 +40,6 @@ static void head_text(char *to, const u8 *from, size_t size)
 {
 	memcpy(to, from, size);
 	to[size] = 0;
-	text_make_utf8(to);
-	for (char *p = to; *p; p++)
-		if ((u8)*p < 0x20 || *p == 0x7f)
-			*p = '?';
 }
 
 static void dump_v2(const struct cow_head *head)
@@ -148,14 +144,11 @@ static void print_run(const struct cowfile *c, u64 first, u64 nr, u64 data, bool
 
 static void print_map_head(const struct cowfile *c)
 {
-	struct json_object *name;
-
 	if (opt.json) {
-		name = json_text(c->file.path);
-		printf("{\n  \"cowfile\":%s,\n  \"format\":%u,\n  \"unit_bytes\":%u,\n  \"device_bytes\":%llu,\n  \"extents\":[",
-		       json_object_to_json_string(name), c->format, c->geo.mapunit,
-		       c->geo.rdo_sectors * 512);
-		json_object_put(name);
+		printf("{\n  \"cowfile\":");
+		json_print(stdout, json_text(c->file.path), JSON_C_TO_STRING_PLAIN);
+		printf(",\n  \"format\":%u,\n  \"unit_bytes\":%u,\n  \"device_bytes\":%llu,\n  \"extents\":[",
+		       c->format, c->geo.mapunit, c->geo.rdo_sectors * 512);
 	} else {
 		printf("%14s %10s %20s %20s %20s\n", "unit", "units", "device offset", "bytes", "cowfile offset");
 	}

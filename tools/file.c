@@ -149,7 +149,7 @@ static int open_once(struct file *f, const char *path, unsigned int flags)
 	f->fd = open_checked(path, mode, false);
 	if (f->fd < 0)
 		return errno == EBUSY ? refuse_used(f, path) :
-					error_open(path, errno == ENOENT ? "" : "cannot be opened");
+					error_open(path, errno == ENOENT || errno == EACCES ? "" : "cannot be opened");
 	r = file_from_fd(f, f->fd, path);
 	if (!r && flags & FILE_OURS)
 		r = owner_refuse(f);

@@ -173,7 +173,7 @@ static void print_row(const struct dm_device *d, int width)
 {
 	char *rdo = live_file(d->rdo), *cow = dm_has_cow(d) ? live_file(d->cow) : xasprintf("-");
 
-	printf("%-*s %10s %10s %6s %-5s %-12s %s %s\n", width, d->name, size_text(d->sectors * 512),
+	tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, d->name, size_text(d->sectors * 512),
 	       size_text(d->used * d->mapunit), percent_text(d->used, d->total),
 	       d->dirty ? "dirty" : "clean", d->mode_word, rdo, cow);
 	free(rdo);
@@ -188,7 +188,7 @@ static void print_table(const struct dm_device *devices, size_t nr)
 		if ((int)strlen(devices[i].name) > width)
 			width = strlen(devices[i].name);
 	if (nr)
-		printf("%-*s %10s %10s %6s %-5s %-12s %s %s\n", width, "NAME", "SIZE", "USED", "USED%",
+		tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, "NAME", "SIZE", "USED", "USED%",
 		       "STATE", "MODE", "RDO", "COW");
 	for (size_t i = 0; i < nr; i++)
 		print_row(&devices[i], width);
@@ -644,7 +644,7 @@ int cmd_detach(int argc, char **argv)
 	if (r)
 		return r;
 	if (d.mode == DM_MODE_CLOSED) {
-		printf("%s: it has let go of its cowfile already.\n", d.name);
+		tell("%s: it has let go of its cowfile already.", d.name);
 		return OK;
 	}
 

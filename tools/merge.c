@@ -201,10 +201,10 @@ static int ask(const struct cowfile *c, const struct file *rdo, u64 used)
 {
 	if (c->state == COW_MERGED)
 		return OK;	/* nothing more is written to it */
-	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s\n"
+	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s "
 		       "Any other cowfile over %s cannot be used any more.",
 		       used, size_text(used * c->geo.mapunit), rdo->path, c->file.path,
-		       c->state == COW_MERGING ? "\nThis has begun; it can only be completed." : "",
+		       c->state == COW_MERGING ? " This has begun; it can only be completed." : "",
 		       rdo->path);
 }
 
@@ -246,7 +246,7 @@ int cmd_merge(int argc, char **argv)
 	if (!r && c.state == COW_MERGING)
 		r = check_record(&c, &rdo);
 	if (!r && !used && (c.state == COW_CLEAN || c.state == COW_DIRTY)) {
-		printf("%s: nothing to merge: no unit is used.\n", argv[1]);
+		tell("%s: nothing to merge: no unit is used.", argv[1]);
 	} else if (!r) {
 		r = ask(&c, &rdo, used);
 		if (!r) {
@@ -254,7 +254,7 @@ int cmd_merge(int argc, char **argv)
 			r = merge(&c, &rdo, used);
 		}
 		if (!r)
-			printf("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.\n",
+			tell("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
 			       argv[1], argv[0], argv[1], argv[0]);
 	}
 	if (r && begun && (c.state == COW_MERGING || c.state == COW_MERGED))

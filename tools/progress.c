@@ -70,12 +70,10 @@ static void duration(char *text, size_t room, u64 secs)
 
 static void show_json(u64 elapsed, u64 speed, u64 left)
 {
-	struct json_object *device = json_text(work.path);
-
-	fprintf(stream(), "{\"device\":%s,\"device_bytes\":\"%llu\",\"device_size\":\"%llu\",\"speed\":\"%llu\",\"eta_ms\":\"%llu\",\"time_ms\":\"%llu\"}\n",
-		json_object_to_json_string_ext(device, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE),
+	fprintf(stream(), "{\"device\":");
+	json_print(stream(), json_text(work.path), JSON_C_TO_STRING_PLAIN);
+	fprintf(stream(), ",\"device_bytes\":\"%llu\",\"device_size\":\"%llu\",\"speed\":\"%llu\",\"eta_ms\":\"%llu\",\"time_ms\":\"%llu\"}\n",
 		work.done, work.total, speed, left, elapsed);
-	json_object_put(device);
 }
 
 static void show_text(u64 speed, u64 left)

@@ -75,8 +75,9 @@ struct repair {
 static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
 {
 	progress_clear();
-	fprintf(p->to, "%s: %s: ", p->path, what);
-	vfprintf(p->to, fmt, ap);
+	text_print(p->to, p->path);
+	fprintf(p->to, ": %s: ", what);
+	text_vprint(p->to, fmt, ap);
 	fprintf(p->to, ".\n");
 }
 
@@ -417,9 +418,11 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they were",
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
-	if (holes)
-		fprintf(p->to, "%s: %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
-			p->path, holes);
+	if (holes) {
+		text_print(p->to, p->path);
+		fprintf(p->to, ": %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
+			holes);
+	}
 	return OK;
 }
 
@@ -583,13 +586,13 @@ static int finish(struct repair *p)
 static void print_result(const struct repair *p)
 {
 	if (p->mark != COW_CLEAN)
-		printf("%s: a merge was interrupted; run cowsetup merge again to complete it.\n", p->path);
+		tell("%s: a merge was interrupted; run cowsetup merge again to complete it.", p->path);
 	if (!p->nr_mended && !p->nr_left)
-		printf("%s: nothing to mend: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
+		tell("%s: nothing to mend: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 	else if (opt.dry_run)
-		printf("%s: nothing was changed, since this was a dry run.\n", p->path);
+		tell("%s: nothing was changed, since this was a dry run.", p->path);
 	else if (!p->nr_left)
-		printf("%s: repaired: %llu of %llu units used.\n", p->path, p->used, p->c.geo.nr_units);
+		tell("%s: repaired: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 }
 
 int repair_dirty(struct cowfile *c)

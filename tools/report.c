@@ -24,10 +24,21 @@ static void message(const char *prefix, const char *fmt, va_list ap, const char 
 	progress_clear();
 	fflush(stdout);
 	fprintf(stderr, "cowsetup: %s", prefix);
-	vfprintf(stderr, fmt, ap);
+	text_vprint(stderr, fmt, ap);
 	if (suffix)
 		fprintf(stderr, ": %s.", suffix);
 	fputc('\n', stderr);
+}
+
+void tell(const char *fmt, ...)
+{
+	va_list ap;
+
+	progress_clear();
+	va_start(ap, fmt);
+	text_vprint(stdout, fmt, ap);
+	va_end(ap);
+	putchar('\n');
 }
 
 int error(enum exit_code code, const char *fmt, ...)
@@ -131,7 +142,7 @@ int confirm(const char *fmt, ...)
 
 	fprintf(stderr, "\nWARNING!\n========\n");
 	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
+	text_vprint(stderr, fmt, ap);
 	va_end(ap);
 	fprintf(stderr, "\n\nAre you sure? (Type 'yes' in capital letters): ");
 	fflush(stderr);
@@ -160,7 +171,7 @@ void report_json(const char *key, struct json_object *value)
 
 static void print_item(const char *title, const char *value)
 {
-	printf("%-22s %s\n", title, value);
+	tell("%-22s %s", title, value);
 }
 
 void report_text(const char *key, const char *title, const char *value)
@@ -214,10 +225,8 @@ void report_size(const char *key, const char *title, u64 bytes)
 
 void report_print(struct json_object *o)
 {
-	printf("%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY |
-						      JSON_C_TO_STRING_SPACED |
-						      JSON_C_TO_STRING_NOSLASHESCAPE));
-	json_object_put(o);
+	json_print(stdout, o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED);
+	putchar('\n');
 }
 
 struct json_object *report_take(void)
@@ -276,6 +285,72 @@ void text_make_utf8(char *text)
 			n = 1;
 		}
 	}
+}
+
+/*
+ * A character that does something to a terminal, and is not seen: controls, also
+ * those from U+0080 to U+009F, and what changes the direction of the text.
+ */
+static bool is_control(const u8 *p, unsigned int length)
+{
+	switch (length) {
+	case 1:
+		return *p < 0x20 || *p == 0x7f;
+	case 2:
+		return *p == 0xc2 && p[1] < 0xa0;
+	case 3:
+		return *p == 0xe2 && ((p[1] == 0x80 && p[2] >= 0xaa && p[2] <= 0xae) ||
+				      (p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9));
+	default:
+		return false;
+	}
+}
+
+void text_print(FILE *to, const char *text)
+{
+	unsigned int n;
+
+	for (const u8 *p = (const u8 *)text; *p; p += n) {
+		n = utf8_length(p);
+		if (n && !is_control(p, n)) {
+			fwrite(p, 1, n, to);
+			continue;
+		}
+		n = n ? n : 1;
+		for (unsigned int i = 0; i < n; i++)
+			fprintf(to, "\\x%02x", p[i]);
+	}
+}
+
+void text_vprint(FILE *to, const char *fmt, va_list ap)
+{
+	char *text;
+
+	if (vasprintf(&text, fmt, ap) < 0) {
+		fputs("Out of memory.\n", stderr);
+		exit(NO_MEMORY);
+	}
+	text_print(to, text);
+	free(text);
+}
+
+/* What json-c leaves as it is. Its own blanks and newlines between values are for the reader. */
+void json_print(FILE *to, struct json_object *o, int flags)
+{
+	const char *text = json_object_to_json_string_ext(o, flags | JSON_C_TO_STRING_NOSLASHESCAPE);
+	unsigned int n, code;
+
+	for (const u8 *p = (const u8 *)text; *p; p += n) {
+		n = utf8_length(p);
+		n = n ? n : 1;
+		code = n == 1 ? *p : n == 2 ? (*p & 31) << 6 | (p[1] & 63) :
+			       (*p & 15) << 12 | (p[1] & 63) << 6 | (p[2] & 63);
+		if (is_control(p, n) && *p != '\n')
+			fprintf(to, "\\u%04x", code);
+		else
+			fwrite(p, 1, n, to);
+	}
+	json_object_put(o);
 }
 
 struct json_object *json_text(const char *text)

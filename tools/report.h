@@ -8,6 +8,9 @@
 #ifndef COWSETUP_REPORT_H
 #define COWSETUP_REPORT_H
 
+#include <stdarg.h>
+#include <stdio.h>
+
 #include "cowsetup.h"
 
 struct json_object;
@@ -34,6 +37,20 @@ struct json_object *report_take(void);
 
 /* Print an object, or an array, in the way that report_end() does, and free it. */
 void report_print(struct json_object *o);
+
+/*
+ * Print an object, and free it. Control characters, which may be in any text, are
+ * escaped. @flags: json-c's.
+ */
+void json_print(FILE *to, struct json_object *o, int flags);
+
+/*
+ * Print a text that may be anything: the name of a file, a label, what a process
+ * calls itself. What is no character that can be seen, a newline among them, is
+ * shown as \x1b. All that cowsetup prints for people goes through here.
+ */
+void text_print(FILE *to, const char *text);
+void text_vprint(FILE *to, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 
 bool text_is_utf8(const char *text);
 

@@ -285,7 +285,7 @@ static int upgraded_already(const char *path, const char *new_path)
 	if (opt.mapunit || opt.label || opt.rdo_spec)
 		return error(WRONG, "%s: format 2 already, and nothing was changed: --mapunit, --label and --rdo-spec are for what is upgraded.",
 			     path);
-	printf("%s: format 2 already.\n", path);
+	tell("%s: format 2 already.", path);
 	return OK;
 }
 
@@ -322,7 +322,7 @@ int cmd_upgrade(int argc, char **argv)
 	if (!r)
 		r = upgrade(&up, new_path);
 	if (!r)
-		printf("%s: upgraded%s%s: %llu units of 1 KiB are %llu of %s.\n", argv[0],
+		tell("%s: upgraded%s%s: %llu units of 1 KiB are %llu of %s.", argv[0],
 		       new_path ? " into " : "", new_path ? new_path : "", up.old_used, up.used,
 		       size_text(up.new.geo.mapunit));
 	file_close(&up.rdo);

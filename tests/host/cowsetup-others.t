@@ -57,6 +57,30 @@ says '^cowsetup: nothing: No such file or directory' "says so"
 wait $!
 ok $? "a packed file may come from a pipe"
 
+# --- What is printed ------------------------------------------------------------------------------------------
+
+# a title for the terminal's window, a second line that looks like ours, and the same by a control character of UTF-8
+esc=$'a\e]0;title\a\nb\u009b31m\u202ec'
+shown='a\\x1b\]0;title\\x07\\x0ab\\xc2\\x9b31m\\xe2\\x80\\xaec'
+# controls: how many lines of what was printed have characters that a terminal takes for something else
+controls() { printf '%s' "$out" | perl -CS -ne '$n++ if /[\x00-\x09\x0b-\x1f\x7f-\x9f\x{202a}-\x{202e}]/; END { print $n // 0, "\n" }'; }
+cp c "$esc"
+makecow label --label "$esc" --rdospec "/$esc" --units 1
+for command in "dump $esc" "dump label" "check --rdo rdo $esc" "map --json $esc" "repair $esc" "dump nothing-$esc" "$esc" \
+	"format rdo $esc" "dump --json label" "dump --json $esc" "pack -v --force --progress-json $esc p" "merge copy $esc" "upgrade --rdo rdo $esc"; do
+	cp rdo copy
+	IFS=' ' read -r -d '' -a words <<<"$command"
+	words[-1]=${words[-1]%$'\n'}
+	out=$("$tool" "${words[@]}" 2>&1 <<<YES)
+	is "$(controls)" 0 "no control characters: ${command%%"$esc"*}" || diag "$(cat -v <<<"$out")"
+done
+exits 0 "dump" cowsetup dump label
+says "$shown" "they are shown"
+is "$(cowsetup dump --json label | json 'utf8::encode($_->{label}); $_->{label}')" "$esc" "JSON has what is there"
+exits 0 "what is UTF-8 is as it is" cowsetup format rdo $'Gr\u00f6\u00dfe \u65e5\u672c \U1f600'
+exits 0 "printed" cowsetup check $'Gr\u00f6\u00dfe \u65e5\u672c \U1f600'
+says $'Gr\u00f6\u00dfe \u65e5\u672c \U1f600' "all of it"
+
 # --- Whose it is ----------------------------------------------------------------------------------------------
 
 if [ "$(id -u)" != 0 ]; then
