@@ -239,6 +239,7 @@ struct cowloop {
 	struct bio_list no_space_bios;
 	bool low;			/* low water has been reached, and told */
 	u64 space_since;		/* when out_of_space was left, in jiffies */
+	bool found_space;		/* too soon after that, and nothing was short of it since */
 	struct ratelimit_state space_log;
 
 	/*
@@ -251,6 +252,7 @@ struct cowloop {
 	struct work_struct discard_work;
 	struct work_struct count_work;
 	struct delayed_work retry_work;
+	struct delayed_work leave_work;
 	struct work_struct commit_work;
 	struct delayed_work commit_timer;
 	struct work_struct event_work;
@@ -601,21 +603,42 @@ static void retry_kept(struct cowloop *cow, unsigned long delay)
 		mod_delayed_work(cow->deferred_wq, &cow->retry_work, delay);
 }
 
+/* From mode out_of_space, if that is the mode. */
+static void leave_out_of_space(struct cowloop *cow)
+{
+	lockdep_assert_held(&cow->lock);
+	if (cow->mode != COW_MODE_OUT_OF_SPACE)
+		return;
+	WRITE_ONCE(cow->mode, COW_MODE_RW);
+	cow->space_since = get_jiffies_64();
+	queue_work(cow->io_wq, &cow->event_work);
+}
+
+static void do_leave(struct work_struct *work)
+{
+	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, leave_work);
+
+	spin_lock_irq(&cow->lock);
+	if (READ_ONCE(cow->found_space))
+		leave_out_of_space(cow);
+	spin_unlock_irq(&cow->lock);
+}
+
 /*
  * There is room again: it was @made, or @made is false and a write has found some.
- * Where writes succeed and fail in turn the mode does not follow each of them.
- * Any context.
+ * Where writes succeed and fail in turn the mode does not follow each of them: it is
+ * left a little later then, if none has failed meanwhile. Any context.
  */
 static void space_found(struct cowloop *cow, bool made)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&cow->lock, flags);
-	if (cow->mode == COW_MODE_OUT_OF_SPACE &&
-	    (made || time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY))) {
-		WRITE_ONCE(cow->mode, COW_MODE_RW);
-		cow->space_since = get_jiffies_64();
-		queue_work(cow->io_wq, &cow->event_work);
+	if (made || time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY)) {
+		leave_out_of_space(cow);
+	} else if (cow->mode == COW_MODE_OUT_OF_SPACE) {
+		WRITE_ONCE(cow->found_space, true);
+		queue_delayed_work(cow->io_wq, &cow->leave_work, COW_SPACE_DELAY);
 	}
 	if (made)
 		retry_kept(cow, 0);
@@ -626,6 +649,7 @@ static void space_found(struct cowloop *cow, bool made)
 static void out_of_space(struct cowloop *cow)
 {
 	atomic_long_inc(&cow->no_space);
+	WRITE_ONCE(cow->found_space, false);
 	if (change_mode(cow, COW_MODE_OUT_OF_SPACE))
 		queue_work(cow->io_wq, &cow->event_work);
 	if (__ratelimit(&cow->space_log))
@@ -2462,6 +2486,7 @@ static int alloc_resources(struct cowloop *cow)
 	INIT_WORK(&cow->count_work, do_count);
 	INIT_WORK(&cow->event_work, do_event);
 	INIT_DELAYED_WORK(&cow->retry_work, do_retry);
+	INIT_DELAYED_WORK(&cow->leave_work, do_leave);
 	INIT_WORK(&cow->commit_work, do_commit);
 	INIT_DELAYED_WORK(&cow->commit_timer, do_commit_timer);
 
@@ -2863,6 +2888,7 @@ static void cowloop_postsuspend(struct dm_target *ti)
 	/* Has failed before, or says so itself. */
 	(void)sync_cowfile(cow);
 	cancel_commits(cow);
+	cancel_delayed_work_sync(&cow->leave_work);
 	flush_work(&cow->event_work);
 	mutex_unlock(&cow->message_lock);
 }
@@ -2881,6 +2907,8 @@ static void cowloop_resume(struct dm_target *ti)
 	/* It may owe a commit, too. */
 	update_map_state(cow);
 	start_queueing(cow);
+	if (READ_ONCE(cow->found_space))
+		queue_delayed_work(cow->io_wq, &cow->leave_work, COW_SPACE_DELAY);
 	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit), cow->opt.reserve);
 	/* In the background. */
 	if (cow_md_counting(cow->md))

@@ -207,6 +207,27 @@ dmsetup clear t
 runs "a table that is not used changes nothing" put 2101
 finish "limit"
 
+# Where writes fail and succeed in turn the mode does not follow each of them; but it does in the end.
+modprobe dm-nth
+name="fail and succeed in turn"
+dmsetup create ncow --table "0 $(sectors $cow) nth $cow"
+long=$cow cow=/dev/mapper/ncow
+fresh
+put 0 16
+for n in $(seq 100); do
+	dmsetup message ncow 0 arm write 1 enospc 1
+	put $((n * 2 + 100)) >/dev/null 2>&1
+	put $((n * 2 + 101))
+	[ "$(cowstat t mode)" != out_of_space ] || break
+done
+ok $((n == 100)) "$name: mode out_of_space behind the $n-th write that has found space"
+settles rw "$name: mode rw soon, without another" cowstat t mode
+dmsetup message ncow 0 disarm
+runs "$name: all is right" cowtest verify $dev --model model
+dmsetup remove t
+dmsetup remove ncow
+cow=$long
+
 # a discard makes room
 fresh limit:16
 put 64 16
