@@ -79,7 +79,8 @@
  * begun in this mode, or room was made by a discard or a message. With
  * queue_if_no_space such writes are kept, in the order in which they came, and
  * those that come later queue behind them; the first is tried again every
- * second, and when it succeeds then the next.
+ * second, and when it succeeds then the next. Those for which units are reserved are
+ * before all others, and queue behind none of these.
  */
 
 #include "dm-cowloop.h"
@@ -233,10 +234,12 @@ struct cowloop {
 
 	bool no_commit_timer;		/* it is not to be armed any more */
 	bool queueing;			/* keep writes that find no space */
-	bool writes_kept;		/* in no_space_bios, or the first is being tried again */
+	bool writes_kept;		/* or the first of them is being tried again */
+	bool reserved_kept;		/* likewise, some of reserved_bios */
 	bool retrying;
 	unsigned int nr_kept;
 	struct bio_list no_space_bios;
+	struct bio_list reserved_bios;	/* likewise, with units reserved for them: they come first */
 	bool low;			/* low water has been reached, and told */
 	u64 space_since;		/* when out_of_space was left, in jiffies */
 	bool found_space;		/* too soon after that, and nothing was short of it since */
@@ -545,6 +548,21 @@ static void metadata_failed(struct cowloop *cow, const char *what, int r)
 
 /* ---- Space ---- */
 
+/*
+ * A filesystem lives on when there is no space for data; without space for its
+ * own blocks it does not.
+ */
+static bool is_urgent(struct bio *bio)
+{
+	return bio->bi_opf & REQ_META;
+}
+
+/* Such a write may find space where others would not: that proves nothing. */
+static bool is_reserved_for(struct cowloop *cow, struct bio *bio)
+{
+	return cow->opt.reserve && READ_ONCE(cow->opt.limit) && is_urgent(bio);
+}
+
 /* The units that there may be in the cowfile. */
 static u64 space_limit(struct cowloop *cow)
 {
@@ -595,11 +613,16 @@ static void check_low_water(struct cowloop *cow)
 		update_low(cow);
 }
 
+static bool kept_empty(struct cowloop *cow)
+{
+	return bio_list_empty(&cow->no_space_bios) && bio_list_empty(&cow->reserved_bios);
+}
+
 /* Have the first of the writes that are kept tried again. With the lock held. */
 static void retry_kept(struct cowloop *cow, unsigned long delay)
 {
 	lockdep_assert_held(&cow->lock);
-	if (!bio_list_empty(&cow->no_space_bios) && !cow->retrying)
+	if (!kept_empty(cow) && !cow->retrying)
 		mod_delayed_work(cow->deferred_wq, &cow->retry_work, delay);
 }
 
@@ -664,6 +687,8 @@ static void out_of_space(struct cowloop *cow)
  */
 static bool keep_bio(struct cowloop *cow, struct bio *bio)
 {
+	const bool reserved = is_reserved_for(cow, bio);
+	struct bio_list *list = reserved ? &cow->reserved_bios : &cow->no_space_bios;
 	struct cow_io *io = bio_to_io(bio);
 	unsigned long flags;
 	bool kept;
@@ -677,13 +702,15 @@ static bool keep_bio(struct cowloop *cow, struct bio *bio)
 	if (kept && io->retried) {
 		io->retried = false;
 		cow->retrying = false;
-		bio_list_add_head(&cow->no_space_bios, bio);
+		bio_list_add_head(list, bio);
 	} else if (kept) {
-		bio_list_add(&cow->no_space_bios, bio);
+		bio_list_add(list, bio);
 	}
 	if (kept) {
 		cow->nr_kept++;
 		WRITE_ONCE(cow->writes_kept, true);
+		if (reserved)
+			WRITE_ONCE(cow->reserved_kept, true);
 		/* Not later than was said before. */
 		if (!delayed_work_pending(&cow->retry_work))
 			retry_kept(cow, COW_SPACE_DELAY);
@@ -700,9 +727,26 @@ static void end_retried(struct cowloop *cow)
 
 	spin_lock_irqsave(&cow->lock, flags);
 	cow->retrying = false;
-	WRITE_ONCE(cow->writes_kept, !bio_list_empty(&cow->no_space_bios));
+	WRITE_ONCE(cow->writes_kept, !kept_empty(cow));
+	WRITE_ONCE(cow->reserved_kept, !bio_list_empty(&cow->reserved_bios));
 	retry_kept(cow, 0);
 	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* All the writes that are kept, but for one that is being tried again; they are not any more. */
+static struct bio_list take_kept(struct cowloop *cow)
+{
+	struct bio_list bios = cow->reserved_bios;
+
+	lockdep_assert_held(&cow->lock);
+	bio_list_merge(&bios, &cow->no_space_bios);
+	bio_list_init(&cow->reserved_bios);
+	bio_list_init(&cow->no_space_bios);
+	cow->nr_kept = 0;
+	WRITE_ONCE(cow->writes_kept, false);
+	WRITE_ONCE(cow->reserved_kept, false);
+
+	return bios;
 }
 
 /* From now on no write is kept; those that were end without success. May sleep. */
@@ -717,10 +761,7 @@ static void stop_queueing(struct cowloop *cow)
 	cancel_delayed_work_sync(&cow->retry_work);
 
 	spin_lock_irq(&cow->lock);
-	bios = cow->no_space_bios;
-	bio_list_init(&cow->no_space_bios);
-	cow->nr_kept = 0;
-	WRITE_ONCE(cow->writes_kept, false);
+	bios = take_kept(cow);
 	/* A commit that waits for space. */
 	if (!bio_list_empty(&cow->commit_bios) || !bio_list_empty(&cow->held_back))
 		queue_work(cow->io_wq, &cow->commit_work);
@@ -961,21 +1002,6 @@ static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
 			return true;
 	}
 	return false;
-}
-
-/*
- * A filesystem lives on when there is no space for data; without space for its
- * own blocks it does not.
- */
-static bool is_urgent(struct bio *bio)
-{
-	return bio->bi_opf & REQ_META;
-}
-
-/* What finds space where others would not proves nothing. */
-static bool proves_space(struct cowloop *cow, struct bio *bio)
-{
-	return !(cow->opt.reserve && is_urgent(bio));
 }
 
 /*
@@ -1668,13 +1694,22 @@ static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
 	return false;
 }
 
+/* While writes are kept: whether some of them are before @bio. */
+static noinline bool has_to_queue(struct cowloop *cow, struct bio *bio)
+{
+	return !bio_to_io(bio)->retried &&
+	       (!is_reserved_for(cow, bio) || READ_ONCE(cow->reserved_kept));
+}
+
 /*
  * Whether a first write is to be tried at all: not if the cow device ends before
- * @end, nor while others wait for space that came before it.
+ * @end, nor while others wait for space that are before it.
  */
-static bool may_have_space(struct cowloop *cow, struct cow_io *io, sector_t end)
+static bool may_have_space(struct cowloop *cow, struct bio *bio, sector_t end)
 {
-	io->kept = unlikely(READ_ONCE(cow->writes_kept)) && !io->retried;
+	struct cow_io *io = bio_to_io(bio);
+
+	io->kept = unlikely(READ_ONCE(cow->writes_kept)) && has_to_queue(cow, bio);
 
 	return !io->kept && cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
 }
@@ -1687,7 +1722,7 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 	struct cow_io *copyup, *io = bio_to_io(bio);
 	int ready;
 
-	if (unlikely(!may_have_space(cow, io, bio_end_sector(bio))))
+	if (unlikely(!may_have_space(cow, bio, bio_end_sector(bio))))
 		return end_bio(bio, BLK_STS_NOSPC);
 	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
@@ -1722,7 +1757,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	enum cow_where where;
 	int ready;
 
-	if (unlikely(!may_have_space(cow, io, unit_end(cow, unit))))
+	if (unlikely(!may_have_space(cow, bio, unit_end(cow, unit))))
 		return end_bio(bio, BLK_STS_NOSPC);
 
 	spin_lock_irq(&bucket->lock);
@@ -2029,7 +2064,7 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	io->retried = false;
 	io->kept = false;
 	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
-			  proves_space(cow, bio);
+			  !is_reserved_for(cow, bio);
 
 	return true;
 }
@@ -2126,12 +2161,13 @@ static void do_retry(struct work_struct *work)
 	struct bio *bio;
 
 	spin_lock_irq(&cow->lock);
-	bio = cow->retrying ? NULL : bio_list_pop(&cow->no_space_bios);
+	bio = cow->retrying ? NULL : bio_list_pop(&cow->reserved_bios) ?:
+				     bio_list_pop(&cow->no_space_bios);
 	if (bio) {
 		io = bio_to_io(bio);
 		io->kept = false;
 		io->retried = true;
-		io->seeks_space = proves_space(cow, bio);
+		io->seeks_space = !is_reserved_for(cow, bio);
 		cow->retrying = true;
 		cow->nr_kept--;
 	}
@@ -2479,6 +2515,7 @@ static int alloc_resources(struct cowloop *cow)
 	bio_list_init(&cow->discarding);
 	bio_list_init(&cow->discard_waiters);
 	bio_list_init(&cow->no_space_bios);
+	bio_list_init(&cow->reserved_bios);
 	ratelimit_state_init(&cow->space_log, HZ, 1);
 	ratelimit_set_flags(&cow->space_log, RATELIMIT_MSG_ON_RELEASE);
 	INIT_WORK(&cow->deferred_work, do_deferred);

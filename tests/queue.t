@@ -162,6 +162,49 @@ all_end 0 "FUA: they end well"
 is "$(cowhead $cow popcount)" 22 "FUA: their bits are on disk"
 finish "FUA"
 
+# --- Units that are reserved ----------------------------------------------------------------------------------
+
+# meta COMMAND...: what it writes is marked as a filesystem's metadata is
+modprobe dm-nth
+meta() {
+	dev=/dev/mapper/meta
+	"$@"
+	set -- $?
+	dev=/dev/mapper/t
+	return "$1"
+}
+fresh limit:40 reserve:8 queue_if_no_space
+dmsetup create meta --table "0 $SIZE nth $dev"
+dmsetup message meta 0 arm write 1 meta 0
+put 0 131072
+later 409600 4096
+later 413696 512
+is "$(space)" "32 40 out_of_space 2" "reserve: two writes of data wait"
+runs "reserve: metadata does not wait for them" meta timeout 60 cowtest io /dev/mapper/meta 819200 4096 --write --stamp 100
+runs "reserve: nor does a part of a unit" meta timeout 60 cowtest io /dev/mapper/meta 823808 512 --write --stamp 101
+cowtest io want 819200 4096 --write --stamp 100
+cowtest io want 823808 512 --write --stamp 101
+is "$(space)" "34 40 out_of_space 2" "reserve: data still waits"
+meta put 827392 24576
+is "$(space)" "40 40 out_of_space 2" "reserve: all is used"
+meta later 901120 4096
+meta later 905216 8192
+is "$(space)" "40 40 out_of_space 4" "reserve: then metadata waits, too"
+cowtest io $dev 0 4096 --discard
+settles "3 " "reserve: a discard is for the first of metadata" who_ended
+settles "40 40 out_of_space 3" "reserve: and the others wait" space
+cowtest io $dev 4096 4096 --discard
+sleep 1.5
+is "$(who_ended)" "3 " "reserve: neither data nor metadata overtakes metadata that needs more"
+message limit 48
+settles "3 4 " "reserve: with units for metadata only, that ends" who_ended
+settles "41 48 out_of_space 2" "reserve: and data waits" space
+message limit 0
+all_end 0 "reserve: no limit: they end well"
+put 0 8192
+dmsetup remove meta
+finish "reserve"
+
 # --- Suspend and reload -------------------------------------------------------------------------------------
 
 full
