@@ -309,4 +309,18 @@ cowsetup close t
 losetup -d "$loop"
 losetup -d "$cow"
 
+# --- containers -----------------------------------------------------------------------------------------------
+
+cp golden.img packed.qcow2
+printf 'QFI\373\0\0\0\003' | dd of=packed.qcow2 conv=notrunc status=none
+exits 4 "qcow2: open" cowsetup open packed.qcow2 packed.cow t
+says 'this is a qcow2 image, and .* qemu-img convert -f qcow2 -O raw packed.qcow2 NEW .* --force takes it as it is' \
+	"qcow2: says what to do"
+is "$(ls packed.cow 2>/dev/null; losetup --noheadings --associated packed.qcow2)" '' "qcow2: leaves nothing"
+exits 0 "qcow2: open --force" cowsetup open --force packed.qcow2 packed.cow t
+cowsetup close t
+exits 0 "qcow2: open it again, with the cowfile that was made for it" cowsetup open packed.qcow2 packed.cow t
+says 'Warning: packed.qcow2: this is a qcow2 image' "qcow2: with a warning"
+cowsetup close t
+
 done_testing

@@ -15,6 +15,7 @@
 
 #include <json-c/json.h>
 
+#include "container.h"
 #include "holders.h"
 #include "progress.h"
 #include "record.h"
@@ -306,6 +307,15 @@ static int compare_record(struct check *k, const struct file *rdo)
 	return r;
 }
 
+static void note_container(struct check *k, const struct file *rdo)
+{
+	char *found = container_text(rdo);
+
+	if (found)
+		note(k, "%s: %s", rdo->path, found);
+	free(found);
+}
+
 static int check_rdo(struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
@@ -316,6 +326,7 @@ static int check_rdo(struct check *k)
 
 	if (r)
 		return r;
+	note_container(k, &rdo);
 	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
 	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
 		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors; %s has %llu",

@@ -18,6 +18,7 @@
 
 #include <uuid/uuid.h>
 
+#include "container.h"
 #include "progress.h"
 
 /* ---- Checksums ---- */
@@ -851,6 +852,16 @@ static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
 	return r;
 }
 
+/* Once a cowfile belongs to it, and may have changes, that is how it has to be used. */
+static void warn_container(const struct file *rdo)
+{
+	char *found = container_text(rdo);
+
+	if (found)
+		warn("%s: %s.", rdo->path, found);
+	free(found);
+}
+
 int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
 		 unsigned int file_flags)
 {
@@ -866,5 +877,7 @@ int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
 		r = check_fingerprint(c, rdo);
 	if (r)
 		file_close(rdo);
+	else
+		warn_container(rdo);
 	return r;
 }

@@ -20,6 +20,7 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
+#include "container.h"
 #include "grow.h"
 #include "holders.h"
 #include "newcow.h"
@@ -222,6 +223,18 @@ int open_plain_rdo(struct file *rdo, const char *path)
 	return r;
 }
 
+/* What is in a container is not what a device made of it would have. */
+static int refuse_container(const struct file *rdo)
+{
+	char *found = opt.force ? NULL : container_text(rdo);
+	int r = OK;
+
+	if (found)
+		r = error(WRONG, "%s: %s; --force takes it as it is.", rdo->path, found);
+	free(found);
+	return r;
+}
+
 void set_new_names(struct cow_head *head)
 {
 	if (opt.label)
@@ -321,6 +334,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 	/* On the way to a device that has been asked. */
 	if (!r && !made)
 		r = refuse_writers(&rdo);
+	if (!r)
+		r = refuse_container(&rdo);
 	if (!r)
 		r = choose_geometry(&rdo, format, &geo);
 	if (!r)

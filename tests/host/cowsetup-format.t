@@ -104,6 +104,49 @@ says 'this is a cowfile; the read-only device comes first' "and says so: order"
 exits 4 "one for both" cowsetup format rdo rdo
 ln -s rdo link
 exits 4 "one for both, by another name" cowsetup format --force rdo link
+# container OFFSET MAGIC WHAT WHAT-TO-DO: an rdo with this magic is refused, and what to do is said
+container() {
+	cp rdo packed
+	printf '%b' "$2" | dd of=packed bs=1 seek="$1" conv=notrunc status=none
+	exits 4 "a container: $3" cowsetup format packed c9
+	says "packed: this is $3, and not an image as it is, which $4 makes of it" "says what to do about $3"
+	[ ! -e c9 ]
+	ok $? "and makes nothing of $3"
+	exits 0 "--force: $3" cowsetup format --force packed c9
+	exits 0 "check: $3" cowsetup check --rdo packed c9
+	says "note: packed: this is $3" "has a note of $3"
+	rm c9
+}
+qemu() { container "$1" "$2" "$3" "qemu-img convert -f $4 -O raw packed NEW"; }
+end=$(($(stat -c %s rdo) - 512))
+qemu 0 'QFI\xfb\0\0\0\x03' 'a qcow2 image' qcow2
+qemu 0 'QFI\xfb\0\0\0\x01' 'a qcow image' qcow
+qemu 0 'QED\0' 'a QED image' qed
+qemu 0 'KDMV\x01\0\0\0' 'a VMDK image' vmdk
+qemu 0 '# Disk DescriptorFile\nversion=1\n' 'the descriptor of a VMDK image' vmdk
+qemu 0 '\x63onectix' 'a VHD image' vpc
+qemu "$end" '\x63onectix' 'a VHD image, of fixed size' vpc
+qemu 0 'vhdxfile' 'a VHDX image' vhdx
+qemu 64 '\x7f\x10\xda\xbe' 'a VDI image' vdi
+qemu 0 'WithoutFreeSpace' 'a Parallels image' parallels
+qemu "$end" 'koly' 'a DMG image' dmg
+container 0 'EVF\t\r\n\xff\0' 'an EWF image \(E01\)' 'ewfmount packed DIRECTORY'
+container 0 'AFF10\r\n\0' 'an AFF image' 'affuse packed DIRECTORY'
+container 4 '1AY&SY' 'bzip2 data' 'bzip2 -dk packed'
+container 0 'PK\x03\x04' 'a zip archive, or an AFF4 image' 'unzip packed'
+# as these really are
+for packer in gzip xz zstd; do
+	$packer -c rdo >real
+	container 0 "$(head -c 6 real | od -An -tx1 -v | sed 's/ /\\x/g')" "$packer data" "$packer -dk? packed"
+done
+# what the kernel, or cryptsetup, makes something of
+for magic in hsqs 'LUKS\xba\xbe\0\x02'; do
+	cp rdo packed
+	printf '%b' "$magic" | dd of=packed conv=notrunc status=none
+	exits 0 "no container: $magic" cowsetup format packed c9
+	rm c9
+done
+
 exits 4 "no such rdo" cowsetup format nothing c9
 exec 8<rdo
 flock -x 8
