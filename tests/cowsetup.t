@@ -782,6 +782,82 @@ is "$(echo "$out" | grep -c 'for writing')" 0 "and of nothing else"
 umount /mnt
 cowsetup close m
 
+# mounted in a namespace of its own, as in a container: nobody sees that here, and nothing of it is lost
+mkfifo go
+cowsetup_mounted() { # COMMAND...: while /dev/mapper/m is mounted there, with a file that has not been written out
+	rm -f mounted
+	unshare --mount sh -c 'mount /dev/mapper/m /mnt && echo kept >/mnt/file && : >mounted; read -r _ <go; umount /mnt' &
+	waits . ls mounted
+	rm -f disk/out
+	"$@"
+	echo >go
+	wait $!
+}
+inside() {
+	is "$(grep -c ' /mnt ' /proc/self/mountinfo)" 0 "$1: not mounted here"
+	exits 5 "$1: close, mounted in another namespace" cowsetup close m
+	says 'm: in use: .*mounted on /mnt in the mount namespace of process [0-9]+ \(sh\)' "$1: says where"
+	exits 0 "$1, mounted in another namespace" cowsetup "$1" m
+	says 'm: mounted on /mnt in the mount namespace of process [0-9]+ \(sh\) for writing: .* from now on is lost' \
+		"$1: warns of it"
+}
+for command in readonly detach; do
+	rm -f disk/m.cow
+	cowsetup open fs.img disk/m.cow >/dev/null
+	cowsetup_mounted inside $command
+	cowsetup close m
+	cowsetup open fs.img disk/m.cow >/dev/null
+	runs "$command: mount it again" mount /dev/mapper/m /mnt
+	is "$(cat /mnt/file)" kept "$command: what was written in the other namespace is there"
+	umount /mnt
+	cowsetup close m
+done
+
+# and on a device that is made of it, at any depth
+rm disk/m.cow
+cowsetup open fs.img disk/m.cow >/dev/null
+above=$(loopdev /dev/mapper/m)
+dmsetup create above --table "0 $(sectors "$above") linear $above 0"
+mount /dev/mapper/above /mnt
+echo kept >/mnt/file
+exits 0 "detach, with devices above it" cowsetup detach m
+umount /mnt
+dmsetup remove above
+losetup --detach "$above"
+cowsetup close m
+cowsetup open fs.img disk/m.cow >/dev/null
+runs "mount it once more" mount /dev/mapper/m /mnt
+is "$(cat /mnt/file)" kept "what was written above is there"
+umount /mnt
+cowsetup close m
+clean "mounted elsewhere"
+
+# what there is no space for: neither closed nor given up, unless forced
+modprobe dm-nth
+truncate -s 16M full.cow
+full=$(loopdev full.cow)
+dmsetup create fullcow --table "0 $(sectors "$full") nth $full"
+cowsetup open golden.img /dev/mapper/fullcow full >/dev/null
+cp golden.img want
+write /dev/mapper/full 8192 4096 7
+dmsetup message fullcow 0 arm write 1 enospc 0
+for command in readonly detach; do
+	exits 4 "$command, and no space for what was written" cowsetup $command full
+	says "full: not everything can be written.* would be lost: make room .*; $command --force does it" "says what to do: $command"
+done
+exits 4 "close, and no space for what was written" cowsetup close full
+says 'full: not closed.* would be lost\. Make room where the cowfile is' "says what to do: close, no space"
+like "$(cowstat full mode)" '^(rw|out_of_space)$' "it still takes writes"
+dmsetup message fullcow 0 disarm
+exits 0 "with space it closes" cowsetup close full
+cowsetup open golden.img /dev/mapper/fullcow full >/dev/null
+runs "and nothing is lost" cmp want /dev/mapper/full
+cowsetup close full
+dmsetup remove fullcow
+losetup --detach "$full"
+rm full.cow
+clean "no space"
+
 # with a loop device of the user's own
 cow=$(loopdev disk/a.cow)
 cowsetup open golden.img "$cow" own >/dev/null
@@ -986,6 +1062,11 @@ says '^space: 0 bytes free of 4 KiB \(limit' "wakes up"
 waits out_of_space dmsetup status space
 exits 0 "status, when writes wait for space" cowsetup status space
 says '^What to do +new changes wait for space' "says that they wait"
+for command in readonly detach; do
+	exits 4 "$command, when writes wait for space" cowsetup $command space
+	says "space: not everything can be written.*: make room" "says what to do, and does not wait with them: $command"
+done
+is "$(cowstat space mode)" out_of_space "it is as it was"
 dmsetup message space 0 limit 0
 wait $writer
 is $? 0 "and they go on with a higher limit"

@@ -392,9 +392,9 @@ char *file_contents(const struct file *f)
 
 /* ---- Mounts ---- */
 
-char *device_mount(dev_t dev, bool *writable)
+char *device_mount(const char *mountinfo, dev_t dev, bool *writable)
 {
-	struct mounts *mounts = mounts_read(MOUNTINFO);
+	struct mounts *mounts = mounts_read(mountinfo);
 	char *found = NULL;
 	struct mount m;
 

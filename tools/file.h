@@ -96,8 +96,8 @@ char *file_contents(const struct file *f);
 
 /* ---- Mounts ---- */
 
-/* Where a block device is mounted, to be written if it is so anywhere, to be freed; or NULL. */
-char *device_mount(dev_t dev, bool *writable);
+/* Where @mountinfo has a block device mounted, to be written if it is so anywhere, to be freed; or NULL. */
+char *device_mount(const char *mountinfo, dev_t dev, bool *writable);
 
 /* ---- New files ---- */
 

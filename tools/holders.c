@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "dm.h"
+#include "mountinfo.h"
 #include "sysfs.h"
 
 #define MAX_DEPTH	8	/* of devices above devices that are looked at */
@@ -95,6 +96,31 @@ char *holders_text(const struct holders *h, bool how)
 		text = more;
 	}
 	return text;
+}
+
+/* "123 (vim)", with whose it is if it is another user's; to be freed. */
+static char *process_name(const char *pid)
+{
+	char *path = xasprintf("/proc/%s/comm", pid), comm[64] = "", *name;
+	FILE *f = fopen(path, "re");
+	const struct passwd *user;
+	struct stat st;
+
+	if (!f || fscanf(f, "%63[^\n]", comm) != 1)
+		snprintf(comm, sizeof(comm), "?");
+	if (f)
+		fclose(f);
+	free(path);
+	path = xasprintf("/proc/%s", pid);
+	if (stat(path, &st) || st.st_uid == geteuid()) {
+		name = xasprintf("%s (%s)", pid, comm);
+	} else {
+		user = getpwuid(st.st_uid);
+		name = user ? xasprintf("%s (%s, user %s)", pid, comm, user->pw_name) :
+			      xasprintf("%s (%s, user %u)", pid, comm, st.st_uid);
+	}
+	free(path);
+	return name;
 }
 
 /* ---- Devices in sysfs ---- */
@@ -267,13 +293,101 @@ static void find_above(struct holders *h, dev_t dev, const char *subject, unsign
 	free(at);
 }
 
+/* Of namespaces, by their inodes; adds @ino, and says whether it was there. */
+static bool was_seen(ino_t **seen, size_t *nr, ino_t ino)
+{
+	ino_t *grown;
+
+	for (size_t i = 0; i < *nr; i++)
+		if ((*seen)[i] == ino)
+			return true;
+	grown = realloc(*seen, (*nr + 1) * sizeof(ino));
+	if (!grown)
+		exit(error(NO_MEMORY, "Out of memory."));
+	*seen = grown;
+	grown[(*nr)++] = ino;
+	return false;
+}
+
+/* The number of the next process that is in another mount namespace than those before; 0 after the last. */
+static int next_namespace(DIR *proc, ino_t **seen, size_t *nr)
+{
+	struct dirent *entry;
+	struct stat st;
+	int pid = 0, found;
+	char *path;
+
+	while (proc && !pid && (entry = readdir(proc))) {
+		if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
+			continue;
+		path = xasprintf("/proc/%s/ns/mnt", entry->d_name);
+		found = stat(path, &st);
+		free(path);
+		if (!found && !was_seen(seen, nr, st.st_ino))
+			pid = atoi(entry->d_name);
+	}
+	return pid;
+}
+
+/* Where a device is mounted in another mount namespace, as a container's, and by which process that is known. */
+static char *mount_elsewhere(dev_t dev, bool *writable, int *pid)
+{
+	DIR *proc = opendir("/proc");
+	ino_t *seen = NULL;
+	char *point = NULL, *path;
+	struct stat st;
+	size_t nr = 0;
+
+	if (!stat("/proc/self/ns/mnt", &st))
+		was_seen(&seen, &nr, st.st_ino);
+	while (!point && (*pid = next_namespace(proc, &seen, &nr))) {
+		path = xasprintf("/proc/%d/mountinfo", *pid);
+		point = device_mount(path, dev, writable);
+		free(path);
+	}
+	free(seen);
+	if (proc)
+		closedir(proc);
+	return point;
+}
+
+static char *mount_text(const char *point, int pid)
+{
+	char *number = xasprintf("%d", pid), *name, *text;
+
+	name = pid ? process_name(number) : NULL;
+	text = pid ? xasprintf("%s in the mount namespace of process %s", point, name) : xasprintf("%s", point);
+	free(name);
+	free(number);
+	return text;
+}
+
+char *device_mount_anywhere(dev_t dev, bool *writable)
+{
+	char *point = device_mount(MOUNTINFO, dev, writable), *text;
+	int pid = 0;
+
+	if (!point)
+		point = mount_elsewhere(dev, writable, &pid);
+	text = point ? mount_text(point, pid) : NULL;
+	free(point);
+	return text;
+}
+
 static void find_mount(struct holders *h, dev_t dev, const char *subject)
 {
 	bool writable;
-	char *point = device_mount(dev, &writable);
+	char *point = device_mount(MOUNTINFO, dev, &writable), *text, *end;
+	int pid = 0;
 
-	if (point)
-		add(h, 0, writable, xasprintf("%smounted on %s", subject, point), xasprintf("umount %s", point));
+	if (!point)
+		point = mount_elsewhere(dev, &writable, &pid);
+	if (!point)
+		return;
+	text = mount_text(point, pid);
+	end = pid ? xasprintf("nsenter --target %d --mount umount %s", pid, point) : xasprintf("umount %s", point);
+	add(h, 0, writable, xasprintf("%smounted on %s", subject, text), end);
+	free(text);
 	free(point);
 }
 
@@ -462,31 +576,6 @@ static bool process_has(int proc, const struct stat *wanted, struct open_file *a
 	else if (fds >= 0)
 		close(fds);
 	return found;
-}
-
-/* "123 (vim)", with whose it is if it is another user's; to be freed. */
-static char *process_name(const char *pid)
-{
-	char *path = xasprintf("/proc/%s/comm", pid), comm[64] = "", *name;
-	FILE *f = fopen(path, "re");
-	const struct passwd *user;
-	struct stat st;
-
-	if (!f || fscanf(f, "%63[^\n]", comm) != 1)
-		snprintf(comm, sizeof(comm), "?");
-	if (f)
-		fclose(f);
-	free(path);
-	path = xasprintf("/proc/%s", pid);
-	if (stat(path, &st) || st.st_uid == geteuid()) {
-		name = xasprintf("%s (%s)", pid, comm);
-	} else {
-		user = getpwuid(st.st_uid);
-		name = user ? xasprintf("%s (%s, user %s)", pid, comm, user->pw_name) :
-			      xasprintf("%s (%s, user %u)", pid, comm, st.st_uid);
-	}
-	free(path);
-	return name;
 }
 
 static void add_process(struct holders *h, const char *pid, const struct open_file *o, const char *called)

@@ -49,6 +49,12 @@ void holders_drop(struct holders *h, dev_t dev);
  */
 char *holders_text(const struct holders *h, bool how);
 
+/*
+ * Where a block device is mounted, in any mount namespace, in words; for writing
+ * if it is so anywhere in that. To be freed; NULL: it is not.
+ */
+char *device_mount_anywhere(dev_t dev, bool *writable);
+
 /* What a file or a device is used for, not who merely has it open, in words, to be freed; NULL: nothing. */
 char *file_used_by(const struct file *f);
 

@@ -21,6 +21,7 @@
 #include <json-c/json.h>
 
 #include "cowfile.h"
+#include "flush.h"
 #include "holders.h"
 #include "loop.h"
 #include "monitor.h"
@@ -370,8 +371,10 @@ static int sync_before_close(const struct dm_device *d)
 		return OK;
 	}
 	errno = err;
-	return error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost. See dmesg; close --force closes it all the same",
-			   d->name, failed ? ", as its cow device has failed" : "");
+	return error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost. %s; close --force closes it all the same",
+			   d->name, failed ? ", as its cow device has failed" : "",
+			   err == ENOSPC ? "Make room where the cowfile is, or raise the limit, and close it then" :
+					   "See dmesg");
 }
 
 /* Has it any use that does not end by itself: a mount, a device above, swap? */
@@ -507,26 +510,18 @@ static int release_file(const struct dm_device *d, const char *file)
 /*
  * A filesystem that is mounted on it is no reason to refuse: where it is the
  * machine's root, and that goes down, nobody could do anything about it. But it
- * is told what is lost by it, and what there is to write is written now, for
- * later is too late.
+ * is told what is lost by it; what there is to write has been written by then.
  */
 static void warn_mounted(const struct dm_device *d, bool unreadable)
 {
 	bool writable;
-	char *point = device_mount(d->dev, &writable);
-	int fd;
+	char *point = device_mount_anywhere(d->dev, &writable);
 
 	if (point && unreadable)
 		warn("%s: mounted on %s: what has been modified cannot be read there from now on.", d->name, point);
-	if (point && writable) {
+	if (point && writable)
 		warn("%s: mounted on %s for writing: what is written there from now on is lost.",
 		     d->name, point);
-		fd = open(point, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		if (fd < 0 || syncfs(fd))
-			warn("%s: cannot be synced: %s.", point, strerror(errno));
-		if (fd >= 0)
-			close(fd);
-	}
 	free(point);
 }
 
@@ -598,6 +593,8 @@ int cmd_readonly(int argc, char **argv)
 			r = error(WRONG, "%s: this is not the cowfile of %s any more: it was renamed or removed.",
 				  path, d.name);
 	}
+	if (!r)
+		r = flush_device(&d, "readonly");
 	if (!r) {
 		warn_mounted(&d, false);
 		errno = dm_message(&d, "read_only");
@@ -647,6 +644,12 @@ int cmd_detach(int argc, char **argv)
 		tell("%s: it has let go of its cowfile already.", d.name);
 		return OK;
 	}
+
+	if (d.suspended)
+		return error(BUSY, "%s: suspended; dmsetup resume %s first.", d.name, d.name);
+	r = flush_device(&d, "detach");
+	if (r)
+		return r;
 
 	path = loop_file(d.cow);
 	if (!path || stat(path, &st))
