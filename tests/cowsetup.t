@@ -832,6 +832,44 @@ umount /mnt
 cowsetup close m
 clean "mounted elsewhere"
 
+# removed while in use: the file lives as long as the device does
+copies() { echo "$out" | sed -n 's/.*\(dmsetup message .*\|dd if=[^;]*\); \(then \)\?cowsetup close --force.*/\1/p'; }
+cp golden.img want
+cowsetup open golden.img disk/r.cow >/dev/null
+rm disk/r.cow
+exits 0 "close, its cowfile removed, and nothing written" cowsetup close r
+cowsetup open golden.img disk/r.cow >/dev/null
+write /dev/mapper/r 102400 299008 6
+rm disk/r.cow
+removed='its cowfile was removed while in use: all that was modified is lost when it is closed\. To keep it'
+exits 0 "list, the cowfile removed" cowsetup list
+says "^cowsetup: Warning: r: $removed" "warns of it: list"
+exits 0 "status, the cowfile removed" cowsetup status r
+says "^cowsetup: Warning: r: $removed" "warns of it: status"
+exits 0 "status --json, the cowfile removed" cowsetup status --json r
+is "$(json cow_file_removed) $(json rdo_file_removed)" 'true false' "says so: JSON"
+exits 4 "detach, the cowfile removed" cowsetup detach r
+says "r: not detached: $removed" "says why: detach"
+exits 4 "close, the cowfile removed" cowsetup close r
+says "r: not closed: $removed" "says why: close"
+runs "and how to keep it" sh -c "$(copies | sed 's,NEW.cow,disk/new.cow,')"
+exits 0 "close it by force then" cowsetup close --force r
+cowsetup open golden.img disk/new.cow >/dev/null
+runs "the copy has it all" cmp want /dev/mapper/new
+cowsetup close new
+runs "and is in order" cowfile dump --rdo golden.img disk/new.cow
+rm disk/new.cow
+cp golden.img disk/gone.img
+cowsetup open disk/gone.img disk/r.cow >/dev/null
+rm disk/gone.img
+exits 4 "close, the image removed" cowsetup close r
+says 'r: not closed: the file of its read-only device was removed' "says why: the image"
+runs "and how to keep that" sh -c "$(copies | sed 's,NEW ,disk/new.img ,')"
+runs "it is what it was" cmp golden.img disk/new.img
+exits 0 "close that by force, too" cowsetup close --force r
+rm disk/new.img disk/r.cow
+clean "removed files"
+
 # what there is no space for: neither closed nor given up, unless forced
 modprobe dm-nth
 truncate -s 16M full.cow

@@ -43,6 +43,58 @@ char *live_file(dev_t dev)
 	return file ? file : dev_path(dev);
 }
 
+/* ---- Files that have been removed ---- */
+
+static bool has_lost_cow(const struct dm_device *d)
+{
+	return dm_has_cow(d) && loop_file_is_removed(d->cow);
+}
+
+/*
+ * A file that was removed while the device has it lives on until the device is
+ * closed, and is lost then: a text that says so, and how to keep it, to be freed.
+ * NULL: all are where they were, or there is nothing to lose.
+ */
+static char *removed_text(const struct dm_device *d)
+{
+	char *path, *text;
+
+	if (has_lost_cow(d) && d->used) {
+		path = dev_path(d->cow);
+		text = xasprintf("its cowfile was removed while in use: all that was modified is lost when it is closed. To keep it, unmount what is on it, then: dmsetup message %s 0 read_only; dd if=%s of=NEW.cow bs=1M iflag=direct conv=sparse; cowsetup close --force %s",
+				 d->name, path, d->name);
+	} else if (loop_file_is_removed(d->rdo)) {
+		path = dev_path(d->rdo);
+		text = xasprintf("the file of its read-only device was removed while in use: without it the cowfile cannot be used. To keep it: dd if=%s of=NEW bs=1M iflag=direct conv=sparse; then cowsetup close --force %s",
+				 path, d->name);
+	} else {
+		return NULL;
+	}
+	free(path);
+	return text;
+}
+
+static void warn_removed(const struct dm_device *d)
+{
+	char *text = removed_text(d);
+
+	if (text)
+		warn("%s: %s.", d->name, text);
+	free(text);
+}
+
+/* @what will not be done: "closed". */
+static int refuse_removed(const struct dm_device *d, const char *what)
+{
+	char *text = opt.force || opt.gone ? NULL : removed_text(d);
+	int r = OK;
+
+	if (text)
+		r = error(WRONG, "%s: not %s: %s.", d->name, what, text);
+	free(text);
+	return r;
+}
+
 /* ---- list, status ---- */
 
 void report_space(const struct space *s)
@@ -72,6 +124,9 @@ static void report_below(const char *which, const char *title, dev_t dev, bool t
 		free(key);
 		key = xasprintf("%s_file", which);
 		report_json(key, file ? json_text(file) : NULL);
+		free(key);
+		key = xasprintf("%s_file_removed", which);
+		report_json(key, json_object_new_boolean(there && loop_file_is_removed(dev)));
 		free(key);
 	} else {
 		text = !path ? xasprintf("- (let go of)") :
@@ -164,6 +219,8 @@ int cmd_status(int argc, char **argv)
 	if (r)
 		return r;
 	report_device(&d);
+	if (!opt.json)
+		warn_removed(&d);
 	report_bool("monitored", "Monitored", monitor_is_on(&d));
 	report_end();
 
@@ -219,6 +276,8 @@ int cmd_list(int argc, char **argv)
 		report_print(all);
 	} else {
 		print_table(devices, nr);
+		for (size_t i = 0; i < nr; i++)
+			warn_removed(&devices[i]);
 	}
 	free(devices);
 	return OK;
@@ -401,6 +460,8 @@ static int close_device(const struct dm_device *d)
 	r = opt.force || opt.deferred ? OK : refuse_busy_loop(d, d->rdo);
 	if (!r && !opt.force && !opt.deferred && dm_has_cow(d))
 		r = refuse_busy_loop(d, d->cow);
+	if (!r)
+		r = refuse_removed(d, "closed");
 	if (!r)
 		r = sync_before_close(d);
 	if (r)
@@ -647,7 +708,10 @@ int cmd_detach(int argc, char **argv)
 
 	if (d.suspended)
 		return error(BUSY, "%s: suspended; dmsetup resume %s first.", d.name, d.name);
-	r = flush_device(&d, "detach");
+	if (has_lost_cow(&d))
+		r = refuse_removed(&d, "detached");
+	if (!r)
+		r = flush_device(&d, "detach");
 	if (r)
 		return r;
 

@@ -269,3 +269,19 @@ char *loop_file(dev_t dev)
 	free(file);
 	return found;
 }
+
+bool loop_file_is_removed(dev_t dev)
+{
+	static const char mark[] = " (deleted)";
+	char *file = dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL;
+	const size_t n = file ? strlen(file) : 0, m = sizeof(mark) - 1;
+	struct loop_info64 info;
+	bool removed = n > m && !strcmp(file + n - m, mark);
+	struct stat st;
+
+	/* It may be called so. */
+	if (removed && loop_status(dev, &info) && !stat(file, &st) && is_file(&info, &st))
+		removed = false;
+	free(file);
+	return removed;
+}

@@ -39,4 +39,11 @@ bool loop_backing(dev_t dev, struct stat *st);
 /* The path of the file a loop device is made of, to be freed; or NULL. One that is gone has the name it had. */
 char *loop_file(dev_t dev);
 
+/*
+ * Has the file of a loop device lost the name by which it was opened, other than
+ * by being renamed? Its contents then live as long as the loop device does, unless
+ * it has another name, a hard link.
+ */
+bool loop_file_is_removed(dev_t dev);
+
 #endif /* COWSETUP_SYSFS_H */
