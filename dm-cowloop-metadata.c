@@ -2018,42 +2018,64 @@ static int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, ch
 	return 0;
 }
 
+static bool is_set(struct cow_md *md, u64 unit)
+{
+	bool set;
+
+	rcu_read_lock_sched();
+	set = cow_lookup(&md->map, unit) == COW_IN_COW;
+	rcu_read_unlock_sched();
+
+	return set;
+}
+
+/* Set the bits of @nr units from @unit on, if they are not set: all of them are, or none is. */
+static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repaired)
+{
+	struct cow_hold hold;
+	u32 fresh = 0;
+	int r;
+
+	while ((r = cow_md_hold(md, unit, nr, true, &hold)) == 0) {
+		r = cow_md_load(md, unit, true);
+		/* It will be possible after a commit. */
+		if (r > 0)
+			r = cow_md_commit(md);
+		if (r)
+			return r;
+		/* Where all of a region's bits are set, there is nothing to hold. */
+		if (is_set(md, unit))
+			return 0;
+	}
+	if (r < 0)
+		return r;
+	if (test_bit_le(hold.bit, hold.region->bits)) {
+		cow_md_release(md, &hold);
+		return 0;
+	}
+	spin_lock_irq(region_lock(md, hold.region));
+	mark_locked(md, &hold, &fresh);
+	spin_unlock_irq(region_lock(md, hold.region));
+	end_hold(md, &hold, fresh);
+	*repaired += nr;
+
+	return 0;
+}
+
 /* Set the bits of all the units in @buf, from @unit on, that are not all zeroes. */
 static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void *buf,
 			unsigned int per_block, u64 *repaired)
 {
 	const unsigned int unit_size = md->geo.mapunit;
 	unsigned int i, n;
-	struct cow_hold hold;
-	int r;
+	int r = 0;
 
-	for (i = 0; i < nr; i += n) {
+	for (i = 0; i < nr && !r; i += n) {
 		n = min(per_block, nr - i);
-		if (!memchr_inv(buf + i * unit_size, 0, n * unit_size))
-			continue;
-		while ((r = cow_md_hold(md, unit + i, n, true, &hold)) == 0) {
-			r = cow_md_load(md, unit + i, true);
-			/* It will be possible after a commit. */
-			if (r > 0)
-				r = cow_md_commit(md);
-			if (r)
-				return r;
-		}
-		if (r < 0)
-			return r;
-		if (test_bit_le(hold.bit, hold.region->bits)) {
-			cow_md_release(md, &hold);
-		} else {
-			u32 fresh = 0;
-
-			spin_lock_irq(region_lock(md, hold.region));
-			mark_locked(md, &hold, &fresh);
-			spin_unlock_irq(region_lock(md, hold.region));
-			end_hold(md, &hold, fresh);
-			*repaired += n;
-		}
+		if (memchr_inv(buf + i * unit_size, 0, n * unit_size))
+			r = repair_block(md, unit + i, n, repaired);
 	}
-	return 0;
+	return r;
 }
 
 /*

@@ -54,6 +54,29 @@ repaired 4096 1028 1020
 # what is read at a time ends with the last unit but for one
 repaired 4096 257 252
 
+# All units of a region of the bitmap have been written: there is nothing to add to it.
+rm -f rdo cow crashed model
+cowtest fill rdo --size 30M >/dev/null
+truncate -s 31M cow
+rdo=$(loopdev rdo -r)
+cow=$(loopdev cow)
+cowopen t "$rdo" "$cow" format:1
+cowtest run $dev --model model --ops 0 >/dev/null
+unit_size=1024 put 0 28672 >/dev/null
+unit_size=1024 put 30000 8 >/dev/null
+cowtest io $dev --flush
+dd if="$cow" of=crashed bs=64K iflag=direct status=none
+dmsetup remove t
+losetup -d "$cow"
+cow=$(loopdev crashed)
+is "$(cowhead crashed dirty popcount)" "1 28680" "a region that is full: as a crash leaves it"
+runs "a region that is full: repaired" cowopen t "$rdo" "$cow" repair
+is "$(cowstat t used state)" "28680 clean" "a region that is full: what was in it is in it"
+runs "a region that is full: what was written is there" cowtest verify $dev --model model
+dmsetup remove t
+losetup -d "$cow"
+losetup -d "$rdo"
+
 # --- Format 2: a part of the bitmap cannot be read ----------------------------------------------------------
 
 # Units 32512 to 65023 have their bits in sectors 16 to 23 of the cow device.
