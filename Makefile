@@ -14,6 +14,7 @@ make check-stress       races, for five minutes on 2 CPUs and again on 4; SECOND
 make check-debug        the suite on kernels that find mistakes: KASAN, lockdep, KCSAN...; builds them the first time
 make check-fuzz         a million cowfiles and packed files made at random, and more; FUZZ_SECONDS=300
 make fuzz-corpus        adds to tests/fuzz/corpus what that has found
+make check-hostile      10,000 cowfiles that may be anything, on a kernel that finds mistakes; HOSTILE_COUNT=1000
 make check-boot         a root filesystem on a cowloop device: from disks, live media and the network, on Debian 12 and 13
 make check-assemble     what opens by itself: at boot, and when it is plugged in, on Debian 12 and 13
 make check-deb          the Debian packages, on Debian 12 and 13
@@ -321,6 +322,11 @@ check-debug: setup
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=debug
 	$(Q)$(MAKE) --no-print-directory check-stress KERNEL=kcsan
 
+HOSTILE_COUNT ?= 10000
+check-hostile: setup
+	$(Q)$(MAKE) --no-print-directory modules kmod tools KERNEL=debug
+	$(Q)KERNEL=debug scripts/vm --smp 2 --mem 2G --timeout 28800 tests/hostile.t COUNT=$(HOSTILE_COUNT)
+
 # Inputs made at random, others each time, and then those that lead to new places in the code: clang is needed for that.
 FUZZ_SECONDS ?= 300
 FUZZ_COUNT ?= 1000000
@@ -358,4 +364,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
+.PHONY: all help modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh

@@ -1022,7 +1022,8 @@ int cow_md_load_all(struct cow_md *md)
 
 u64 cow_md_used(struct cow_md *md)
 {
-	return atomic64_read(&md->used);
+	/* Whoever changes a cowfile in use may have its bits counted once and cleared twice. */
+	return clamp_t(s64, atomic64_read(&md->used), 0, md->geo.nr_units);
 }
 
 bool cow_md_counting(struct cow_md *md)
