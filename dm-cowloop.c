@@ -121,6 +121,12 @@
 #define COW_SPARE_BYTES		(128 * 1024)
 #define COW_MAX_SPARES		16
 
+/*
+ * Cowloop devices that may lie one over the other, as rdo or as cow device. The end of a bio
+ * is told from the lowest to the highest on one stack, which some two hundred exhaust.
+ */
+#define COW_MAX_DEPTH		16
+
 /* How long to wait, in microseconds, for what is in flight when memory is short. */
 #define COW_MEMORY_DELAY	1000
 
@@ -272,6 +278,7 @@ struct cowloop {
 	char cow_name[sizeof_field(struct dm_dev, name)];
 	struct cowfile *cowfile;
 	struct list_head user;		/* in cowfile->users */
+	unsigned int depth;		/* of cowloop devices one over the other, with this one */
 };
 
 enum cow_io_state {
@@ -2206,8 +2213,8 @@ static int check_read_only_devices(struct cowloop *cow, dev_t number)
 	lockdep_assert_held(&cowfiles_lock);
 	list_for_each_entry(file, &cowfiles, list)
 		list_for_each_entry(user, &file->users, user)
-			if (user->rdo->bdev->bd_dev == number)
-				return in_use(cow, user->rdo->bdev, file->owner,
+			if (user->rdo_bdev->bd_dev == number)
+				return in_use(cow, user->rdo_bdev, file->owner,
 					      "read-only device");
 	return 0;
 }
@@ -2230,6 +2237,64 @@ static int check_devices(struct cowloop *cow, struct mapped_device *md)
 	}
 	/* Again: others may have come since get_devices(). */
 	return check_read_only_devices(cow, bdev->bd_dev);
+}
+
+/* The depth of the cowloop device that @bdev is, or is a part of; 0 if it is none. */
+static unsigned int depth_of(struct block_device *bdev)
+{
+	unsigned int depth = 0;
+	struct cowfile *file;
+	struct cowloop *user;
+
+	lockdep_assert_held(&cowfiles_lock);
+	list_for_each_entry(file, &cowfiles, list)
+		if (dm_disk(file->owner) == bdev->bd_disk)
+			list_for_each_entry(user, &file->users, user)
+				depth = max(depth, user->depth);
+	return depth;
+}
+
+/* The least depth of the cowloop devices that lie directly on @md; UINT_MAX if none does. */
+static unsigned int depth_above(struct mapped_device *md)
+{
+	unsigned int depth = UINT_MAX;
+	struct cowfile *file;
+	struct cowloop *user;
+
+	lockdep_assert_held(&cowfiles_lock);
+	list_for_each_entry(file, &cowfiles, list)
+		list_for_each_entry(user, &file->users, user)
+			if (user->rdo_bdev->bd_disk == dm_disk(md) ||
+			    (file->bdev && file->bdev->bd_disk == dm_disk(md)))
+				depth = min(depth, user->depth);
+	return depth;
+}
+
+/*
+ * Work out our depth, and refuse what is too deep. The depth of a device that others lie
+ * on does not become larger, since theirs would. Linear and loop devices, say, that are in
+ * between are not seen.
+ */
+static int check_depth(struct cowloop *cow, struct mapped_device *md)
+{
+	const unsigned int depth = max(depth_of(cow->rdo->bdev), depth_of(cow->cow->bdev)) + 1;
+	const unsigned int above = depth_above(md);
+
+	if (depth > COW_MAX_DEPTH) {
+		DMERR("%s: found %u cowloop devices one over the other, expected at most %u",
+		      cow_name(cow), depth, COW_MAX_DEPTH);
+		cow->ti->error = "Too many cowloop devices one over the other";
+		return -EINVAL;
+	}
+	if (depth >= above) {
+		DMERR("%s: cowloop devices lie on this one: found %u below it, expected at most %u",
+		      cow_name(cow), depth - 1, above - 2);
+		cow->ti->error = "Too many cowloop devices below one that others lie on";
+		return -EINVAL;
+	}
+	cow->depth = depth;
+
+	return 0;
 }
 
 static struct cowfile *find_cowfile(struct block_device *bdev)
@@ -2278,6 +2343,8 @@ static int get_cowfile(struct cowloop *cow, const struct cow_md_args *args)
 
 	mutex_lock(&cowfiles_lock);
 	r = check_devices(cow, owner);
+	if (!r)
+		r = check_depth(cow, owner);
 	if (r) {
 		mutex_unlock(&cowfiles_lock);
 		kfree(new);
@@ -2445,6 +2512,7 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 		ti->error = "Cannot open the read-only device";
 		return r;
 	}
+	cow->rdo_bdev = cow->rdo->bdev;
 
 	/*
 	 * Before the cow device is opened: a device that the table has already,
@@ -2556,7 +2624,6 @@ static int set_up(struct cowloop *cow)
 		cow->opt.read_only = true;
 	}
 	cow->mode = cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW;
-	cow->rdo_bdev = cow->rdo->bdev;
 	set_map_state(cow, cow->mode);
 
 	cow->max_spares = min(COW_SPARE_BYTES / geo->mapunit, (unsigned int)COW_MAX_SPARES);
