@@ -208,8 +208,9 @@ struct cowloop {
 	sector_t data_sector;		/* of unit 0 in the cow device */
 
 	enum cow_mode mode;
-	struct dm_dev *rdo;
+	struct dm_dev *rdo;		/* and cow: see renew_devices() */
 	struct dm_dev *cow;		/* NULL once it has been let go */
+	bool has_resumed;
 	struct cow_md *md;
 	struct dm_target *ti;
 	blk_opf_t write_flags;		/* cow_write_flags() */
@@ -275,6 +276,7 @@ struct cowloop {
 	struct bio_set pieces;		/* of writes, with write_sectors */
 
 	struct mutex message_lock;	/* one message at a time */
+	char rdo_name[sizeof_field(struct dm_dev, name)];
 	char cow_name[sizeof_field(struct dm_dev, name)];
 	struct cowfile *cowfile;
 	struct list_head user;		/* in cowfile->users */
@@ -2548,6 +2550,32 @@ static int get_devices(struct cowloop *cow, struct dm_target *ti, char **argv)
 	return 0;
 }
 
+/* What device-mapper has now for the device that @name, "major:minor", is; it is in our table. */
+static void renew_device(struct cowloop *cow, const char *name, struct dm_dev **dev)
+{
+	struct dm_dev *now;
+
+	/* This opens nothing, and counts once more what we have counted already. */
+	if (!dm_get_device(cow->ti, name, BLK_OPEN_READ, &now)) {
+		*dev = now;
+		dm_put_device(cow->ti, now);
+	}
+}
+
+/*
+ * When a later target of the table opens a device for writing that we have open for reading,
+ * device-mapper makes another dm_dev of it, and frees ours. (The block device stays what and
+ * where it is.) So dm_devs are looked up again before they are used, until the table is live:
+ * then all of its targets are there. Sleeps.
+ */
+static void renew_devices(struct cowloop *cow)
+{
+	if (READ_ONCE(cow->has_resumed))
+		return;
+	renew_device(cow, cow->rdo_name, &cow->rdo);
+	renew_device(cow, cow->cow_name, &cow->cow);
+}
+
 /* Everything that does not depend on the cowfile. */
 static int alloc_resources(struct cowloop *cow)
 {
@@ -2603,6 +2631,7 @@ static int set_up(struct cowloop *cow)
 {
 	const struct cow_geometry *geo = cow_md_geometry(cow->md);
 
+	strscpy(cow->rdo_name, cow->rdo->name, sizeof(cow->rdo_name));
 	strscpy(cow->cow_name, cow->cow->name, sizeof(cow->cow_name));
 	cow->map = *cow_md_map(cow->md);
 	cow->unit_shift = ilog2(geo->mapunit) - SECTOR_SHIFT;
@@ -2741,6 +2770,7 @@ bad:
 
 static void cowloop_dtr(struct dm_target *ti)
 {
+	renew_devices(ti->private);
 	free_cowloop(ti->private);
 }
 
@@ -3001,6 +3031,8 @@ static void cowloop_resume(struct dm_target *ti)
 {
 	struct cowloop *cow = ti->private;
 
+	renew_devices(cow);
+	WRITE_ONCE(cow->has_resumed, true);
 	/* The table that was live until now may have met an error. */
 	if (cow_md_failed(cow->md))
 		set_mode(cow, COW_MODE_FAIL);
@@ -3140,7 +3172,7 @@ static void emit_table(struct cowloop *cow, char *result, unsigned int maxlen)
 				opt->no_discard_passdown;
 	unsigned int sz = 0;
 
-	DMEMIT("%s %s", cow->rdo->name, cow->cow_name);
+	DMEMIT("%s %s", cow->rdo_name, cow->cow_name);
 	if (nr)
 		DMEMIT(" %u", nr);
 	if (opt->format)
@@ -3170,7 +3202,7 @@ static void emit_ima(struct cowloop *cow, char *result, unsigned int maxlen)
 
 	DMEMIT_TARGET_NAME_VERSION(cow->ti->type);
 	DMEMIT(",rdo_device_name=%s,cow_device_name=%s,format=%u,mapunit=%u,read_only=%c;",
-	       cow->rdo->name, cow->cow_name, geo->format, geo->mapunit,
+	       cow->rdo_name, cow->cow_name, geo->format, geo->mapunit,
 	       READ_ONCE(cow->opt.read_only) ? 'y' : 'n');
 }
 
@@ -3201,6 +3233,7 @@ static int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout
 	sector_t cow_len;
 	int r, idx;
 
+	renew_devices(cow);
 	r = fn(ti, cow->rdo, 0, ti->len, data);
 	idx = srcu_read_lock(&cow_devices_srcu);
 	dev = READ_ONCE(cow->cow);

@@ -3,7 +3,8 @@
 # shellcheck shell=dash
 # vm: --mem 512M
 #
-# Cowloop devices that lie on others, up to the depth that is allowed.
+# Cowloop devices that lie on others, up to the depth that is allowed; and tables in which other targets use the same
+# devices, opened in another mode.
 
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
@@ -64,5 +65,41 @@ runs "the lowest opens alone" cowopen d1 /dev/mapper/rdo /dev/mapper/cow1
 is "$(cowtest io /dev/mapper/d1 8192 4096 --read)" "16 8 1" "and has what it had"
 dmsetup remove d1
 seq 18 | sed 's/^/cow/' | xargs dmsetup remove
-dmsetup remove rdo
+
+# --- Other targets in a table -------------------------------------------------------------------------------
+
+slice 1
+slice 2
+left() { dmesg | grep -Ec 'not in table devices list|dm_put_device call missing'; }
+# shares NAME TABLE: a later target opens a device for writing that ours has for reading; memory is used again meanwhile
+shares() {
+	what=$1
+	dd if=/dev/zero of=/dev/mapper/cow1 bs=64K count=1 oflag=direct status=none
+	runs "$what: a table with both" dmsetup create t --table "$2"
+	for n in 1 2 3 4 5 6; do
+		dmsetup create "x$n" --table "0 8 linear /dev/ram1 $((40000 + n))"
+	done
+	cowtest io /dev/mapper/t 0 4096 --write --stamp 5 >/dev/null 2>&1
+	is "$?" "$3" "$what: a write"
+	runs "$what: a read" dd if=/dev/mapper/t of=/dev/null bs=64K iflag=direct status=none
+	is "$(dmsetup table t | head -n 1)" "${2%%
+*}" "$what: its table"
+	runs "$what: reloaded" turn t "$2"
+	fails "$what: a table that is not loaded" dmsetup reload t --table "$2
+	$((2 * size)) 8 linear /dev/mapper/none 0"
+	runs "$what: removed" dmsetup remove t
+	seq 6 | sed 's/^/x/' | xargs dmsetup remove
+	is "$(left)" 0 "$what: device-mapper has no complaint"
+}
+number() { dmsetup info -c --noheadings -o major,minor --separator : "$1"; }
+rdo=$(number rdo) cow=$(number cow1)
+shares "rdo for writing" "0 $size cowloop $rdo $cow
+	$size $size linear $rdo 0" 0
+dd if=/dev/zero of=/dev/mapper/cow2 bs=64K count=1 oflag=direct status=none
+cowopen d /dev/mapper/rdo /dev/mapper/cow2
+dmsetup remove d
+cow=$(number cow2)
+shares "cow device for writing" "0 $size cowloop $rdo $cow 1 read_only
+	$size $size linear $cow 0" 3
+dmsetup remove cow1 cow2 rdo
 done_testing

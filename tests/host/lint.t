@@ -124,7 +124,7 @@ links() {
 }
 
 licence() {
-	text | grep -vE '^(tests/broken/|debian/|CHANGELOG$)|\.md$' | xargs grep -L 'SPDX-License-Identifier: GPL-2.0-only' |
+	text | grep -vE '^(tests/broken/|Documentation/upstream/|debian/|CHANGELOG$)|\.md$' | xargs grep -L 'SPDX-License-Identifier: GPL-2.0-only' |
 		sed 's/$/: no SPDX line/'
 }
 
