@@ -47,6 +47,7 @@ enum {
 	OPT_RESERVE,
 	OPT_QUEUE,
 	OPT_NO_PASSDOWN,
+	OPT_MAX_SIZE,
 	OPT_DEFERRED,
 	OPT_THRESHOLD,
 	OPT_EXEC,
@@ -108,6 +109,8 @@ static const struct poptOption option_table[] = {
 	  "Raise an event when so little of the limit is left", "SIZE" },
 	{ "mapunit", '\0', POPT_ARG_STRING, NULL, OPT_MAPUNIT,
 	  "Unit of change, a power of two from 4K to 1M", "SIZE" },
+	{ "max-size", '\0', POPT_ARG_STRING, NULL, OPT_MAX_SIZE,
+	  "Unpack no more than so much", "SIZE" },
 	{ "monitor", '\0', POPT_ARG_NONE, NULL, OPT_MONITOR,
 	  "Have dmeventd warn when it gets full", NULL },
 	{ "no-discard-passdown", '\0', POPT_ARG_NONE, NULL, OPT_NO_PASSDOWN,
@@ -249,6 +252,8 @@ static int parse_option(int which, const char *value)
 	case OPT_NO_PASSDOWN:
 		opt.no_passdown = true;
 		return OK;
+	case OPT_MAX_SIZE:
+		return parse_bytes("max-size", value, &opt.max_size);
 	case OPT_LOW_WATER:
 		return parse_bytes("low-water", value, &opt.low_water);
 	case OPT_THRESHOLD:
@@ -333,7 +338,7 @@ static const struct command commands[] = {
 	{ "pack", "<cow> <file>", 2, 2, "pack a cowfile for transport (- is stdout)",
 	  BIT(OPT_COMPRESS) | BIT(OPT_FORCE), cmd_pack },
 	{ "unpack", "<file> <cow>", 2, 2, "make a cowfile of a packed one (- is stdin)",
-	  BIT(OPT_FORCE), cmd_unpack },
+	  BIT(OPT_FORCE) | BIT(OPT_MAX_SIZE), cmd_unpack },
 	{ "merge", "<rdo> <cow>", 2, 2, "write the modified parts into the read-only device",
 	  0, cmd_merge },
 	{ "upgrade", "<cow> [<new cow>]", 1, 2, "make format 2 of format 1 (needs --rdo)",

@@ -69,6 +69,7 @@ struct options {
 	u64 reserve;			/* bytes of it */
 	bool queue;			/* writes that find no space */
 	bool no_passdown;		/* of discards */
+	u64 max_size;			/* bytes that unpack writes; 0: any */
 	u64 low_water;			/* likewise */
 	u64 threshold;			/* bytes */
 	bool have_threshold;

@@ -289,6 +289,38 @@ static int unpack_map(struct cowfile *c, struct in_stream *in, bool gaps)
 	return r;
 }
 
+/* Where nothing has been written yet there are zeroes in a file, which take no space; a device has anything. */
+static int write_data(const struct file *f, u64 offset, const u8 *buf, size_t length)
+{
+	const size_t block = 4096;
+	size_t start = 0, end;
+	int r = OK;
+
+	if (f->block)
+		return file_write(f, offset, buf, length);
+	while (start < length && !r) {
+		end = start;
+		while (end < length && !all_zero(buf + end, min_u64(block, length - end)))
+			end += min_u64(block, length - end);
+		if (end > start)
+			r = file_write(f, offset + start, buf + start, end - start);
+		start = end + block;
+	}
+	return r;
+}
+
+/* How much the packed file says there is; what is claimed costs whoever claims it nothing. */
+static int check_size(const struct cowfile *c, u64 used, const char *from)
+{
+	const u64 bytes = used * c->geo.mapunit;
+
+	/* The bitmap is not written where it is zeroes, but read to its end. */
+	if (!opt.max_size || (c->geo.mapsize <= opt.max_size && bytes <= opt.max_size - c->geo.mapsize))
+		return OK;
+	return error(WRONG, "%s: unpacked, it is too large: found %s of data and %s of bitmap, expected at most %s together (--max-size).",
+		     from, size_text(bytes), size_text(c->geo.mapsize), size_text(opt.max_size));
+}
+
 static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
 {
 	const u64 start = c->geo.doffset + first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
@@ -301,7 +333,7 @@ static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 firs
 
 		r = in_read(in, buf, n);
 		if (!r && at < wanted)
-			r = file_write(&c->file, start + at, buf, min_u64(wanted - at, n));
+			r = write_data(&c->file, start + at, buf, min_u64(wanted - at, n));
 	}
 	return r;
 }
@@ -341,6 +373,8 @@ static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char
 		r = cow_count(c, &used, &end);
 	if (!r)
 		r = cow_check_end(c, end);
+	if (!r)
+		r = check_size(c, used, from);
 	/* The original ends it with the bitmap when there is no unit. */
 	if (!r && used && gaps)
 		r = in_skip(in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
@@ -420,6 +454,9 @@ int cmd_unpack(int argc, char **argv)
 	if (!in)
 		return r;
 	r = read_head(&c, in, argv[0], &gaps);
+	/* As far as the head tells, before anything is made. */
+	if (!r)
+		r = check_size(&c, 0, argv[0]);
 	if (!r)
 		r = !stat(argv[1], &st) && !S_ISREG(st.st_mode) ?
 		    unpack_to_device(&c, in, gaps, argv[0], argv[1]) :

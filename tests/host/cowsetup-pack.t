@@ -251,6 +251,35 @@ else
 	skip "needs root"
 fi
 
+# what is zeroes takes no space, however much of it there is: a small file may become a large one
+truncate -s 300M zeroes
+cowfile make --rdo zeroes --cow z --zero-units all
+cowsetup pack --compress zstd --force z z.zst
+[ "$(stat -c %s z.zst)" -lt 1000000 ]
+ok $? "300 MiB of zeroes packed are small"
+rm -f zu
+exits 0 "unpack them" cowsetup unpack z.zst zu
+runs "they are there" cmp z zu
+[ "$(stat -c %b zu)" -lt 2048 ]
+ok $? "and take no space" || diag "$(stat -c %b zu) blocks"
+rm -f zu
+for size in 1M 299M; do
+	exits 4 "more than --max-size $size" cowsetup unpack --max-size $size z.zst zu
+	says 'z.zst: unpacked, it is too large: found 300 MiB of data.*expected at most' "says so: $size"
+	is "$(compgen -G '*zu*'; compgen -G '.*zu*')" "" "nothing is left: $size"
+done
+exits 4 "a bitmap alone that is more" cowsetup unpack --max-size 1K z.zst zu
+says 'found 0 bytes of data' "before anything is made"
+exits 0 "no more than --max-size" cowsetup unpack --max-size 301M z.zst zu
+rm -f z zu z.zst zeroes
+# blocks with and without data in turn, and the end of the last unit
+makecow c --units 0-40,last --zero-units 10-20,30
+cowsetup pack --force c p
+rm -f u
+exits 0 "data and zeroes in turn" cowsetup unpack p u
+unpacked "data and zeroes in turn"
+cowsetup pack --force c p
+
 # what is read is not written meanwhile, by whatever name
 cowsetup pack --force c p
 ln p link
