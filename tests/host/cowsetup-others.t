@@ -76,6 +76,7 @@ for command in "dump $esc" "dump label" "check --rdo rdo $esc" "map --json $esc"
 done
 exits 0 "dump" cowsetup dump label
 says "$shown" "they are shown"
+# shellcheck disable=SC2016 # Perl's
 is "$(cowsetup dump --json label | json 'utf8::encode($_->{label}); $_->{label}')" "$esc" "JSON has what is there"
 exits 0 "what is UTF-8 is as it is" cowsetup format rdo $'Gr\u00f6\u00dfe \u65e5\u672c \U1f600'
 exits 0 "printed" cowsetup check $'Gr\u00f6\u00dfe \u65e5\u672c \U1f600'
