@@ -52,10 +52,14 @@ sum=$(sha256sum </dev/ram0)
 
 opens "changes in RAM" '/dev/ram0,tmpfs:32M,name=t'
 like "$(cowsetup status t)" '/run/cowroot/cow/t.cow' "in a tmpfs"
+is "$(stat -c %a /run/cowroot /run/cowroot/cow /run/cowroot/cow/t.cow | xargs)" "700 700 600" "which is for root alone"
+like "$(grep ' /run/cowroot/cow ' /proc/mounts)" 'nosuid,nodev' "and has neither set-uid programs nor devices"
 is "$(ls /run/cowsetup/named)" t "links lead to a device that the kernel's command line names"
 closes t
 opens "an image in a filesystem in a file, and a cowfile" 'LABEL=LIVE:/live.img:/root.img,LABEL=changes:/mine.cow,limit=4M,reserve=1M,name=t'
 is "$(blockdev --getsize64 /dev/mapper/t)" $((8 << 20)) "it is that image"
+is "$(grep -c ' /run/cowroot/[a-z]* .*nosuid,nodev' /proc/mounts)" 3 "all of it is mounted nosuid and nodev"
+is "$(stat -c %a /run/cowroot /run/cowroot/cow/mine.cow | xargs)" "700 600" "in a directory for root alone, a file for root alone"
 closes t
 opens "and again" 'LABEL=LIVE:/live.img:/root.img,LABEL=changes:/mine.cow,name=t'
 like "$(cowsetup status t)" 'Modified +16' "with its changes"
