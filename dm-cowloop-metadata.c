@@ -171,6 +171,7 @@ struct cow_md {
 	struct llist_head changed;	/* regions with changed bitmap sectors */
 	bool unsaved;			/* what was taken off changed is not durable yet */
 	bool failed;			/* it is not known what is on disk */
+	bool unsure;			/* whether the last ENOSPC was one */
 	bool owes_commit;		/* see cow_md_owe_commit() */
 
 	struct mutex commit_lock;	/* writes to the cowfile, and: */
@@ -424,6 +425,11 @@ bool cow_md_failed(struct cow_md *md)
 	return READ_ONCE(md->failed);
 }
 
+bool cow_md_unsure(struct cow_md *md)
+{
+	return READ_ONCE(md->unsure);
+}
+
 void cow_md_owe_commit(struct cow_md *md)
 {
 	WRITE_ONCE(md->owes_commit, true);
@@ -551,9 +557,12 @@ static int wait_for_writes(struct cow_md *md, int before)
 	for (i = 0; i < md->nr_writes; i++) {
 		struct cow_write *w = &md->writes[i];
 		int error = blk_status_to_errno(w->bio->bi_status);
+		const bool unsure = error == -EIO && cow_hides_no_space(md->cow);
 
-		if (error == -EIO && cow_hides_no_space(md->cow))
+		if (unsure)
 			error = -ENOSPC;
+		if (error == -ENOSPC)
+			WRITE_ONCE(md->unsure, unsure);
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
 		bio_uninit(w->bio);

@@ -81,6 +81,13 @@
  * those that come later queue behind them; the first is tried again every
  * second, and when it succeeds then the next. Those for which units are reserved are
  * before all others, and queue behind none of these.
+ *
+ * A cow device that has gone has the size 0. That is an error, not a lack of space,
+ * and ends in mode fail, in which nothing is kept: all that was ends with an error. A
+ * loop device may not tell one from the other (cow_hides_no_space()). Its errors are
+ * taken for want of space, but a commit is tried soon, whose flush fails if it is the
+ * device; and from COW_UNSURE_DELAY after the first in a row of such errors on, no
+ * write is kept for one.
  */
 
 #include "dm-cowloop.h"
@@ -135,6 +142,9 @@
 
 /* How long writes that found no space wait before one of them is tried again. */
 #define COW_SPACE_DELAY		HZ
+
+/* How long writes are kept for errors in a row of which none need be for want of space. */
+#define COW_UNSURE_DELAY	(60 * HZ)
 
 /* A device in a later mode does not go back to an earlier one, but for the first two. */
 enum cow_mode {
@@ -246,9 +256,10 @@ struct cowloop {
 	bool retrying;
 	unsigned int nr_kept;
 	struct bio_list no_space_bios;
-	struct bio_list reserved_bios;	/* likewise, with units reserved for them: they come first */
+	struct bio_list reserved_bios;	/* likewise, with units reserved for them: first */
 	bool low;			/* low water has been reached, and told */
 	u64 space_since;		/* when out_of_space was left, in jiffies */
+	u64 unsure_since;		/* when errors began that may be for want of it; or 0 */
 	bool found_space;		/* too soon after that, and nothing was short of it since */
 	struct ratelimit_state space_log;
 
@@ -295,6 +306,7 @@ struct cow_io {
 	u8 state;
 	bool commit;			/* ends with a commit */
 	bool committed;			/* which has begun, at least */
+	bool unsure;			/* has failed, it may be for want of space */
 	bool seeks_space;		/* was begun in mode out_of_space */
 	bool kept;			/* for want of space, or is to be */
 	bool retried;			/* is the first of those kept, tried again */
@@ -418,6 +430,14 @@ static int end_bio(struct bio *bio, blk_status_t status)
 	return DM_MAPIO_SUBMITTED;
 }
 
+static void end_bios(struct bio_list *bios, blk_status_t status)
+{
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios)))
+		end_bio(bio, status);
+}
+
 static int remap_to_rdo(struct cowloop *cow, struct bio *bio)
 {
 	bio_set_dev(bio, cow->rdo_bdev);
@@ -505,6 +525,19 @@ static void set_map_state(struct cowloop *cow, enum cow_mode mode)
 	WRITE_ONCE(cow->cow_bdev, mode == COW_MODE_CLOSED ? NULL : cow->cow->bdev);
 }
 
+static bool kept_empty(struct cowloop *cow)
+{
+	return bio_list_empty(&cow->no_space_bios) && bio_list_empty(&cow->reserved_bios);
+}
+
+/* Have the first of the writes that are kept tried again. With the lock held. */
+static void retry_kept(struct cowloop *cow, unsigned long delay)
+{
+	lockdep_assert_held(&cow->lock);
+	if (!kept_empty(cow) && !cow->retrying)
+		mod_delayed_work(cow->deferred_wq, &cow->retry_work, delay);
+}
+
 /* Whether a commit is owed may have changed. Any context. */
 static void update_map_state(struct cowloop *cow)
 {
@@ -514,6 +547,14 @@ static void update_map_state(struct cowloop *cow)
 	spin_lock_irqsave(&cow->lock, flags);
 	set_map_state(cow, cow->mode);
 	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* Have what waits for space end: there is no sense in that any more. With the lock held. */
+static void end_waiting(struct cowloop *cow)
+{
+	retry_kept(cow, 0);
+	if (!bio_list_empty(&cow->commit_bios) || !bio_list_empty(&cow->held_back))
+		queue_work(cow->io_wq, &cow->commit_work);
 }
 
 /* True if the mode was another one: then an event is to be raised. Any context. */
@@ -528,6 +569,8 @@ static bool change_mode(struct cowloop *cow, enum cow_mode mode)
 		WRITE_ONCE(cow->mode, mode);
 		set_map_state(cow, mode);
 	}
+	if (change && mode == COW_MODE_FAIL)
+		end_waiting(cow);
 	spin_unlock_irqrestore(&cow->lock, flags);
 
 	return change;
@@ -555,6 +598,26 @@ static void metadata_failed(struct cowloop *cow, const char *what, int r)
 	set_mode(cow, COW_MODE_FAIL);
 }
 
+/* For a @reason that is logged it is not known any more what is durable. Any context. */
+static void device_failed(struct cowloop *cow, const char *reason, int r)
+{
+	cow_md_set_failed(cow->md);
+	if (change_mode(cow, COW_MODE_FAIL)) {
+		DMERR("%s: cow device %pg: %s: error %d; writes and flushes fail from now on",
+		      cow_name(cow), cow->cow->bdev, reason, r);
+		queue_work(cow->io_wq, &cow->event_work);
+	}
+}
+
+/* False if the cow device has gone. Any context, before the end of a flight that needs it. */
+static bool still_there(struct cowloop *cow)
+{
+	if (likely(bdev_nr_sectors(cow->cow->bdev)))
+		return true;
+	device_failed(cow, "has gone", -ENODEV);
+	return false;
+}
+
 /* ---- Space ---- */
 
 /*
@@ -579,8 +642,8 @@ static u64 space_limit(struct cowloop *cow)
 	const sector_t end = bdev_nr_sectors(cow->cow->bdev);
 	u64 fit = cow_md_geometry(cow->md)->nr_units;
 
-	/* The last one may be short. */
-	if (end < cow->data_sector + cow->units_end)
+	/* The last one may be short. Without any sectors it is not space that is lacking. */
+	if (end && end < cow->data_sector + cow->units_end)
 		fit = end > cow->data_sector ? sector_to_unit(cow, end - cow->data_sector) : 0;
 
 	return limit ? min(limit, fit) : fit;
@@ -622,19 +685,6 @@ static void check_low_water(struct cowloop *cow)
 		update_low(cow);
 }
 
-static bool kept_empty(struct cowloop *cow)
-{
-	return bio_list_empty(&cow->no_space_bios) && bio_list_empty(&cow->reserved_bios);
-}
-
-/* Have the first of the writes that are kept tried again. With the lock held. */
-static void retry_kept(struct cowloop *cow, unsigned long delay)
-{
-	lockdep_assert_held(&cow->lock);
-	if (!kept_empty(cow) && !cow->retrying)
-		mod_delayed_work(cow->deferred_wq, &cow->retry_work, delay);
-}
-
 /* From mode out_of_space, if that is the mode. */
 static void leave_out_of_space(struct cowloop *cow)
 {
@@ -666,6 +716,7 @@ static void space_found(struct cowloop *cow, bool made)
 	unsigned long flags;
 
 	spin_lock_irqsave(&cow->lock, flags);
+	cow->unsure_since = 0;
 	if (made || time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY)) {
 		leave_out_of_space(cow);
 	} else if (cow->mode == COW_MODE_OUT_OF_SPACE) {
@@ -691,6 +742,31 @@ static void out_of_space(struct cowloop *cow)
 }
 
 /*
+ * There was an error of the cow device that may be for want of space. Have a commit tried
+ * soon: its flush tells a device that has failed from one that is full. Any context.
+ */
+static void unsure_error(struct cowloop *cow)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	if (!cow->unsure_since)
+		cow->unsure_since = get_jiffies_64();
+	if (!cow->no_commit_timer)
+		queue_delayed_work(cow->io_wq, &cow->commit_timer, COW_SPACE_DELAY);
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* Whether to wait on for space that is @unsure to be what is lacking. With the lock held. */
+static bool worth_waiting(struct cowloop *cow, bool unsure)
+{
+	lockdep_assert_held(&cow->lock);
+	return cow->queueing && cow->mode <= COW_MODE_OUT_OF_SPACE &&
+	       !(unsure && cow->unsure_since &&
+		 time_after64(get_jiffies_64(), cow->unsure_since + COW_UNSURE_DELAY));
+}
+
+/*
  * Keep a write that found no space. It goes behind those that are kept already,
  * unless it was the first of them. False if it is not to be kept. Any context.
  */
@@ -706,7 +782,7 @@ static bool keep_bio(struct cowloop *cow, struct bio *bio)
 		return false;
 
 	spin_lock_irqsave(&cow->lock, flags);
-	kept = cow->queueing;
+	kept = worth_waiting(cow, io->unsure);
 	io->kept = kept;
 	if (kept && io->retried) {
 		io->retried = false;
@@ -762,7 +838,6 @@ static struct bio_list take_kept(struct cowloop *cow)
 static void stop_queueing(struct cowloop *cow)
 {
 	struct bio_list bios;
-	struct bio *bio;
 
 	spin_lock_irq(&cow->lock);
 	cow->queueing = false;
@@ -776,8 +851,7 @@ static void stop_queueing(struct cowloop *cow)
 		queue_work(cow->io_wq, &cow->commit_work);
 	spin_unlock_irq(&cow->lock);
 
-	while ((bio = bio_list_pop(&bios)))
-		end_bio(bio, BLK_STS_NOSPC);
+	end_bios(&bios, BLK_STS_NOSPC);
 }
 
 static void start_queueing(struct cowloop *cow)
@@ -803,15 +877,10 @@ static void restore_bio(struct bio *bio)
 	atomic_set(&bio->__bi_remaining, 1);
 }
 
-/*
- * A first write that the cow device has not taken, for no reason given or for
- * want of space, which some devices can't tell.
- */
-static blk_status_t first_write_status(struct cowloop *cow, blk_status_t status)
+/* A first write has failed: maybe for want of space, which some devices can't tell? */
+static bool may_lack_space(struct cowloop *cow, blk_status_t status)
 {
-	if (unlikely(status == BLK_STS_IOERR) && cow_hides_no_space(cow->cow->bdev))
-		return BLK_STS_NOSPC;
-	return status;
+	return unlikely(status == BLK_STS_IOERR) && cow_hides_no_space(cow->cow->bdev);
 }
 
 /* ---- Commits ---- */
@@ -854,6 +923,18 @@ static void owe_commit(struct cowloop *cow)
 	update_map_state(cow);
 }
 
+/* It has been flushed, too. Any context. */
+static void commit_done(struct cowloop *cow)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	set_map_state(cow, cow->mode);
+	if (!cow->writes_kept)
+		cow->unsure_since = 0;
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
 static int commit(struct cowloop *cow)
 {
 	int r;
@@ -863,11 +944,13 @@ static int commit(struct cowloop *cow)
 	atomic_long_inc(&cow->commits);
 	r = cow_md_commit(cow->md);
 	if (!r)
-		update_map_state(cow);
+		commit_done(cow);
 	else if (r == -ENOSPC)
 		out_of_space(cow);
 	else
 		metadata_failed(cow, "commit", r);
+	if (r == -ENOSPC && cow_md_unsure(cow->md))
+		unsure_error(cow);
 
 	return r;
 }
@@ -881,7 +964,7 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios, struct bio_
 	bool kept;
 
 	spin_lock_irq(&cow->lock);
-	kept = cow->queueing;
+	kept = worth_waiting(cow, cow_md_unsure(cow->md));
 	if (kept) {
 		bio_list_merge_head(&cow->commit_bios, bios);
 		bio_list_merge_head(&cow->held_back, held_back);
@@ -894,26 +977,37 @@ static bool commit_later(struct cowloop *cow, struct bio_list *bios, struct bio_
 	return kept;
 }
 
+/* End flushes, and writes, after a commit that was tried for them, with errno @r. */
+static void end_committed(struct cowloop *cow, struct bio_list *bios, int r)
+{
+	const bool unsure = r == -ENOSPC && cow_md_unsure(cow->md);
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(bios))) {
+		if (!(bio->bi_opf & REQ_PREFLUSH))
+			bio_to_io(bio)->unsure = unsure;
+		end_bio(bio, errno_to_blk_status(r));
+	}
+}
+
 static void do_commit(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, commit_work);
 	struct bio_list bios = take_bios(cow, &cow->commit_bios);
 	struct bio_list held_back = take_bios(cow, &cow->held_back);
-	struct bio *bio;
 	int r = 0;
 
-	if (!bio_list_empty(&bios) || !bio_list_empty(&held_back) || cow_md_changed(cow->md))
+	if (!bio_list_empty(&bios) || !bio_list_empty(&held_back) || cow_md_changed(cow->md) ||
+	    READ_ONCE(cow->unsure_since))
 		r = commit(cow);
 	if (r == -ENOSPC && commit_later(cow, &bios, &held_back))
 		return;
 
-	while ((bio = bio_list_pop(&bios)))
-		end_bio(bio, errno_to_blk_status(r));
+	end_committed(cow, &bios, r);
 	if (!r && !bio_list_empty(&held_back))
 		defer_bios(cow, &held_back);
 	else
-		while ((bio = bio_list_pop(&held_back)))
-			end_bio(bio, errno_to_blk_status(r));
+		end_committed(cow, &held_back, r);
 }
 
 /*
@@ -1520,7 +1614,7 @@ static void free_unit(struct cowloop *cow, void *data)
 }
 
 /* Any context. @io goes away with the last of its bios. */
-static void copyup_end(struct cow_io *io, blk_status_t status)
+static void copyup_end(struct cow_io *io, blk_status_t status, bool unsure)
 {
 	struct cowloop *cow = io->cowloop;
 	struct bio_list bios = io->folded;
@@ -1529,8 +1623,10 @@ static void copyup_end(struct cow_io *io, blk_status_t status)
 	free_unit(cow, io->data);
 	end_first_write(cow, io, status);
 
-	while ((bio = bio_list_pop(&bios)))
+	while ((bio = bio_list_pop(&bios))) {
+		bio_to_io(bio)->unsure = unsure;
 		end_bio(bio, status);
+	}
 }
 
 static sector_t copyup_sectors(struct cow_io *io)
@@ -1560,10 +1656,10 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 static void copyup_stored(struct bio *store)
 {
 	struct cow_io *io = store->bi_private;
-	const blk_status_t status = first_write_status(io->cowloop, store->bi_status);
+	const blk_status_t status = store->bi_status;
 
 	bio_put(store);
-	copyup_end(io, status);
+	copyup_end(io, status, may_lack_space(io->cowloop, status));
 }
 
 /*
@@ -1588,7 +1684,7 @@ static void copyup_store(struct work_struct *work)
 	spin_unlock_irq(&bucket->lock);
 
 	if (io->read_failed) {
-		copyup_end(io, BLK_STS_IOERR);
+		copyup_end(io, BLK_STS_IOERR, false);
 		return;
 	}
 
@@ -1723,6 +1819,12 @@ static bool may_have_space(struct cowloop *cow, struct bio *bio, sector_t end)
 	return !io->kept && cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
 }
 
+/* The end of a first write that is not to be tried. */
+static noinline int not_tried(struct cowloop *cow, struct bio *bio)
+{
+	return end_bio(bio, still_there(cow) ? BLK_STS_NOSPC : BLK_STS_IOERR);
+}
+
 /* Write whole units in one MiB, none of which need have been written before. */
 static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64 unit,
 				       unsigned int nr)
@@ -1732,7 +1834,7 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 	int ready;
 
 	if (unlikely(!may_have_space(cow, bio, bio_end_sector(bio))))
-		return end_bio(bio, BLK_STS_NOSPC);
+		return not_tried(cow, bio);
 	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
 
@@ -1767,7 +1869,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	int ready;
 
 	if (unlikely(!may_have_space(cow, bio, unit_end(cow, unit))))
-		return end_bio(bio, BLK_STS_NOSPC);
+		return not_tried(cow, bio);
 
 	spin_lock_irq(&bucket->lock);
 	/* Again, with the table locked: nobody can be about to set the bit. */
@@ -1981,6 +2083,8 @@ static blk_status_t pass_down(struct cowloop *cow, struct cow_io *io)
 	blk_status_t status;
 	struct bio *bio;
 
+	if (!still_there(cow))
+		return BLK_STS_IOERR;
 	if (start >= end)
 		return BLK_STS_OK;
 	if (cow_md_geometry(cow->md)->format == 1)
@@ -2070,6 +2174,7 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	io->state = COW_IO_WRITE;
 	io->commit = false;
 	io->committed = false;
+	io->unsure = false;
 	io->retried = false;
 	io->kept = false;
 	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
@@ -2136,6 +2241,8 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 		if (!r)
 			r = open_gate(cow);
 	}
+	if (r == -ENOSPC)
+		bio_to_io(bio)->unsure = cow_md_unsure(cow->md);
 	if (r)
 		end_bio(bio, errno_to_blk_status(r));
 	else if (map_write(cow, bio, lookup(cow, unit, bio_units(cow, bio)), &data) ==
@@ -2166,15 +2273,19 @@ static void do_deferred(struct work_struct *work)
 static void do_retry(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, retry_work);
+	struct bio_list failed = BIO_EMPTY_LIST;
 	struct cow_io *io;
 	struct bio *bio;
 
 	spin_lock_irq(&cow->lock);
+	if (cow->mode == COW_MODE_FAIL)
+		failed = take_kept(cow);
 	bio = cow->retrying ? NULL : bio_list_pop(&cow->reserved_bios) ?:
 				     bio_list_pop(&cow->no_space_bios);
 	if (bio) {
 		io = bio_to_io(bio);
 		io->kept = false;
+		io->unsure = false;
 		io->retried = true;
 		io->seeks_space = !is_reserved_for(cow, bio);
 		cow->retrying = true;
@@ -2182,6 +2293,7 @@ static void do_retry(struct work_struct *work)
 	}
 	spin_unlock_irq(&cow->lock);
 
+	end_bios(&failed, BLK_STS_IOERR);
 	if (bio)
 		deferred_write(cow, bio);
 }
@@ -2881,6 +2993,39 @@ static bool is_error(blk_status_t status)
 	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
 }
 
+/*
+ * A write that was accepted has failed with *@error, which is changed to what it is to
+ * end with. False if it is kept instead, for want of space.
+ */
+static noinline bool write_failed(struct cowloop *cow, struct bio *bio, blk_status_t *error)
+{
+	struct cow_io *io = bio_to_io(bio);
+
+	if (io->unsure) {
+		unsure_error(cow);
+		*error = BLK_STS_NOSPC;
+	}
+	if (*error != BLK_STS_NOSPC || bio_op(bio) == REQ_OP_DISCARD) {
+		if (is_error(*error))
+			still_there(cow);
+		return true;
+	}
+
+	/* Those that only queue behind others have not been tried. */
+	if (!io->kept)
+		out_of_space(cow);
+	if (!cow->opt.queue_if_no_space)
+		return true;
+	restore_bio(bio);
+	if (keep_bio(cow, bio))
+		return false;
+	if (dm_noflush_suspending(cow->ti))
+		*error = BLK_STS_DM_REQUEUE;
+	else if (io->unsure || READ_ONCE(cow->mode) == COW_MODE_FAIL)
+		*error = BLK_STS_IOERR;
+	return true;
+}
+
 /* The end of a write that was accepted; returns what end_io is to return. */
 static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 {
@@ -2888,21 +3033,12 @@ static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t
 	const bool committed = io->committed;
 
 	if (io->state == COW_IO_FIRST) {
-		*error = first_write_status(cow, *error);
+		if (unlikely(*error))
+			io->unsure = may_lack_space(cow, *error);
 		end_first_write(cow, io, *error);
 	}
-	if (unlikely(*error == BLK_STS_NOSPC) && bio_op(bio) != REQ_OP_DISCARD) {
-		/* Those that only queue behind others have not been tried. */
-		if (!io->kept)
-			out_of_space(cow);
-		if (cow->opt.queue_if_no_space) {
-			restore_bio(bio);
-			if (keep_bio(cow, bio))
-				return DM_ENDIO_INCOMPLETE;
-			if (dm_noflush_suspending(cow->ti))
-				*error = BLK_STS_DM_REQUEUE;
-		}
-	}
+	if (unlikely(*error) && !write_failed(cow, bio, error))
+		return DM_ENDIO_INCOMPLETE;
 	if (unlikely(io->commit) && !io->committed && !*error) {
 		io->committed = true;
 		commit_bio(cow, bio);
@@ -2910,7 +3046,7 @@ static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t
 	}
 	if (unlikely(io->retried))
 		end_retried(cow);
-	if (unlikely(committed && *error == BLK_STS_NOSPC))
+	if (unlikely(committed && *error && *error != BLK_STS_DM_REQUEUE))
 		owe_commit(cow);
 	this_cpu_inc(cow->stats->ended[COW_FLIGHT_WRITES]);
 	if (likely(!*error))
@@ -2923,25 +3059,12 @@ static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t
 	return DM_ENDIO_DONE;
 }
 
-/*
- * A flush that went down as it was has failed: it is not known what of all that was
- * written is durable, and the next flush may not tell. Any context.
- */
-static void flush_failed(struct cowloop *cow, blk_status_t status)
-{
-	cow_md_set_failed(cow->md);
-	if (change_mode(cow, COW_MODE_FAIL)) {
-		DMERR("%s: cow device %pg: flush failed: error %d; no writes from now on",
-		      cow_name(cow), cow->cow->bdev, blk_status_to_errno(status));
-		queue_work(cow->io_wq, &cow->event_work);
-	}
-}
-
 /* The end of a flush that went down as it was. */
 static noinline int end_flush(struct cowloop *cow, blk_status_t *error)
 {
 	if (is_error(*error)) {
-		flush_failed(cow, *error);
+		/* What was written may not be durable, and the next flush may not tell. */
+		device_failed(cow, "flush failed", blk_status_to_errno(*error));
 		atomic_long_inc(&cow->errors);
 	} else if (!*error && cow_md_failed(cow->md)) {
 		/* The one that failed may have been told of what this one has not. */
@@ -2969,8 +3092,11 @@ static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
 		else if (flight == COW_FLIGHT_OTHERS)
 			owe_commit(cow);
 	}
-	if (is_error(error) && r == DM_ENDIO_DONE)
+	if (is_error(error) && r == DM_ENDIO_DONE) {
 		atomic_long_inc(&cow->errors);
+		if (flight == COW_FLIGHT_READS || flight == COW_FLIGHT_REWRITES)
+			still_there(cow);
+	}
 	/* Last: the cow device may be let go of then. */
 	this_cpu_inc(cow->stats->ended[flight]);
 

@@ -441,6 +441,12 @@ int cow_md_commit(struct cow_md *md);
 bool cow_md_failed(struct cow_md *md);
 
 /*
+ * After an ENOSPC of these, or of cow_md_load(): whether it may have been another error
+ * of a cow device that can't tell. Any context.
+ */
+bool cow_md_unsure(struct cow_md *md);
+
+/*
  * To be told that a commit has met ENOSPC, and that somebody is about to hear of it:
  * a commit is owed from now on until one has succeeded. Any context.
  */

@@ -273,4 +273,167 @@ reopened 'commands time out' /dev/mapper/rdo "$disk"
 dmsetup remove rdo
 rmmod scsi_debug
 
+# --- Disks that are pulled out --------------------------------------------------------------------------------
+
+# pull: out comes the disk
+pull() {
+	echo 1 >"/sys/block/${disk#/dev/}/device/delete"
+	await test ! -e "/sys/block/${disk#/dev/}"
+}
+# plugged_out: its driver can go when nobody has it open any more
+plugged_out() { await rmmod scsi_debug 2>/dev/null; }
+late() { timeout 300 cowtest io /dev/mapper/t "$@" 2>&1; }
+flush() { late --flush; }
+# ended: the writers that have, and how
+ended() { cat status.* 2>/dev/null | sort | uniq -c | xargs; }
+
+dmsetup create rdo --table '0 14000 linear /dev/nullb0 0'
+cowtest fill /dev/mapper/rdo >/dev/null
+for options in '' queue_if_no_space; do
+	name="cow device pulled out${options:+, $options}"
+	scsi
+	# shellcheck disable=SC2086 # none, or one
+	cowopen t /dev/mapper/rdo "$disk" limit:12 low_water:1 $options
+	rm -f model status.*
+	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+	for n in 0 1 2 3; do
+		unit $n --write
+	done
+	dmsetup message t 0 sync
+	for n in 10 11 12 13 14 15 16 17; do
+		unit $n --write
+	done
+	if [ "$options" ]; then
+		for n in 20 21 22; do
+			(late $((n * 4096)) 4096 --write >out.$n; echo $? >status.$n) &
+		done
+		settles 3 "$name: three writes wait for space" cowstat t queued
+	fi
+	pull
+	dmsetup message t 0 limit 0
+	out=$(late $((30 * 4096)) 4096 --write)
+	like "$?: $out" '^3: .*EIO' "$name: a first write fails, and not for want of space"
+	is "$(cowstat t mode)" fail "$name: mode fail"
+	if [ "$options" ]; then
+		settles '3 3' "$name: those that waited fail" ended
+		is "$(cat out.20 out.21 out.22 | grep -c EIO)" 3 "$name: with EIO"
+		is "$(cowstat t queued)" 0 "$name: none waits"
+	fi
+	like "$(dmesg | grep cowloop: | tail -n 1)" 'cow device .*(has gone|failed).*: error' "$name: the log says so"
+	fails "$name: a rewrite fails" unit 0 --write
+	fails "$name: a part of a unit" late $((31 * 4096)) 512 --write
+	fails "$name: a flush" flush
+	fails "$name: a sync" dmsetup message t 0 sync
+	fails "$name: a read of it" unit 0 --read
+	runs "$name: reads of rdo go on" unit 100 --read
+	runs "$name: the table" dmsetup table t
+	runs "$name: what it is made of" dmsetup deps t
+	runs "$name: it is suspended" timeout 100 dmsetup suspend t
+	runs "$name: and resumed" dmsetup resume t
+	dmsetup remove t
+	plugged_out
+done
+
+# A rewrite is the first to meet it.
+name="cow device pulled out, rewrites"
+scsi
+cowopen t /dev/mapper/rdo "$disk" queue_if_no_space
+rm -f model
+cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+unit 0 --write
+dmsetup message t 0 sync
+pull
+fails "$name: one fails" unit 0 --write
+settles fail "$name: mode fail" cowstat t mode
+runs "$name: it can be removed" timeout 100 dmsetup remove t
+plugged_out
+
+# What is in the cowfile does not need rdo.
+name="rdo pulled out"
+scsi
+cowtest fill "$disk" >/dev/null
+dd if=/dev/zero of=/dev/nullb1 bs=1M count=1 oflag=direct status=none
+cowopen t "$disk" /dev/nullb1 queue_if_no_space
+rm -f model
+cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+unit 0 --write
+pull
+fails "$name: reads of it fail" unit 100 --read
+runs "$name: reads of the cowfile go on" unit 0 --read
+runs "$name: so do rewrites" unit 0 --write
+runs "$name: and first writes" unit 1 --write
+fails "$name: a part of a unit is not written" late $((2 * 4096)) 512 --write
+runs "$name: a flush" flush
+runs "$name: sync" dmsetup message t 0 sync
+is "$(cowstat t used state mode queued)" '2 clean rw 0' "$name: mode rw"
+fails "$name: the table is not loaded again" dmsetup load t --table "$(dmsetup table t)"
+runs "$name: close" timeout 100 dmsetup message t 0 close
+dmsetup remove t
+runs "$name: the cowfile is good" cowhead /dev/nullb1 dirty
+plugged_out
+
+# A file on a disk that is pulled out: some loop devices say of it what they say of a full filesystem.
+mkdir -p mnt
+for dio in off on; do
+	name="the cowfile's disk pulled out, direct I/O $dio"
+	scsi dev_size_mb=64
+	mkfs.ext4 -q -F "$disk"
+	mount "$disk" mnt
+	truncate -s 16M mnt/cow
+	cow=$(loopdev mnt/cow "--direct-io=$dio")
+	cowopen t /dev/mapper/rdo "$cow" queue_if_no_space
+	rm -f model
+	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+	unit 0 --write
+	dmsetup message t 0 sync
+	pull
+	late $((30 * 4096)) 4096 --write >/dev/null
+	status=$?
+	flush >/dev/null
+	is "$?" 3 "$name: a flush fails, if not a write, which has ended with $status"
+	settles fail "$name: mode fail" cowstat t mode
+	is "$(cowstat t queued)" 0 "$name: none waits"
+	runs "$name: it can be removed" timeout 100 dmsetup remove t
+	losetup -d "$cow"
+	umount mnt
+	plugged_out
+done
+
+# Blocks of the file that can't be written, on a disk that takes flushes: it might be want of space, but not for ever.
+name="a bad block below the cowfile"
+dmsetup create fs --table '0 65536 linear /dev/nullb1 0'
+mkfs.ext4 -q -F /dev/mapper/fs
+mount /dev/mapper/fs mnt
+fallocate -l 16M mnt/cow
+sync
+cow=$(loopdev mnt/cow --direct-io=on)
+cowopen t /dev/mapper/rdo "$cow" queue_if_no_space
+rm -f model
+cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+unit 0 --write
+dmsetup message t 0 sync
+# unit 200 and 201 are behind head and bitmap
+bad=$(filefrag -b4096 -v mnt/cow | awk -v block=202 -F '[ .:]+' '
+	$2 ~ /^[0-9]+$/ && $3 + 0 <= block && $4 + 0 >= block { print $5 + block - $3 }')
+printf '0 %d linear /dev/nullb1 0\n%d 16 error\n%d %d linear /dev/nullb1 %d\n' $((bad * 8)) $((bad * 8)) \
+	$((bad * 8 + 16)) $((65536 - bad * 8 - 16)) $((bad * 8 + 16)) | dmsetup reload fs
+dmsetup suspend --noflush --nolockfs fs
+dmsetup resume fs
+rm -f status.*
+for n in 200 201; do
+	(late $((n * 4096)) 4096 --write >out.$n; echo $? >status.$n) &
+done
+wait
+is "$(ended)" '2 3' "$name: writes there end in the end"
+is "$(cat out.200 out.201 | grep -c EIO)" 2 "$name: with the error that there was" || diag "$(cat out.200 out.201)"
+is "$(cowstat t queued)" 0 "$name: none waits"
+like "$(cowstat t mode)" '^(rw|out_of_space)$' "$name: the device has not failed"
+runs "$name: other writes go on" unit 300 --write
+runs "$name: and are committed" flush
+runs "$name: all is right" cowtest verify /dev/mapper/t --model model
+dmsetup remove t
+losetup -d "$cow"
+umount mnt
+dmsetup remove fs rdo
+
 done_testing
