@@ -1432,6 +1432,66 @@ int cow_md_clean(struct cow_md *md)
 	return r;
 }
 
+/* ---- What is not on disk ---- */
+
+static u32 sector_weight(struct cow_md *md, const u8 *bits, const u8 *but)
+{
+	u32 weight = 0, i;
+
+	for (i = 0; i < md->sector_bytes; i++)
+		weight += hweight8(bits[i] & ~but[i]);
+	return weight;
+}
+
+/* Compare a region with what is on disk now, not with what is cached. */
+static int compare_region(struct cow_md *md, const struct cow_region *r, struct cow_unsaved *units)
+{
+	const u64 first = (u64)r->index * md->region_sectors;
+	const u64 end = first + region_nr_sectors(md, r->index);
+	const struct cow_region *disk = md->scratch;
+	sector_t block;
+	u32 i;
+	int ret;
+
+	for (block = first_block(md, first); block <= last_block(md, end); block++)
+		dm_bufio_forget(md->bufio, block);
+	ret = region_read(md, r->index, md->scratch);
+	if (ret)
+		return ret;
+	for (i = 0; i < end - first; i++) {
+		const u8 *bits = r->bits + i * md->sector_bytes;
+		const u8 *there = disk->bits + i * md->sector_bytes;
+
+		if (r->bad & BIT(i))
+			continue;
+		units->set += sector_weight(md, bits, there);
+		units->cleared += sector_weight(md, there, bits);
+	}
+	return 0;
+}
+
+int cow_md_unsaved(struct cow_md *md, struct cow_unsaved *units)
+{
+	struct cow_region *r;
+	u64 index;
+	int ret = 0;
+
+	*units = (struct cow_unsaved) { };
+	mutex_lock(&md->load_lock);
+	mutex_lock(&md->commit_lock);
+	for (index = 0; index < md->nr_regions && !ret; index++) {
+		r = rcu_access_pointer(md->map.regions[index]);
+		/* So are those that a commit has failed for. */
+		if (!cow_region_is_marker(r) && r->queued)
+			ret = compare_region(md, r, units);
+		cond_resched();
+	}
+	mutex_unlock(&md->commit_lock);
+	mutex_unlock(&md->load_lock);
+
+	return ret;
+}
+
 /* ---- Reading devices at open ---- */
 
 static int read_sectors(const struct cow_md_args *args, struct block_device *bdev,
@@ -2323,6 +2383,10 @@ void cow_md_close(struct cow_md *md)
 
 void cow_md_let_go(struct cow_md *md)
 {
+	/* What is in memory can't be loaded again. */
+	mutex_lock(&md->load_lock);
+	WRITE_ONCE(md->keep_all, true);
+	mutex_unlock(&md->load_lock);
 	dm_bufio_client_destroy(md->bufio);
 	md->bufio = NULL;
 	md->cow = NULL;

@@ -1032,21 +1032,29 @@ static void cancel_commits(struct cowloop *cow)
 	cancel_work_sync(&cow->commit_work);
 }
 
+/*
+ * Where nothing is written any more: 0 if all that was is durable, or -EIO. A table that
+ * could be written before may have left bits for want of space, or met an error. Any context.
+ */
+static int all_durable(struct cowloop *cow)
+{
+	return cow_md_changed(cow->md) || cow_md_failed(cow->md) ? -EIO : 0;
+}
+
 static int map_flush(struct cowloop *cow, struct bio *bio)
 {
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
 		return end_bio(bio, BLK_STS_IOERR);
-	/* Nothing can have been written, or all of it has been synced, or see there. */
 	if (READ_ONCE(cow->opt.read_only))
-		return end_bio(bio, cow_md_changed(cow->md) ? BLK_STS_IOERR : BLK_STS_OK);
+		return end_bio(bio, errno_to_blk_status(all_durable(cow)));
 	if (cow_md_changed(cow->md)) {
 		if (!begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL))
-			return end_bio(bio, BLK_STS_OK);
+			return end_bio(bio, errno_to_blk_status(all_durable(cow)));
 		commit_bio(cow, bio);
 		return DM_MAPIO_SUBMITTED;
 	}
 	if (!begin_flight(cow, bio, COW_FLIGHT_FLUSHES, COW_MODE_FAIL))
-		return end_bio(bio, BLK_STS_OK);
+		return end_bio(bio, errno_to_blk_status(all_durable(cow)));
 	bio_set_dev(bio, cow->cow->bdev);
 
 	return DM_MAPIO_REMAPPED;
@@ -1274,9 +1282,8 @@ static int sync_cowfile(struct cowloop *cow)
 {
 	int r, counted;
 
-	/* A table that could be written before may have left bits, for want of space. */
 	if (READ_ONCE(cow->opt.read_only))
-		return cow_md_changed(cow->md) ? -EIO : 0;
+		return all_durable(cow);
 
 	/* May take long: not while first writes are held up. */
 	counted = count_all(cow);
@@ -1347,6 +1354,35 @@ static int make_read_only(struct cowloop *cow)
 	return r;
 }
 
+/*
+ * Log what was written and is not durable, if there is any: the cow device has been
+ * closed, or the device suspended, so that it may be. Nothing is in flight. Sleeps, does I/O.
+ */
+static void log_unsaved(struct cowloop *cow, bool closed)
+{
+	const bool failed = cow_md_failed(cow->md);
+	const char *was = closed ? "closed" : "suspended";
+	const char *why = failed ? "after an error" : "without space for a commit";
+	const char *if_so = closed ? "" : " if the device is removed now";
+	const char *and = failed ? ", and maybe rewrites since the last flush" : "";
+	struct cow_unsaved units;
+	int r;
+
+	if (!all_durable(cow))
+		return;
+	r = cow_md_unsaved(cow->md, &units);
+	if (r)
+		DMERR("%s: cow device %pg: %s %s, unreadable bitmap: all unflushed is lost%s",
+		      cow_name(cow), cow->cow->bdev, was, why, if_so);
+	else if (cow_md_geometry(cow->md)->format == 1)
+		DMERR("%s: cow device %pg: %s %s: %llu written units are for 'repair' to find%s%s",
+		      cow_name(cow), cow->cow->bdev, was, why, units.set, if_so, and);
+	else if (failed || units.set || units.cleared)
+		DMERR("%s: cow device %pg: %s %s: lost%s: new data of %llu units, %llu discards%s",
+		      cow_name(cow), cow->cow->bdev, was, why, if_so, units.set,
+		      units.cleared, and);
+}
+
 static int cowfile_begin_closing(struct cowloop *cow)
 {
 	int r = 0;
@@ -1380,14 +1416,18 @@ static void cowfile_end_closing(struct cowloop *cow, bool closed)
 	}
 }
 
-/* Sync, and let go of the cow device. What is in it can't be read any more. */
+/*
+ * Sync, and let go of the cow device. What is in it can't be read any more. In mode fail
+ * it is let go, too, and -EIO returned; so much of the bitmap as can't be read then is for
+ * reads to fail.
+ */
 static int close_cow(struct cowloop *cow)
 {
-	bool change = false;
+	bool change = false, failed;
 	int r;
 
 	if (READ_ONCE(cow->mode) == COW_MODE_CLOSED)
-		return 0;
+		return all_durable(cow);
 	r = cowfile_begin_closing(cow);
 	if (r) {
 		DMERR("%s: a table that was loaded uses cow device %pg too; see dmsetup clear",
@@ -1396,17 +1436,20 @@ static int close_cow(struct cowloop *cow)
 	}
 
 	r = make_read_only(cow);
-	if (!r && READ_ONCE(cow->mode) == COW_MODE_FAIL)
-		r = -EIO;
+	failed = READ_ONCE(cow->mode) == COW_MODE_FAIL;
 	/* What is in rdo must be known without the cow device. */
-	if (!r)
+	if (!r || failed)
 		r = cow_md_load_all(cow->md);
+	if (failed && r != -EINTR && r != -ENOMEM)
+		r = 0;
 	if (!r) {
 		change = drain(cow, COW_MODE_CLOSED, BIT(COW_FLIGHT_READS) |
 			       BIT(COW_FLIGHT_FLUSHES) | BIT(COW_FLIGHT_OTHERS));
 		cancel_work_sync(&cow->count_work);
 		cancel_work_sync(&cow->discard_work);
 		cancel_commits(cow);
+		WRITE_ONCE(cow->opt.read_only, true);
+		log_unsaved(cow, true);
 		cow_md_let_go(cow->md);
 	}
 	cowfile_end_closing(cow, !r);
@@ -1414,7 +1457,7 @@ static int close_cow(struct cowloop *cow)
 	if (change)
 		dm_table_event(cow->ti->table);
 
-	return r;
+	return r ? r : all_durable(cow);
 }
 
 /* ---- Loading the bitmap ---- */
@@ -2434,6 +2477,8 @@ static void put_cowfile(struct cowloop *cow)
 	mutex_unlock(&cowfiles_lock);
 
 	if (file) {
+		if (file->md && cow->cow)
+			log_unsaved(cow, true);
 		if (file->md)
 			cow_md_close(file->md);
 		kfree(file);
@@ -3145,8 +3190,9 @@ static void cowloop_postsuspend(struct dm_target *ti)
 	/* A message may still be at work, and about to let go of the cow device. */
 	mutex_lock(&cow->message_lock);
 	cancel_work_sync(&cow->count_work);
-	/* Has failed before, or says so itself. */
-	(void)sync_cowfile(cow);
+	/* All else has failed before, or says so itself. */
+	if (sync_cowfile(cow) == -ENOSPC)
+		log_unsaved(cow, false);
 	cancel_commits(cow);
 	cancel_delayed_work_sync(&cow->leave_work);
 	flush_work(&cow->event_work);
@@ -3173,7 +3219,7 @@ static void cowloop_resume(struct dm_target *ti)
 		queue_delayed_work(cow->io_wq, &cow->leave_work, COW_SPACE_DELAY);
 	cow_md_set_limit(cow->md, READ_ONCE(cow->opt.limit), cow->opt.reserve);
 	/* In the background. */
-	if (cow_md_counting(cow->md))
+	if (cow_md_counting(cow->md) && READ_ONCE(cow->mode) != COW_MODE_CLOSED)
 		queue_work(cow->deferred_wq, &cow->count_work);
 	check_low_water(cow);
 }

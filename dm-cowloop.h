@@ -402,8 +402,8 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
 int cow_md_load_all(struct cow_md *md);
 
 /*
- * Do without the cow device from now on, after a cow_md_clean() and a
- * cow_md_load_all(): only lookups and what takes no I/O may be called then. No
+ * Do without the cow device from now on, after a cow_md_load_all(): only lookups and
+ * what takes no I/O may be called then. What has not been loaded stays COW_UNKNOWN. No
  * call that does I/O may be running. Sleeps.
  */
 void cow_md_let_go(struct cow_md *md);
@@ -452,6 +452,18 @@ bool cow_md_unsure(struct cow_md *md);
  */
 void cow_md_owe_commit(struct cow_md *md);
 bool cow_md_owes_commit(struct cow_md *md);
+
+/*
+ * Units whose bits have been set, and cleared, but are not so on disk. Nothing may be in
+ * flight that changes bits. Sleeps, does I/O. Returns 0, or a negative errno if the bitmap
+ * can't be read.
+ */
+struct cow_unsaved {
+	u64 set;
+	u64 cleared;
+};
+
+int cow_md_unsaved(struct cow_md *md, struct cow_unsaved *units);
 
 /* To be told of an error of a flush that went to the cow device by another way. Any context. */
 void cow_md_set_failed(struct cow_md *md);

@@ -78,5 +78,55 @@ for options in 'format:2' 'format:2 mapunit:65536' 'format:1'; do
 	runs "$options: removed, closed" umount mnt
 done
 
+# --- In mode fail ---------------------------------------------------------------------------------------------
+
+modprobe dm-nth
+dev=/dev/mapper/t
+dmsetup create nth --table '0 65536 nth /dev/ram1'
+flush() { cowtest io $dev --flush; }
+# failed NAME: what a device says for which close has failed, and that was closed
+failed() {
+	is "$(cowstat t mode)" closed "$1: mode closed"
+	runs "$1: the cow device is let go" await dmsetup remove nth
+	fails "$1: a write fails" cowtest io $dev 20M 4096 --write
+	fails "$1: nothing is said to be durable by a flush" flush
+	fails "$1: nor by a sync" dmsetup message t 0 sync
+	fails "$1: nor when it is closed again" dmsetup message t 0 close
+	runs "$1: suspend and resume" sh -c 'dmsetup suspend t && dmsetup resume t'
+	is "$(cowstat t mode)" closed "$1: it stays closed"
+}
+name="mode fail"
+dd if=/dev/zero of=/dev/ram1 bs=1M count=1 oflag=direct status=none
+cowopen t "$rdo" /dev/mapper/nth
+rm -f model
+runs "$name: some work" cowtest run $dev --model model --ops 100 --region 0:8M
+dmsetup message t 0 sync
+cowtest io $dev 20M 16384 --write --stamp 77 --model model
+dmsetup message nth 0 arm write 1 eio 0
+fails "$name: a commit fails" flush
+is "$(cowstat t mode)" fail "$name: it is"
+events=$(dmsetup info -c --noheadings -o events t)
+fails "$name: close says so" timeout 100 dmsetup message t 0 close
+like "$(dmesg | tail -n 1)" 'closed after an error: lost: new data of 4 units' "$name: the log says what is lost"
+is "$(dmsetup info -c --noheadings -o events t)" $((events + 1)) "$name: an event"
+failed "$name"
+runs "$name: what is in rdo is read" cowtest verify $dev --model model --region 8M:12M
+fails "$name: what was in the cowfile is not" cowtest io $dev 20M 4096 --read
+dmsetup remove t
+
+# nor can the bitmap be read
+name="mode fail, no reads"
+dd if=/dev/zero of=/dev/ram1 bs=1M count=1 oflag=direct status=none
+dmsetup create nth --table '0 65536 nth /dev/ram1'
+cowopen t "$rdo" /dev/mapper/nth
+dmsetup message nth 0 arm any 1 eio 0
+fails "$name: a flush fails" flush
+is "$(cowstat t mode)" fail "$name: it is"
+exits 4 "$name: cowsetup detach says so" timeout 100 cowsetup detach t
+says 'has let go of its cowfile, and had failed before: .*lost' "$name: with what is lost"
+failed "$name"
+fails "$name: of no unit is it known where it is" cowtest io $dev 12M 4096 --read
+dmsetup remove t
+
 losetup -d "$rdo"
 done_testing

@@ -330,6 +330,9 @@ for options in '' queue_if_no_space; do
 	runs "$name: what it is made of" dmsetup deps t
 	runs "$name: it is suspended" timeout 100 dmsetup suspend t
 	runs "$name: and resumed" dmsetup resume t
+	fails "$name: close says that something is lost" timeout 100 dmsetup message t 0 close
+	is "$(cowstat t mode)" closed "$name: and lets go"
+	runs "$name: reads of rdo go on then" unit 100 --read
 	dmsetup remove t
 	plugged_out
 done

@@ -177,7 +177,8 @@ crashed() {
 for format in 2 1; do
 	units=$([ $format = 2 ]; echo $((1 + $? * 3))) # in 4 KiB
 	repair=''
-	[ $format = 2 ] || repair=repair
+	lost='lost: new data of 3 units, 0 discards$'
+	[ $format = 2 ] || { repair=repair; lost="12 written units are for 'repair' to find$"; }
 
 	name="commit, format $format"
 	fresh format:$format
@@ -246,6 +247,7 @@ for format in 2 1; do
 	put 32 3
 	arm write 1 enospc 0
 	runs "$name: goes" timeout 60 dmsetup remove t
+	like "$(dmesg | tail -n 1)" "closed without space for a commit: $lost" "$name: the log says what is lost"
 	disarm
 	# shellcheck disable=SC2086 # none, or one word
 	dmsetup create t --table "$(line $repair)"
@@ -265,6 +267,44 @@ runs "discard: so it is on disk" crashed 24K:40K
 disarm
 put 4 2
 finish discard
+
+# what was discarded, too
+name="removal, discards"
+fresh
+for unit in 100 101 102; do
+	put $unit
+done
+message sync
+put 32 3
+arm write 1 enospc 0
+fails "$name: a discard finds no space for its commit" timeout 60 blkdiscard -o $((100 * 4096)) -l $((2 * 4096)) $dev
+put 200 >/dev/null 2>&1
+runs "$name: it is suspended" dmsetup suspend t
+like "$(dmesg | tail -n 1)" 'suspended without space for a commit: lost if the device is removed now: new data of 3 units, 2 discards$' \
+	"$name: the log says so"
+dmsetup remove t
+like "$(dmesg | tail -n 1)" 'closed without space for a commit: lost: new data of 3 units, 2 discards$' \
+	"$name: the log says what is lost"
+
+name="removal, after an error"
+fresh
+put 32 3
+arm write 1 eio 0
+fails "$name: no commit" flush
+dmsetup remove t
+like "$(dmesg | tail -n 1)" 'closed after an error: lost: new data of 3 units, 0 discards, and maybe rewrites since the last flush$' \
+	"$name: the log says what is lost"
+fresh
+put 32 3
+arm any 1 eio 0
+fails "$name: nor can it be read" flush
+dmsetup remove t
+like "$(dmesg | tail -n 1)" "closed after an error, unreadable bitmap: all unflushed is lost$" "$name: the log says so"
+fresh
+put 32 3
+before=$(dmesg | grep -c ': closed ')
+dmsetup remove t
+is "$(dmesg | grep -c ': closed ')" "$before" "removal: no word where nothing is lost"
 
 fresh
 put 32 3

@@ -693,9 +693,10 @@ static void warn_rdo_beside(const struct dm_device *d, const char *cow_file, dev
 
 int cmd_detach(int argc, char **argv)
 {
-	struct dm_device d;
+	struct dm_device d, now;
 	char *path, *said;
 	struct stat st;
+	bool lost;
 	int err, r = live_find(argv[0], &d);
 
 	(void)argc;
@@ -721,17 +722,24 @@ int cmd_detach(int argc, char **argv)
 	warn_mounted(&d, true);
 	dm_log_mark();
 	err = dm_message(&d, "close");
+	/* One that has failed lets go all the same. */
+	lost = err && !dm_look(d.name, &now) && now.mode == DM_MODE_CLOSED;
 	if (err) {
 		said = dm_log_last(d.dev);
 		errno = err;
-		if (said && strstr(said, "unrecognised message"))
+		if (lost)
+			r = error(WRONG, "%s: has let go of its cowfile, and had failed before: %s", d.name,
+				  said ? said : "what was not flushed is lost");
+		else if (said && strstr(said, "unrecognised message"))
 			r = error(WRONG, "The module dm-cowloop that is loaded cannot let go of a cowfile; a newer one can.");
 		else
 			r = error_errno("%s: cannot let go of its cowfile%s%s", d.name, said ? ": " : "", said ? said : "");
 		free(said);
-	} else if (path) {
-		r = release_file(&d, path);
-		if (!r && st.st_dev)
+	}
+	if (path && (!err || lost)) {
+		err = release_file(&d, path);
+		r = r ? r : err;
+		if (!err && st.st_dev)
 			warn_rdo_beside(&d, path, st.st_dev);
 	}
 	free(path);
