@@ -122,7 +122,7 @@ cowopen t "$rdo" /dev/mapper/nth
 dmsetup message nth 0 arm any 1 eio 0
 fails "$name: a flush fails" flush
 is "$(cowstat t mode)" fail "$name: it is"
-exits 4 "$name: cowsetup detach says so" timeout 100 cowsetup detach t
+exits 4 "$name: cowsetup detach says so" timeout 100 cowsetup detach --force t
 says 'has let go of its cowfile, and had failed before: .*lost' "$name: with what is lost"
 failed "$name"
 fails "$name: of no unit is it known where it is" cowtest io $dev 12M 4096 --read
