@@ -113,7 +113,9 @@ struct cow_head {
 	__u8 uuid[16];
 	__u8 label[64];		/* UTF-8, NUL-padded */
 	__u8 rdospec[256];	/* where to find rdo at assembly, NUL-padded */
-	__u8 reserved[92];
+	__u8 reserved[32];
+	__le64 rdomtime;	/* a hint for tools: when rdo, a file, was last modified */
+	__u8 reserved2[52];
 	__le32 csum;		/* CRC-32C of all that is before it */
 } __packed;
 

@@ -14,6 +14,7 @@ cd /tmp || exit 1
 export ASAN_OPTIONS=detect_leaks=1:exitcode=99 UBSAN_OPTIONS=print_stacktrace=1
 cowsetup() { /usr/local/bin/cowsetup-asan "$@"; }
 dev=/dev/mapper/t
+out='' # what exits() leaves
 mkdir m
 
 # disk FILE SIZE COMMAND...: makes a filesystem on a file with COMMAND, and mounts it on m
@@ -322,5 +323,34 @@ cowsetup close t
 exits 0 "qcow2: open it again, with the cowfile that was made for it" cowsetup open packed.qcow2 packed.cow t
 says 'Warning: packed.qcow2: this is a qcow2 image' "qcow2: with a warning"
 cowsetup close t
+
+# --- an image that changes where the fingerprint has no sample -----------------------------------------------
+
+truncate -s 64M parts.img
+echo 2048,65536 | sfdisk -q parts.img
+E2FSPROGS_FAKE_TIME=1577836800 mkfs.ext4 -q -F -E offset=1048576 parts.img 32M >/dev/null 2>&1
+touch -d @1577836900 parts.img
+# opened NAME: opens and closes a device
+opened() {
+	exits 0 "changed image: open, $1" cowsetup open parts.img parts.cow t
+	cowsetup close t
+}
+opened "as it is"
+is "$(cowhead parts.cow rdomtime)" 1577836900 "changed image: its time is noted"
+opened "again"
+is "$(echo "$out" | grep -c modified)" 0 "changed image: no warning as long as it is the same"
+touch -d @1600000000 parts.img
+opened "with another time"
+says 'Warning: parts.cow: parts.img has been modified since' "changed image: there is a warning"
+is "$(cowhead parts.cow rdomtime)" 1600000000 "changed image: and the new time is noted"
+opened "with another time, again"
+is "$(echo "$out" | grep -c modified)" 0 "changed image: no second warning"
+E2FSPROGS_FAKE_TIME=1600000100 tune2fs -L changed 'parts.img?offset=1048576' >/dev/null
+touch -d @1600000200 parts.img
+for round in once "and again"; do
+	opened "written in its partition, $round"
+	says 'parts.img has been modified since .* the filesystem in partition 1 was written' \
+		"changed image: there is a warning, $round"
+done
 
 done_testing

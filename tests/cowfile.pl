@@ -57,6 +57,7 @@ my %NUMBER = (
 	moffset		=> [64, 'Q<'],
 	incompat	=> [72, 'V'],
 	compat_ro	=> [76, 'V'],
+	rdomtime	=> [448, 'Q<'],
 	csum		=> [508, 'V'],
 );
 # The other fields: offset and size
@@ -64,7 +65,8 @@ my %BYTES = (
 	uuid		=> [80, 16],
 	label		=> [96, 64],
 	rdospec		=> [160, 256],
-	reserved	=> [416, 92],
+	reserved	=> [416, 32],
+	reserved2	=> [456, 52],
 );
 
 my $USAGE = <<'END';
@@ -749,7 +751,7 @@ sub parse_head_2 {
 		broken($c, "$name is not UTF-8") unless utf8::decode($text);
 	}
 	broken($c, 'reserved bytes are not zero')
-		unless is_zero(substr $head, $BYTES{reserved}[0], $BYTES{reserved}[1]);
+		unless is_zero(join '', map { substr $head, $_->[0], $_->[1] } @BYTES{qw(reserved reserved2)});
 }
 
 sub parse_against_rdo {
@@ -881,7 +883,7 @@ sub cmd_dump {
 		if ($c->{version} == 2) {
 			print "$_=$c->{$_}\n" for qw(rdosectors moffset);
 			printf "$_=0x%x\n", $c->{$_} for qw(incompat compat_ro);
-			print "$_=$c->{$_}\n" for qw(uuid label rdospec);
+			print "$_=$c->{$_}\n" for qw(uuid label rdospec rdomtime);
 		}
 		print 'units=', runs_to_text(@{$c->{units}}), "\n";
 	}

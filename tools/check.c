@@ -15,6 +15,7 @@
 
 #include <json-c/json.h>
 
+#include "changed.h"
 #include "container.h"
 #include "holders.h"
 #include "progress.h"
@@ -316,6 +317,20 @@ static void note_container(struct check *k, const struct file *rdo)
 	free(found);
 }
 
+/* The samples of the fingerprint agree; has it changed elsewhere? A merge changes it, and in each of its states. */
+static void check_changed(struct check *k, const struct file *rdo)
+{
+	bool proof;
+	char *text = k->c.state == COW_MERGING ? NULL : changed_since(&k->c.head, rdo, &proof);
+
+	if (text && proof)
+		cow_fault(&k->faults, "rdo-changed", "%s", text);
+	else if (text)
+		note(k, "%s; if that is more than a copy of it, what is in the cowfile does not go with it any more",
+		     text);
+	free(text);
+}
+
 static int check_rdo(struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
@@ -338,6 +353,8 @@ static int check_rdo(struct check *k)
 		if (!r && is != found)
 			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
 				  opt.rdo, found, is, opt.rdo);
+		else if (!r)
+			check_changed(k, &rdo);
 		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
 			r = compare_record(k, &rdo);
 	}

@@ -56,6 +56,7 @@ static void dump_v2(const struct cow_head *head)
 	report_number("rdo_sectors", "Sectors of rdo", le64(head->rdosectors));
 	report_hex("incompat", "Incompatible features", le32(head->incompat), 8);
 	report_hex("compat_ro", "Read-only features", le32(head->compat_ro), 8);
+	report_number("rdo_mtime", "Time of rdo, s since 1970", le64(head->rdomtime));
 	report_hex("csum", "Checksum", le32(head->csum), 8);
 }
 

@@ -20,6 +20,7 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
+#include "changed.h"
 #include "container.h"
 #include "grow.h"
 #include "holders.h"
@@ -350,6 +351,8 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 		r = blank_cow(&c.file, &geo);
 		cow_new_head(&c, &geo, fingerprint);
 		set_new_names(&c.head);
+		if (format == 2)
+			changed_remember(&c.head, &rdo);
 	}
 	if (!r)
 		r = cow_write_head(&c, COW_CLEAN, 0);

@@ -37,6 +37,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "changed.h"
 #include "newcow.h"
 #include "progress.h"
 #include "record.h"
@@ -138,6 +139,8 @@ static int merge_units(struct cowfile *c, const struct file *rdo, u64 used)
 	if (r)
 		return r;
 	c->head.rdofingerprint = htole64(fingerprint);
+	if (c->format == 2)
+		changed_remember(&c->head, rdo);
 	return cow_write_head(c, COW_MERGED, used);
 }
 

@@ -26,6 +26,7 @@
 #include <linux/fs.h>
 #include <uuid/uuid.h>
 
+#include "changed.h"
 #include "dm.h"
 #include "grow.h"
 #include "holders.h"
@@ -610,6 +611,30 @@ static int take_back(struct opening *o)
 			   o->name, o->name);
 }
 
+/*
+ * The fingerprint is right; warn if rdo has been modified all the same. With proof
+ * of that each time; else once, since from now on the two have been used together.
+ * What cannot be noted now is noted another time.
+ */
+static int follow_rdo(struct opening *o)
+{
+	struct cowfile *c = &o->c;
+	bool proof;
+	char *text;
+
+	if (c->format != 2)
+		return OK;
+	text = changed_since(&c->head, &o->rdo, &proof);
+	if (text)
+		warn("%s: %s. If its contents have changed, what is in the cowfile does not go with them, and filesystems on the device may be damaged.",
+		     o->cow_path, text);
+	free(text);
+	if ((text && proof) || opt.read_only || c->state != COW_CLEAN ||
+	    !changed_remember(&c->head, &o->rdo))
+		return OK;
+	return cow_write_head(c, COW_CLEAN, le64(c->head.cowused));
+}
+
 static int do_open(struct opening *o)
 {
 	int r;
@@ -632,6 +657,8 @@ static int do_open(struct opening *o)
 		r = extend_cow(o);
 	if (!r)
 		r = step_done(o, repair_cow(o));
+	if (!r)
+		r = follow_rdo(o);
 	if (!r)
 		r = step_done(o, attach(o));
 	if (!r)

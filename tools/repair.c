@@ -236,9 +236,11 @@ static int mend_details(struct repair *p)
 		}
 		mend_text(p, head->label, sizeof(head->label), "label");
 		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
-		if (!all_zero(head->reserved, sizeof(head->reserved))) {
+		if (!all_zero(head->reserved, sizeof(head->reserved)) ||
+		    !all_zero(head->reserved2, sizeof(head->reserved2))) {
 			mended(p, "reserved bytes in the head, now zeroes");
 			memset(head->reserved, 0, sizeof(head->reserved));
+			memset(head->reserved2, 0, sizeof(head->reserved2));
 			p->head_changed = true;
 		}
 		return OK;

@@ -169,7 +169,8 @@ static int check_strictly_v2(const struct cowfile *c, struct cow_faults *faults)
 	if (check_text(head->rdospec, sizeof(head->rdospec), "rdo-spec",
 		       "text that says where to find the read-only device", faults))
 		r = WRONG;
-	if (!all_zero(head->reserved, sizeof(head->reserved))) {
+	if (!all_zero(head->reserved, sizeof(head->reserved)) ||
+	    !all_zero(head->reserved2, sizeof(head->reserved2))) {
 		faults->found(faults, "reserved", "reserved bytes of the head are not zero");
 		r = WRONG;
 	}

@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "changed.h"
 #include "grow.h"
 #include "newcow.h"
 #include "progress.h"
@@ -260,6 +261,7 @@ static int prepare(struct upgrade *up)
 		return r;
 	cow_new_head(&up->new, &geo, fingerprint);
 	set_new_names(&up->new.head);
+	changed_remember(&up->new.head, &up->rdo);
 	return OK;
 }
 

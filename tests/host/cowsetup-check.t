@@ -37,6 +37,48 @@ exits 0 "dirty in format 2" cowsetup repair c
 says 'dirty: counted again, 1 units' "is counted again"
 is "$(cowhead c dirty cowused)" "0 1" "and clean"
 
+# --- An image that has changed between the samples -----------------------------------------------------------
+
+# an ext4 in its first partition
+PATH=$PATH:/usr/sbin:/sbin
+truncate -s 64M disk
+echo 2048,65536 | sfdisk -q disk
+E2FSPROGS_FAKE_TIME=1577836800 mkfs.ext4 -q -F -E offset=1048576 disk 32M 2>/dev/null
+touch -d @1577836900 disk
+rm c
+exits 0 "format, of an image with a partition" cowsetup format disk c
+is "$(cowhead c rdomtime)" 1577836900 "the head has its time"
+exits 0 "check of it" cowsetup check --json --rdo disk c
+is "$(json 'join " ", @{$_->{notes}}' <<<"$out")" "" "no notes"
+touch -d @1600000000 disk
+exits 0 "check of it, copied without its time" cowsetup check --rdo disk c
+says 'note: disk has been modified since this cowfile was made for it' "says that it has been modified"
+E2FSPROGS_FAKE_TIME=1600000100 tune2fs -L changed 'disk?offset=1048576' >/dev/null
+touch -d @1600000200 disk
+is "$(ids --rdo disk c)" rdo-changed "check of it, changed in the partition"
+exits 4 "status: changed in the partition" cowsetup check --rdo disk c
+says 'fault: .*the filesystem in partition 1 was written on 2020-09-13' "says where, and when"
+exits 0 "merge of nothing" cowsetup merge --batch-mode disk c
+
+cp -p rdo changed
+exits 0 "format 1 notes nothing" cowsetup format --format 1 --force changed c
+touch -d @1600000000 changed
+exits 0 "nor does it say anything" cowsetup check --rdo changed c
+says '^c: no faults' "but that there is no fault"
+runs "format 1 is in order" cowfile dump --rdo changed c
+
+makecow c --units 1,2 --set rdomtime=1577836900
+cp c keep
+exits 0 "repair leaves the time alone" cowsetup repair c
+same "so that nothing is changed"
+is "$(cowsetup dump --json c | json '$_->{rdo_mtime}')" 1577836900 "dump has it"
+cp -p rdo merged
+exits 0 "merge" cowsetup merge --batch-mode merged c
+is "$(cowhead c rdomtime)" "$(stat -c %Y merged)" "notes the time of what it has made"
+exits 0 "check after that" cowsetup check --rdo merged c
+is "$(grep -c modified <<<"$out")" 0 "says nothing of it"
+rm changed merged disk
+
 # --- Every rule broken --------------------------------------------------------------------------------------
 
 # faulty IDS ARGUMENTS: makes such a cowfile, and check finds these faults and changes nothing

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: whether a read-only device has been changed since its cowfile was made.
+ */
+
+#ifndef COWSETUP_CHANGED_H
+#define COWSETUP_CHANGED_H
+
+#include "cowfile.h"
+
+/* Note in a head of format 2 when @rdo was last modified. Returns whether that changes the head. */
+bool changed_remember(struct cow_head *head, const struct file *rdo);
+
+/*
+ * Has @rdo, whose fingerprint is right, been modified since the head noted when it
+ * was? A text for people, to be freed, or NULL: it has not, or that is not known.
+ * *@proof: a filesystem in it says that it was written since then. Otherwise it
+ * may be a mere copy.
+ */
+char *changed_since(const struct cow_head *head, const struct file *rdo, bool *proof);
+
+#endif /* COWSETUP_CHANGED_H */
