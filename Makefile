@@ -166,6 +166,13 @@ build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) $(wildcard tools/*.h) build/tools/
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(MOUNTFUZZ_SRCS) $(LIBS_LDFLAGS)
 
+# Any table: tests/fuzz/tabfuzz.c
+TABFUZZ_SRCS = tests/fuzz/tabfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
+build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TABFUZZ_SRCS) $(LIBS_LDFLAGS)
+
 build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
@@ -277,7 +284,7 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz
+	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz build/tools-asan/tabfuzz
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-smoke:
@@ -333,9 +340,11 @@ FUZZ_COUNT ?= 1000000
 FUZZ_OPTIONS = -close_fd_mask=3 -timeout=10 -rss_limit_mb=1024 -max_len=60000
 check-fuzz: setup
 	$(Q)scripts/setup fuzz
-	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer build/tools-asan/mountfuzz
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer build/tools-asan/mountfuzz build/tools-asan/tabfuzz
 	$(Q)build/tools-asan/cowfuzz $(FUZZ_COUNT) tests/fuzz/corpus/*
 	$(Q)build/tools-asan/mountfuzz $(FUZZ_COUNT)
+	$(Q)build/tools-asan/tabfuzz $(FUZZ_COUNT)
+	$(Q)COWROOT_COUNT=$(FUZZ_COUNT) tests/host/cowroot-fuzz.t
 	$(Q)mkdir -p build/fuzz/new && cd build/fuzz && \
 		../tools-asan/cowfuzz-libfuzzer $(FUZZ_OPTIONS) -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 \
 			new ../../tests/fuzz/corpus

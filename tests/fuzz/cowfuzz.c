@@ -88,6 +88,7 @@ static int run_check(int argc, char **argv)
 
 static int (*const commands[])(int argc, char **argv) = {
 	cmd_dump, cmd_map, run_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
+	cmd_probe,	/* what udev takes into its environment */
 };
 
 /* A cowfile for a device as large as the head has it. */

@@ -29,6 +29,14 @@ else
 	skip "there is no $mountfuzz; make check builds it"
 fi
 
+# what is in /etc/cowtab
+tabfuzz=$top/build/tools-asan/tabfuzz
+if [ -x "$tabfuzz" ]; then
+	runs "tables of any kind" env TABFUZZ_SEED="$seed" timeout 300 "$tabfuzz" "$COWFUZZ_COUNT"
+else
+	skip "there is no $tabfuzz; make check builds it"
+fi
+
 # the same from outside, for what can't be done in one process: other lengths, stdin, random bytes
 image rdo 2000384
 makecow c --units 0,5-90,200-300/3,last
