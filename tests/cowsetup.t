@@ -712,6 +712,7 @@ exits 5 "anybody sees that it is in use" anybody cowsetup repair disk/a.cow
 exits 0 "readonly" cowsetup readonly a
 exits 5 "anybody still sees that" anybody cowsetup repair disk/a.cow
 says 'a.cow: in use: attached to /dev/loop[0-9]+, which is part of /dev/mapper/a' "and by whom"
+chmod go-w disk/a.cow
 fails "and cannot have the lock" perl -e 'open my $f, "+<", "disk/a.cow" or exit; exit !flock $f, 6'
 runs "then it can" mount -o remount,ro disk
 runs "the device is there, with its changes" cmp want /dev/mapper/a
