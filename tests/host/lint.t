@@ -116,10 +116,10 @@ links() {
 	local page link packaged
 	packaged=$(<debian/cowsetup.docs)
 	for page in $(files '*.md'); do
-		for link in $(grep -oE '\]\([^)#]+' "$page" | sed 's/^](//' | grep -vE '^[a-z]+:'); do
+		while read -r link; do
 			[ -e "$(dirname "$page")/$link" ] || echo "$page: there is no $link"
 			[ "$page" != README.md ] || grep -qxF "${link%%/*}" <<<"$packaged" || echo "debian/cowsetup.docs: lacks $link"
-		done
+		done < <(grep -oE '\]\([^)#]+' "$page" | sed 's/^](//' | grep -vE '^[a-z]+:')
 	done
 }
 
