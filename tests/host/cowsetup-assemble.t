@@ -183,7 +183,7 @@ refuses "one $tmp/rdo $tmp/c1" 'one: the name is that of line 1 already'
 refuses 'two relative /b' 'two: found relative for rdo, expected'
 refuses 'two /a SERIAL=1' 'two: found SERIAL=1 for cow, expected'
 refuses 'two UUID= /b' 'two: found UUID= for rdo'
-for wrong in "/b'" '/"b' '/b\' '/b\04' '/b\x20' '/b\000' '/b\012' '/b\777' '/b\\'; do
+for wrong in "/b'" '/"b' "/b\\" '/b\04' '/b\x20' '/b\000' '/b\012' '/b\777' "/b\\\\"; do
 	refuses "two /a $wrong" 'two: rdo and cow cannot have quotes'
 	refuses "two $wrong /a" 'two: rdo and cow cannot have quotes'
 done
