@@ -26,6 +26,7 @@ modprobe brd rd_nr=2 rd_size=327680
 cowtest io /dev/ram0 0 1M --write --stamp 7
 cowtest io /dev/ram0 40M 64K --write --stamp 8
 diag "SEED=$SEED"
+out='' # what exits() leaves
 exits 0 "$COUNT cowfiles" hostile "$COUNT" "$SEED" /dev/ram0 /dev/ram1
 diag "$out"
 

@@ -418,12 +418,12 @@ static void print_result(struct check *k)
 		tell("%s: and %llu more faults.", c->file.path, k->nr_faults - MAX_LISTED);
 	if (k->nr_faults)
 		tell("%s: %llu fault%s; cowsetup repair -n %s says what can be done about %s.",
-		       c->file.path, k->nr_faults, k->nr_faults == 1 ? "" : "s", c->file.path,
-		       k->nr_faults == 1 ? "it" : "them");
+		     c->file.path, k->nr_faults, k->nr_faults == 1 ? "" : "s", c->file.path,
+		     k->nr_faults == 1 ? "it" : "them");
 	else
 		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", c->file.path,
-		       c->format, cow_state_text(c->state), k->used, c->geo.nr_units,
-		       size_text(k->used * c->geo.mapunit), percent_text(k->used, c->geo.nr_units));
+		     c->format, cow_state_text(c->state), k->used, c->geo.nr_units,
+		     size_text(k->used * c->geo.mapunit), percent_text(k->used, c->geo.nr_units));
 }
 
 int cmd_check(int argc, char **argv)

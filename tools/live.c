@@ -232,8 +232,8 @@ static void print_row(const struct dm_device *d, int width)
 	char *rdo = live_file(d->rdo), *cow = dm_has_cow(d) ? live_file(d->cow) : xasprintf("-");
 
 	tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, d->name, size_text(d->sectors * 512),
-	       size_text(d->used * d->mapunit), percent_text(d->used, d->total),
-	       d->dirty ? "dirty" : "clean", d->mode_word, rdo, cow);
+	     size_text(d->used * d->mapunit), percent_text(d->used, d->total),
+	     d->dirty ? "dirty" : "clean", d->mode_word, rdo, cow);
 	free(rdo);
 	free(cow);
 }
@@ -247,7 +247,7 @@ static void print_table(const struct dm_device *devices, size_t nr)
 			width = strlen(devices[i].name);
 	if (nr)
 		tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, "NAME", "SIZE", "USED", "USED%",
-		       "STATE", "MODE", "RDO", "COW");
+		     "STATE", "MODE", "RDO", "COW");
 	for (size_t i = 0; i < nr; i++)
 		print_row(&devices[i], width);
 }

@@ -204,8 +204,7 @@ static int ask(const struct cowfile *c, const struct file *rdo, u64 used)
 {
 	if (c->state == COW_MERGED)
 		return OK;	/* nothing more is written to it */
-	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s "
-		       "Any other cowfile over %s cannot be used any more.",
+	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s Any other cowfile over %s cannot be used any more.",
 		       used, size_text(used * c->geo.mapunit), rdo->path, c->file.path,
 		       c->state == COW_MERGING ? " This has begun; it can only be completed." : "",
 		       rdo->path);
@@ -258,7 +257,7 @@ int cmd_merge(int argc, char **argv)
 		}
 		if (!r)
 			tell("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
-			       argv[1], argv[0], argv[1], argv[0]);
+			     argv[1], argv[0], argv[1], argv[0]);
 	}
 	if (r && begun && (c.state == COW_MERGING || c.state == COW_MERGED))
 		error(r, "%s: the merge is not complete; run the same command again to complete it.", argv[1]);

@@ -325,8 +325,8 @@ int cmd_upgrade(int argc, char **argv)
 		r = upgrade(&up, new_path);
 	if (!r)
 		tell("%s: upgraded%s%s: %llu units of 1 KiB are %llu of %s.", argv[0],
-		       new_path ? " into " : "", new_path ? new_path : "", up.old_used, up.used,
-		       size_text(up.new.geo.mapunit));
+		     new_path ? " into " : "", new_path ? new_path : "", up.old_used, up.used,
+		     size_text(up.new.geo.mapunit));
 	file_close(&up.rdo);
 	cow_close(&up.old);
 

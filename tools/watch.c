@@ -49,8 +49,8 @@ static void print_space(const struct dm_device *d, const struct space *s, u64 at
 		report_end();
 	} else {
 		tell("%s: %s free of %s (%s%s); the threshold is %s.", d->name, size_text(s->free),
-		       size_text(s->total), s->of, d->mode == DM_MODE_OUT_OF_SPACE ? ", out of space" : "",
-		       size_text(at));
+		     size_text(s->total), s->of, d->mode == DM_MODE_OUT_OF_SPACE ? ", out of space" : "",
+		     size_text(at));
 	}
 	fflush(stdout);
 }
