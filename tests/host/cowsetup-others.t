@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 #
 # cowsetup among other users: who may read what it makes, whose files it uses, what it does not open at all, and what it prints.
-# Most of that needs root, to be one user after the other; tests/untrusted.t has what needs devices.
+# Most of that needs root, to be one user after the other.
 
 # shellcheck source=tests/host/lib.sh
 . "${0%/*}/lib.sh"
