@@ -61,11 +61,11 @@ static char *removed_text(const struct dm_device *d)
 
 	if (has_lost_cow(d) && d->used) {
 		path = dev_path(d->cow);
-		text = xasprintf("its cowfile was removed while in use: all that was modified is lost when it is closed. To keep it, unmount what is on it, then: dmsetup message %s 0 read_only; dd if=%s of=NEW.cow bs=1M iflag=direct conv=sparse; cowsetup close --force %s",
+		text = xasprintf("its cowfile was removed while in use: all that was modified is lost when it is closed. To keep it, unmount what is on it, then: dmsetup message %s 0 read_only && dd if=%s of=NEW.cow bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
 				 d->name, path, d->name);
 	} else if (loop_file_is_removed(d->rdo)) {
 		path = dev_path(d->rdo);
-		text = xasprintf("the file of its read-only device was removed while in use: without it the cowfile cannot be used. To keep it: dd if=%s of=NEW bs=1M iflag=direct conv=sparse; then cowsetup close --force %s",
+		text = xasprintf("the file of its read-only device was removed while in use: without it the cowfile cannot be used. To keep it: dd if=%s of=NEW bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
 				 path, d->name);
 	} else {
 		return NULL;
