@@ -875,6 +875,35 @@ exits 0 "close that by force, too" cowsetup close --force r
 rm disk/new.img disk/r.cow
 clean "removed files"
 
+# cut off while in use: what was there is lost, but nobody finds that out later, or never
+truncate -s 8M disk/cut.img
+exits 0 "open, to be cut off" cowsetup open disk/cut.img disk/cut.cow
+says '^/dev/mapper/cut$' "and says nothing"
+exits 0 "list, nothing cut off" cowsetup list
+is "$(echo "$out" | grep -c Warning)" 0 "warns of nothing"
+dd if=/dev/urandom of=/dev/mapper/cut bs=1M count=4 oflag=direct 2>/dev/null
+truncate -s 1M disk/cut.cow
+truncate -s 6M disk/cut.img
+exits 0 "list, cut off" cowsetup list
+says 'Warning: cut: its cowfile, /tmp/disk/cut.cow, was cut off while in use: its last .* are lost' "warns of it: list"
+says 'Warning: cut: its image, /tmp/disk/cut.img, was cut off while in use: its last 2 MiB are lost' "and of the image"
+exits 0 "status, cut off" cowsetup status cut
+says 'Warning: cut: its cowfile, /tmp/disk/cut.cow, was cut off' "warns of it: status"
+exits 0 "close, cut off" cowsetup close cut
+says 'Warning: cut: its cowfile, /tmp/disk/cut.cow, was cut off' "warns of it: close"
+rm disk/cut.img disk/cut.cow
+clean "cut off"
+
+# an attribute that keeps root out
+chattr +i disk/m.cow
+refuses 2 'disk/m.cow: cannot be written: it has the attribute immutable or append-only' "immutable" \
+	cowsetup open fs.img disk/m.cow
+chattr -i disk/m.cow
+
+# nothing to look for devices in
+exits 4 "without /proc" unshare -m sh -c 'umount -l /proc; cowsetup list'
+says 'Devices cannot be looked for: /proc is not mounted here' "says why: /proc"
+
 # what there is no space for: neither closed nor given up, unless forced
 modprobe dm-nth
 truncate -s 16M full.cow

@@ -118,6 +118,8 @@ int dm_check_kernel(void)
 	/* The library makes no task without the kernel's version. */
 	dm_log_with_errno_init(show_log);
 	task = dm_task_create(DM_DEVICE_VERSION);
+	if (!task && access("/proc/devices", R_OK))
+		return error(WRONG, "Devices cannot be looked for: /proc is not mounted here.");
 	if (!task)
 		return error(WRONG, "There is no device-mapper in this kernel: modprobe dm-mod loads it, or says why not.");
 	dm_task_destroy(task);

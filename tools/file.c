@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -65,10 +66,27 @@ int open_checked(const char *path, int flags, bool pipes)
 	return fd;
 }
 
+/* Does an attribute keep even root from writing to it? */
+static bool is_unchangeable(const char *path)
+{
+	struct statx st;
+
+	return !statx(AT_FDCWD, path, AT_NO_AUTOMOUNT, STATX_TYPE, &st) &&
+	       st.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND);
+}
+
 int error_open(const char *path, const char *what)
 {
-	if (errno == ENOTBLK)
+	const int err = errno;
+
+	if (!*path)
+		return error(USAGE, "The name of a file or device is empty.");
+	if (err == ENOTBLK)
 		return error(WRONG, "%s: neither a file nor a block device.", path);
+	if (err == EPERM && is_unchangeable(path))
+		return error(DENIED, "%s: cannot be written: it has the attribute immutable or append-only (lsattr shows it; chattr -ia takes it away).",
+			     path);
+	errno = err;
 	return error_errno("%s%s%s", path, *what ? ": " : "", what);
 }
 
@@ -278,7 +296,12 @@ int file_sync(const struct file *f)
 
 int file_resize(struct file *f, u64 size)
 {
+	struct rlimit max;
+
 	if (ftruncate(f->fd, size)) {
+		if (errno == EFBIG && !getrlimit(RLIMIT_FSIZE, &max) && size > max.rlim_cur)
+			return error(WRONG, "%s: cannot be made %s long: files of at most %s are allowed here (ulimit -f).",
+				     f->path, size_text(size), size_text(max.rlim_cur));
 		if (errno == EFBIG)
 			return error(WRONG, "%s: the filesystem cannot have a file of %s, sparse or not; another filesystem or a device can.",
 				     f->path, size_text(size));

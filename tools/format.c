@@ -203,8 +203,8 @@ int choose_geometry(const struct file *rdo, unsigned int format, struct cow_geom
 		return error(WRONG, "%s: too small: found %s, expected at least %s.", rdo->path,
 			     size_text(rdo->size), size_text(format == 1 ? COW_V1_MAPUNIT : 512));
 	if (geo->rdo_sectors * 512 != rdo->size)
-		warn("%s: its last %llu bytes do not fill a %s and are left out.", rdo->path,
-		     rdo->size - geo->rdo_sectors * 512, format == 1 ? "unit" : "sector");
+		warn("%s: its end (%s) does not fill a %s and is left out.", rdo->path,
+		     size_text(rdo->size - geo->rdo_sectors * 512), format == 1 ? "unit" : "sector");
 	return OK;
 }
 
@@ -293,7 +293,7 @@ int open_or_create(struct file *f, const char *path, bool *created)
 	if (fd < 0 && errno == EEXIST)
 		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE | FILE_OURS);
 	if (fd < 0)
-		return error_errno("%s: cannot be created", path);
+		return error_open(path, "cannot be created");
 	/* Another cowsetup may have found it already. */
 	if (flock(fd, LOCK_EX | LOCK_NB)) {
 		if (errno == EWOULDBLOCK) {

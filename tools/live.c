@@ -74,13 +74,35 @@ static char *removed_text(const struct dm_device *d)
 	return text;
 }
 
-static void warn_removed(const struct dm_device *d)
+static void warn_cut_off(const struct dm_device *d, dev_t dev, const char *what)
+{
+	const u64 lacks = loop_file_lacks(dev);
+	char *file;
+
+	if (!lacks)
+		return;
+	file = live_file(dev);
+	warn("%s: its %s, %s, was cut off while in use: its last %s are lost, and read as zeroes.",
+	     d->name, what, file, size_text(lacks));
+	free(file);
+}
+
+static void warn_cut(const struct dm_device *d)
+{
+	warn_cut_off(d, d->rdo, "image");
+	if (dm_has_cow(d))
+		warn_cut_off(d, d->cow, "cowfile");
+}
+
+/* Warn of files of the device that somebody has removed, or cut off, since it was opened. */
+static void warn_lost(const struct dm_device *d)
 {
 	char *text = removed_text(d);
 
 	if (text)
 		warn("%s: %s.", d->name, text);
 	free(text);
+	warn_cut(d);
 }
 
 /* @what will not be done: "closed". */
@@ -220,7 +242,7 @@ int cmd_status(int argc, char **argv)
 		return r;
 	report_device(&d);
 	if (!opt.json)
-		warn_removed(&d);
+		warn_lost(&d);
 	report_bool("monitored", "Monitored", monitor_is_on(&d));
 	report_end();
 
@@ -277,7 +299,7 @@ int cmd_list(int argc, char **argv)
 	} else {
 		print_table(devices, nr);
 		for (size_t i = 0; i < nr; i++)
-			warn_removed(&devices[i]);
+			warn_lost(&devices[i]);
 	}
 	free(devices);
 	return OK;
@@ -466,6 +488,7 @@ static int close_device(const struct dm_device *d)
 		r = sync_before_close(d);
 	if (r)
 		return r;
+	warn_cut(d);
 
 	rdo_file = loop_file(d->rdo);
 	rdo_autoclear = loop_autoclear(d->rdo);

@@ -444,8 +444,8 @@ static u64 device_sectors(const struct opening *o)
 	if (o->cow_loop.fd < 0 && block_size(&o->c.file) > block)
 		block = block_size(&o->c.file);
 	if (sectors % (block / 512))
-		warn("%s: its last %llu sectors do not fill a block of %d bytes and are left out.",
-		     o->rdo_path, sectors % (block / 512), block);
+		warn("%s: its end (%s) does not fill a block of %d bytes and is left out.",
+		     o->rdo_path, size_text(sectors % (block / 512) * 512), block);
 	return sectors - sectors % (block / 512);
 }
 

@@ -285,3 +285,21 @@ bool loop_file_is_removed(dev_t dev)
 	free(file);
 	return removed;
 }
+
+u64 loop_file_lacks(dev_t dev)
+{
+	char *file = dev_is_loop(dev) ? dev_attribute(dev, "loop/backing_file") : NULL;
+	char *sectors = file ? dev_attribute(dev, "size") : NULL;
+	struct loop_info64 info;
+	u64 end, lacks = 0;
+	struct stat st;
+
+	if (sectors && loop_status(dev, &info) && !stat(file, &st) && S_ISREG(st.st_mode) && is_file(&info, &st)) {
+		end = info.lo_offset + strtoull(sectors, NULL, 10) * 512;
+		if ((u64)st.st_size < end)
+			lacks = end - st.st_size;
+	}
+	free(sectors);
+	free(file);
+	return lacks;
+}

@@ -46,4 +46,11 @@ char *loop_file(dev_t dev);
  */
 bool loop_file_is_removed(dev_t dev);
 
+/*
+ * The bytes that the file of a loop device lacks at its end of those it had when the
+ * device was attached: somebody has cut it off since. 0 if it lacks none, or if that
+ * cannot be known. Zeroes are read in their place.
+ */
+u64 loop_file_lacks(dev_t dev);
+
 #endif /* COWSETUP_SYSFS_H */

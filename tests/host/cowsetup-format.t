@@ -22,7 +22,7 @@ for unit in 4K 64K 1M; do
 	is "$(cowhead "c$unit" format cowused dirty)" "2 0 0" "empty and clean: $unit"
 done
 exits 0 "format 1" cowsetup format --format 1 rdo c1
-says 'its last 512 bytes do not fill a unit' "says that a tail is left out"
+says 'its end \(512 bytes\) does not fill a unit' "says that a tail is left out"
 runs "in order: format 1" cowfile dump --rdo rdo c1
 is "$(stat -c %s c1)" $((4096 + 4883 * 1024)) "with room for every unit: format 1"
 [ "$(stat -c %b c1)" -le 64 ]
@@ -324,5 +324,20 @@ else
 	skip "no sparse files of 8 TiB here"
 	skip "no sparse files of 8 TiB here"
 fi
+
+# --- what cannot be made, and why -----------------------------------------------------------------------------
+
+exits 1 "no name: the image" cowsetup format '' new
+says 'The name of a file or device is empty' "says so: the image"
+exits 1 "no name: the cowfile" cowsetup format rdo ''
+says 'The name of a file or device is empty' "says so: the cowfile"
+(
+	ulimit -f 8
+	exec "$tool" format rdo large >limited 2>&1
+)
+is "$? $(grep -c 'large: cannot be made .* long: files of at most .* are allowed here (ulimit -f)' limited)" "4 1" \
+	"says that the limit is this user's"
+[ ! -e large ]
+ok $? "and leaves nothing"
 
 done_testing
