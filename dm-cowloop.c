@@ -3443,7 +3443,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 
 static struct target_type cowloop_target = {
 	.name = "cowloop",
-	.version = {1, 1, 0},
+	.version = {1, 1, 1},
 	.features = DM_TARGET_NOWAIT,
 	.module = THIS_MODULE,
 	.ctr = cowloop_ctr,
