@@ -76,6 +76,12 @@ cowsetup close t
 umount "$cowroot_dir/cow"
 is "$(sha256sum </dev/ram0)" "$sum" "nothing has been written to the medium"
 
+# as a filesystem of the network may have it, whose server takes root for somebody else
+debugfs -w -R 'set_inode_field /other.cow uid 1000' /dev/ram1 2>out || diag "$(cat out)"
+refuses 'other.cow: belongs to .*cowroot=: force' "a cowfile of somebody else's" 'LABEL=changes:/root.img,LABEL=changes:/other.cow,name=t'
+opens "with force" 'LABEL=changes:/root.img,LABEL=changes:/other.cow,name=t,force'
+closes t
+
 mkdir "in/a, b"
 cp root.img "in/a, b/it's: root.img"
 mke2fs -q -F -t ext4 -L 'my, changes' -d in /dev/ram1

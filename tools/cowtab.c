@@ -54,6 +54,7 @@ static bool *flag(struct cowtab_entry *e, const char *name)
 		bool *flag;
 	} flags[] = {
 		{ "create", &e->create },
+		{ "force", &e->opt.force },
 		{ "monitor", &e->opt.monitor },
 		{ "no-discard-passdown", &e->opt.no_passdown },
 		{ "noauto", &e->noauto },
@@ -119,6 +120,8 @@ static int parse_options(struct line *l, char *text)
 		r = bad(l, "create and read-only: a cowfile that is never written cannot be made");
 	if (!r && l->e.create && !strcmp(l->e.name, COWTAB_ANY))
 		r = bad(l, "%s: create: it stands for what has a cowfile already", COWTAB_ANY);
+	if (!r && l->e.opt.force && !strcmp(l->e.name, COWTAB_ANY))
+		r = bad(l, "%s: force: what no line names is opened with care only", COWTAB_ANY);
 	return r;
 }
 

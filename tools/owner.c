@@ -26,6 +26,9 @@
 
 #include <linux/magic.h>
 
+/* How to have it all the same */
+#define BY_FORCE "--force (in cowtab and cowroot=: force) uses it all the same."
+
 /* Root, whoever runs this, and whoever has sudo run it. */
 static bool is_trusted(uid_t uid)
 {
@@ -128,10 +131,10 @@ int owner_refuse(const struct file *f)
 	if (!r && is_path && (lstat(target, &named) || st.st_dev != named.st_dev || st.st_ino != named.st_ino))
 		r = error(BUSY, "%s: in use: it is replaced by another file all the time.", f->path);
 	if (!r && !is_trusted(st.st_uid))
-		r = error(DENIED, "%s: belongs to %s (UID %u), who could read and change what is written to the device; expected a file of root's or your own. --force uses it all the same.",
+		r = error(DENIED, "%s: belongs to %s (UID %u), who could read and change what is written to the device; expected a file of root's or your own. " BY_FORCE,
 			  f->path, user_name(st.st_uid), st.st_uid);
 	if (!r && (st.st_mode & S_IWOTH || is_shared_group(&st)))
-		r = error(DENIED, "%s: others may write it (mode %04o), and so change what is on the device; chmod go-w %s, if none of them has. --force uses it all the same.",
+		r = error(DENIED, "%s: others may write it (mode %04o), and so change what is on the device; chmod go-w %s, if none of them has. " BY_FORCE,
 			  f->path, st.st_mode & 07777, f->path);
 	free(target);
 	return r;

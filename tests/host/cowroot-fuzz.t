@@ -13,7 +13,7 @@ diag "COWFUZZ_SEED=$seed"
 # arguments, in a line each: pieces of right ones, and what a shell might do something with
 perl -we 'use strict; srand $ARGV[1];
 	my @pieces = (",", ",", ":", ":/", "=", "/dev/sda1", "UUID=a-b", "LABEL=x", "PARTUUID=1", "tmpfs", "tmpfs:2G", "/root.img", "limit=4M",
-		"read-only", "repair", "name=t", "name=", "timeout=5", "timeout=x", "keep-root", "label=", "mapunit=64K", "queue-if-no-space",
+		"read-only", "repair", "force", "name=t", "name=", "timeout=5", "timeout=x", "keep-root", "label=", "mapunit=64K", "queue-if-no-space",
 		"\\040", "\\054", "\\0", "\\", "\$(touch run)", "`touch run`", ";touch run;", "*", "?", "[a-z]", "~", "\$HOME", "\${x:=y}", "\"", "\x27",
 		"|touch run", "&", "--", "-", "%s%n", "\xc2\x9b", "\xff", "\e[");
 	for (1 .. $ARGV[0]) {

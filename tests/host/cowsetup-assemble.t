@@ -116,7 +116,7 @@ three: $tmp/rdo $tmp/c2" "the others are there: $1"
 }
 
 tab '# a comment' '' "  one	$tmp/rdo   $tmp/c1	" "two $tmp/rdo $tmp/c2 read-only,limit=1.5G,x-anything=1,nofail" \
-	"three $tmp/rdo $tmp/none" "four $tmp/rdo $tmp/new create" "five $tmp/rdo $tmp/d2 noauto" "#six"
+	"three $tmp/rdo $tmp/none" "four $tmp/rdo $tmp/new create,force" "five $tmp/rdo $tmp/d2 noauto" "#six"
 exits 0 "a table" assemble --all
 is "$(grep -v '^cowsetup: ' <<<"$out")" "one: $tmp/rdo $tmp/c1
 two: $tmp/rdo $tmp/c2
@@ -193,6 +193,7 @@ refuses 'two /a /b read-only,typo' 'unknown option typo'
 refuses 'two /a /b create,read-only' 'create and read-only'
 refuses '* /a /b' '\*: stands for cow devices'
 refuses '* - - create' '\*: create'
+refuses '* - - force' '\*: force'
 head -c 100K /dev/urandom >cowtab
 exits 4 "a table that is noise" assemble --all
 exits 4 "a table that cannot be read" cowsetup assemble --all --dry-run --cowtab "$tmp"
