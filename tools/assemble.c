@@ -14,11 +14,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <uuid/uuid.h>
@@ -46,10 +50,86 @@ struct planned {
 	char *name, *rdo, *cow;
 };
 
+/* ---- Paths that do not answer ---- */
+
+/*
+ * A path may be on a filesystem whose server is gone. Whoever opens it then waits in
+ * the kernel, without end, and all the other lines with him. So processes of their
+ * own do that first, one for each path and all at the same time, and what none of
+ * them comes back from is not touched again.
+ */
+#define PATIENCE	30	/* seconds */
+
+struct look {
+	pid_t pid;		/* 0: there is no such process, nor need of one */
+	int fd;			/* a pipe that is closed when it ends */
+};
+
+static struct look look_start(const char *spec)
+{
+	struct look l = { .fd = -1 };
+	int ends[2];
+
+	/* The kernel itself answers for what is in /dev. */
+	if (spec[0] != '/' || !strncmp(spec, "/dev/", 5) || pipe2(ends, O_CLOEXEC))
+		return l;
+	l.pid = fork();
+	if (!l.pid) {
+		/* The attributes may be remembered; that it is opened its server has to know. */
+		open_checked(spec, O_RDONLY | O_NONBLOCK, false);
+		_exit(0);
+	}
+	close(ends[1]);
+	l.fd = ends[0];
+	if (l.pid > 0)
+		return l;
+	close(l.fd);
+	return (struct look){ .fd = -1 };
+}
+
+/* Has it not come back by then, or before somebody interrupts this? */
+static bool look_is_silent(struct look *l, time_t until)
+{
+	struct pollfd p = { .fd = l->fd, .events = POLLIN };
+	struct timespec now;
+	int n = -1;
+
+	if (!l->pid)
+		return false;
+	while (n < 0 && !interrupted) {
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		n = poll(&p, 1, now.tv_sec < until ? (until - now.tv_sec) * 1000 : 0);
+	}
+	/* That it ends need not be so, in the kernel: it is not waited for. */
+	if (n <= 0)
+		kill(l->pid, SIGKILL);
+	waitpid(l->pid, NULL, n <= 0 ? WNOHANG : 0);
+	close(l->fd);
+	return n <= 0;
+}
+
+/* Find the silent paths of @nr lines. */
+static void find_silent(struct cowtab_entry *entries, size_t nr)
+{
+	struct look *looks = xmalloc((2 * nr + 1) * sizeof(*looks));
+	struct timespec now;
+
+	for (size_t i = 0; i < nr; i++) {
+		looks[2 * i] = look_start(entries[i].rdo);
+		looks[2 * i + 1] = look_start(entries[i].cow);
+	}
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	for (size_t i = 0; i < nr; i++) {
+		entries[i].rdo_silent = look_is_silent(&looks[2 * i], now.tv_sec + PATIENCE);
+		entries[i].cow_silent = look_is_silent(&looks[2 * i + 1], now.tv_sec + PATIENCE);
+	}
+	free(looks);
+}
+
 /* ---- Finding the halves ---- */
 
-/* Where the rdo of a line is: a path to be freed, or NULL. */
-static char *find_rdo(const char *spec)
+/* Where a half of a line is: a path to be freed, or NULL. */
+static char *find_half(const char *spec)
 {
 	char *what = spec_unlink(spec), *path;
 
@@ -76,13 +156,22 @@ static bool has_tag(const struct cow_device *cow, const char *spec)
 	return r;
 }
 
-/* The same for a cow: UUID= and LABEL= are what its head has. */
-static char *find_cow(const struct assembly *a, const char *spec)
+static char *find_rdo(const struct cowtab_entry *e)
 {
+	return e->rdo_silent ? NULL : find_half(e->rdo);
+}
+
+/* The same for a cow: UUID= and LABEL= are what its head has. */
+static char *find_cow(const struct assembly *a, const struct cowtab_entry *e)
+{
+	const char *spec = e->cow;
+
+	if (e->cow_silent)
+		return NULL;
 	if (spec[0] == '/')
 		return access(spec, F_OK) ? NULL : xasprintf("%s", spec);
 	if (strncmp(spec, "UUID=", 5) && strncmp(spec, "LABEL=", 6))
-		return find_rdo(spec);
+		return find_half(spec);
 	for (size_t i = 0; i < a->nr_cows; i++)
 		if (has_tag(&a->cows[i], spec))
 			return xasprintf("%s", a->cows[i].path);
@@ -252,6 +341,9 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 /* What is not there, for people. */
 static char *missing_text(const struct assembly *a, const struct cowtab_entry *e, bool rdo, bool cow)
 {
+	if (e->rdo_silent || e->cow_silent)
+		return xasprintf("%s: not opened: %s has not answered for %u seconds, as what is on a server that is gone; cowsetup assemble %s tries again (%s:%u).",
+				 e->name, e->rdo_silent ? e->rdo : e->cow, PATIENCE, e->name, a->tab.path, e->line);
 	return xasprintf("%s: not complete: there is no %s%s%s (%s:%u).", e->name, rdo ? "" : e->rdo,
 			 rdo || cow ? "" : ", nor ", cow ? "" : e->cow, a->tab.path, e->line);
 }
@@ -259,16 +351,16 @@ static char *missing_text(const struct assembly *a, const struct cowtab_entry *e
 /* A line; @named: it was asked for, so that all that is missing is an error. */
 static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool named)
 {
-	char *rdo = find_rdo(e->rdo), *cow = find_cow(a, e->cow), *missing;
+	char *rdo = find_rdo(e), *cow = find_cow(a, e), *missing;
 	int r = OK;
 
 	/* What is going to be made need not be there. */
-	if (!cow && e->create && e->cow[0] == '/')
+	if (!cow && e->create && e->cow[0] == '/' && !e->cow_silent)
 		cow = xasprintf("%s", e->cow);
 	missing = missing_text(a, e, rdo, cow);
 	if (rdo && cow && wanted(a, rdo, cow))
 		r = open_one(a, e, NULL, rdo, cow);
-	else if (named)
+	else if (named || (wanted(a, rdo, cow) && (e->rdo_silent || e->cow_silent)))
 		r = error(WRONG, "%s", missing);
 	else if (wanted(a, rdo, cow))
 		verbose("%s", missing);
@@ -326,7 +418,7 @@ static bool has_entry(const struct assembly *a, const struct cow_device *cow)
 	char *path;
 
 	for (size_t i = 0; i < a->tab.nr && !found; i++) {
-		path = find_cow(a, a->tab.entries[i].cow);
+		path = find_cow(a, &a->tab.entries[i]);
 		found = path && file_same_path(path, cow->path);
 		free(path);
 	}
@@ -339,6 +431,7 @@ static int assemble_all(struct assembly *a)
 	const struct cowtab_entry *e;
 	int r = OK, one;
 
+	find_silent(a->tab.entries, a->tab.nr);
 	for (size_t i = 0; i < a->tab.nr && !interrupted; i++) {
 		e = &a->tab.entries[i];
 		if (!strcmp(e->name, COWTAB_ANY))
@@ -370,6 +463,7 @@ static int assemble_named(struct assembly *a, const char *name)
 	if (!e || !strcmp(name, COWTAB_ANY))
 		return error(WRONG, "%s: %s has no line for a device of this name that is right; cowsetup assemble --all --dry-run shows those that are not.",
 			     name, a->tab.path);
+	find_silent(&a->tab.entries[e - a->tab.entries], 1);
 	return assemble_entry(a, e, true);
 }
 
