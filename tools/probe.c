@@ -24,6 +24,7 @@
 #include <uuid/uuid.h>
 
 #include "loop.h"
+#include "report.h"
 #include "spec.h"
 
 /* blkid(8)'s, for nothing that could be identified. */
@@ -209,15 +210,22 @@ char *find_tagged(const char *spec)
 
 /* ---- The command ---- */
 
-/* As udev itself prints what libblkid finds: safe in a line, and, encoded, in the name of a link. */
+/*
+ * As udev itself prints what libblkid finds: safe in a line, and, encoded, in the
+ * name of a link. Controls, which udev leaves in, are visible: many a program
+ * prints the properties of devices.
+ */
 static void print_text(const char *key, const char *text)
 {
 	/* Each byte may become four. */
 	const size_t room = 4 * strlen(text) + 1;
 	char *safe = xmalloc(room);
 
-	if (!blkid_safe_string(text, safe, room))
-		printf("%s=%s\n", key, safe);
+	if (!blkid_safe_string(text, safe, room)) {
+		printf("%s=", key);
+		text_print(stdout, safe);
+		putchar('\n');
+	}
 	if (!blkid_encode_string(text, safe, room))
 		printf("%s_ENC=%s\n", key, safe);
 	free(safe);

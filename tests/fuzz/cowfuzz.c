@@ -28,6 +28,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "../../tools/cowfile.h"
@@ -84,11 +85,63 @@ static int run_check(int argc, char **argv)
 	return r;
 }
 
+/*
+ * May udev take this into its environment? Each property once, and nothing in it
+ * that a terminal takes for something else; names of links as udev makes them,
+ * which leave all of UTF-8 as it is.
+ */
+static void check_properties(char *text)
+{
+	static const char *const keys[] = {
+		"ID_FS_TYPE", "ID_FS_USAGE", "ID_FS_VERSION", "ID_FS_UUID", "ID_FS_UUID_ENC", "ID_FS_LABEL",
+		"ID_FS_LABEL_ENC",
+	};
+	unsigned int seen = 0, key;
+	char *save, *value;
+	bool link;
+
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		value = strchr(line, '=');
+		if (!value)
+			abort();
+		*value++ = 0;
+		for (key = 0; key < sizeof(keys) / sizeof(keys[0]) && strcmp(line, keys[key]); key++)
+			;
+		if (key == sizeof(keys) / sizeof(keys[0]) || seen & 1 << key)
+			abort();
+		seen |= 1 << key;
+		link = strstr(line, "_ENC");
+		for (const unsigned char *p = (unsigned char *)value; *p; p++)
+			if (*p < ' ' || *p == 127 || (*p == 0xc2 && p[1] < 0xa0 && !link))
+				abort();
+		if (link && strpbrk(value, "/ \"'$`;&|<>*?"))
+			abort();
+	}
+}
+
+static int run_probe(int argc, char **argv)
+{
+	FILE *was = stdout;
+	char *text = NULL;
+	size_t size = 0;
+	int r;
+
+	stdout = open_memstream(&text, &size);
+	if (!stdout)
+		abort();
+	r = cmd_probe(argc, argv);
+	fclose(stdout);
+	stdout = was;
+	check_properties(text);
+	free(text);
+	return r;
+}
+
 #define UNPACK	5
 
 static int (*const commands[])(int argc, char **argv) = {
 	cmd_dump, cmd_map, run_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
-	cmd_probe,	/* what udev takes into its environment */
+	run_probe,
 };
 
 /* A cowfile for a device as large as the head has it. */
@@ -237,6 +290,20 @@ static size_t place(size_t size)
 	}
 }
 
+/* A label, or a place of rdo, with what a terminal, a line or udev might do something with. */
+static void put_text(struct cow_head *head)
+{
+	static const char *const pieces[] = {
+		"a", " ", "/", "\n", "\nID_FS_TYPE=ext4", "\\", "\\x2f", "..", "\033[31m", "\xc2\x9b", "\xff", "$(x)", "%s", "\x7f",
+	};
+	const bool label = rnd(3);
+	char *to = label ? (char *)head->label : (char *)head->rdospec;
+	char *const end = to + (label ? sizeof(head->label) : sizeof(head->rdospec));
+
+	for (unsigned int i = rnd(8) + 1; i && to < end; i--)
+		to = stpncpy(to, pieces[rnd(sizeof(pieces) / sizeof(pieces[0]))], end - to);
+}
+
 static size_t mutate(uint8_t *data, size_t size)
 {
 	uint64_t number;
@@ -246,7 +313,7 @@ static size_t mutate(uint8_t *data, size_t size)
 	for (unsigned int i = rnd(6) + 1; i && size > PREFIX + 8; i--) {
 		const size_t at = place(size);
 
-		switch (rnd(6)) {
+		switch (rnd(7)) {
 		case 0:
 			data[at] ^= 1 << rnd(8);
 			break;
@@ -266,6 +333,10 @@ static size_t mutate(uint8_t *data, size_t size)
 		case 5:
 			if (!rnd(4))
 				size = PREFIX + rnd(size - PREFIX);
+			break;
+		case 6:
+			if (size >= PREFIX + sizeof(struct cow_head))
+				put_text((struct cow_head *)(data + PREFIX));
 			break;
 		}
 	}
@@ -295,6 +366,7 @@ int main(int argc, char **argv)
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	static uint8_t **files;
 	static size_t *sizes;
+	static const struct itimerval patience = { .it_value.tv_sec = 20 };
 	uint32_t seed;
 
 	if (nr_files < 1) {
@@ -323,7 +395,9 @@ int main(int argc, char **argv)
 		const int i = rnd(nr_files);
 
 		memcpy(data, files[i], sizes[i]);
-		alarm(20);
+		/* Of the CPU's time, which is not all this one's; and for what sleeps. */
+		setitimer(ITIMER_PROF, &patience, NULL);
+		alarm(600);
 		LLVMFuzzerTestOneInput(data, mutate(data, sizes[i]));
 	}
 	dprintf(STDOUT_FILENO, "%d files, %lu mutations\n", nr_files, count);

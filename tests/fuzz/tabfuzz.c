@@ -122,7 +122,7 @@ int main(int argc, char **argv)
 
 		memcpy(data, from, size);
 		size = mutate(data, size, sizeof(data));
-		/* of the CPU's time, since the machine may have other things to do; and for what sleeps */
+		/* Of the CPU's time, which is not all this one's; and for what sleeps. */
 		setitimer(ITIMER_PROF, &patience, NULL);
 		alarm(600);
 		run(fd, data, size);

@@ -48,6 +48,9 @@ strace=$(command -v strace)
 if [ "$strace" ]; then
 	"$strace" -f -e trace=open,openat -o trace "$tool" dump /dev/zero 2>/dev/null
 	is "$(grep '"/dev/zero"' trace | grep -cv O_PATH)" 0 "and is not opened"
+	# whatever is at a path by then: what was examined is what is opened
+	"$strace" -f -e trace=open,openat -o trace "$tool" dump ./c >/dev/null 2>&1
+	is "$(grep -c '"./c".*O_PATH' trace) $(grep '"./c"' trace | grep -cv O_PATH)" "1 0" "nor is a path opened that may have changed since"
 else
 	skip "there is no strace"
 fi
@@ -97,7 +100,7 @@ is "$(by 1000 cat shared/roots 2>&1 | head -c 4)" "cat:" "another user reads not
 
 by 1000 sh -c ': >shared/made; chmod 666 shared/made'
 exits 2 "a file that somebody else made" cowsetup format rdo shared/made
-says 'shared/made: belongs to .*1000.*--force uses it' "says whose it is, and what to do"
+says 'shared/made: belongs to .*1000.*--force \(in cowtab and cowroot=: force\) uses it' "says whose it is, and what to do"
 is "$(stat -c '%s %u' shared/made)" "0 1000" "it is as it was"
 exits 2 "and to unpack into" cowsetup unpack p shared/made
 is "$(stat -c '%s %u' shared/made)" "0 1000" "it is as it was: unpack"
