@@ -201,7 +201,7 @@ TOOLS_FILES = 755:build/tools/cowsetup:$(SBINDIR)/cowsetup \
 	644:man/cowloop.5:$(MANDIR)/man5/cowloop.5 \
 	644:man/cowtab.5:$(MANDIR)/man5/cowtab.5 \
 	644:completion/cowsetup:$(COMPLETIONDIR)/cowsetup \
-	644:udev/65-cowsetup.rules:$(UDEVRULESDIR)/65-cowsetup.rules \
+	$(foreach rules,$(wildcard udev/*.rules),644:$(rules):$(UDEVRULESDIR)/$(notdir $(rules))) \
 	755:systemd/cowsetup-generator:$(GENERATORDIR)/cowsetup-generator \
 	$(foreach unit,$(wildcard systemd/*.target systemd/*.service),644:$(unit):$(UNITDIR)/$(notdir $(unit))) \
 	755:systemd/cowsetup-shutdown:$(SHUTDOWNDIR)/cowloop
@@ -217,7 +217,7 @@ INSTALL_FILES = for entry in $(1); do \
 		rest=$${entry\#*:}; target="$(DESTDIR)$${rest\#*:}"; \
 		install -D -m "$${entry%%:*}" "$${rest%%:*}" "$$target" || exit; \
 		case $$rest in systemd/* | udev/* | initramfs/*) \
-			sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),' "$$target" || exit ;; \
+			sed -i 's,/usr/sbin/cowsetup,$(SBINDIR)/cowsetup,; s,/usr/lib/cowsetup,$(LIBDIR),; s,/usr/lib/udev/rules.d,$(UDEVRULESDIR),' "$$target" || exit ;; \
 		esac; \
 	done
 # removes the files $(1), and the directories that are empty then

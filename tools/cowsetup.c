@@ -56,6 +56,7 @@ enum {
 	OPT_ALL,
 	OPT_COWTAB,
 	OPT_GONE,
+	OPT_PART,
 	/* These go with any command. */
 	OPT_COMMON,
 	OPT_BATCH_MODE = OPT_COMMON,
@@ -117,6 +118,8 @@ static const struct poptOption option_table[] = {
 	  "Keep the space of what is discarded in the cowfile", NULL },
 	{ "off", '\0', POPT_ARG_NONE, NULL, OPT_OFF,
 	  "Monitor it no longer", NULL },
+	{ "part", '\0', POPT_ARG_NONE, NULL, OPT_PART,
+	  "Say whether a device is a part of a cowloop device", NULL },
 	{ "progress-frequency", '\0', POPT_ARG_STRING, NULL, OPT_PROGRESS_FREQUENCY,
 	  "Print a line of progress every so many seconds", "SECS" },
 	{ "progress-json", '\0', POPT_ARG_NONE, NULL, OPT_PROGRESS_JSON,
@@ -274,6 +277,9 @@ static int parse_option(int which, const char *value)
 	case OPT_GONE:
 		opt.gone = true;
 		return OK;
+	case OPT_PART:
+		opt.part = true;
+		return OK;
 	case OPT_COWTAB:
 		opt.cowtab = xasprintf("%s", value);
 		return OK;
@@ -325,8 +331,8 @@ static const struct command commands[] = {
 	  BIT(OPT_FORCE), cmd_detach },
 	{ "dump", "<cow>", 1, 1, "show the head of a cowfile",
 	  BIT(OPT_JSON), cmd_dump },
-	{ "probe", "<device>", 1, 1, "say for udev whether there is a cowfile on a device",
-	  0, cmd_probe },
+	{ "probe", "<device>", 1, 1, "say for udev whether there is a cowfile on a device, or what the device is a part of",
+	  BIT(OPT_PART), cmd_probe },
 	{ "generate", "<directory>", 1, 3, "make systemd's units of /etc/cowtab, for its generator",
 	  BIT(OPT_COWTAB), cmd_generate },
 	{ "map", "<cow>", 1, 1, "show which parts have been modified",

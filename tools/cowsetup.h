@@ -78,6 +78,7 @@ struct options {
 	bool off;
 	bool all;
 	bool gone;
+	bool part;
 	const char *cowtab;
 };
 

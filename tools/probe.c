@@ -7,6 +7,10 @@
  * and it is a cowfile only if its head breaks no rule: format 2 has its checksum,
  * format 1, which has none, its sizes, which follow from each other, and the
  * zeroes behind them.
+ *
+ * With --part: whether the device is a part of a cowloop device. What is in an
+ * image, a volume group say, is then on two devices or three with the same
+ * contents, and udev is to see it on the cowloop device alone.
  */
 
 #include "probe.h"
@@ -245,12 +249,33 @@ static void print_properties(const struct cowfile *c)
 	free(label);
 }
 
+/* What the device is to the cowloop devices there are; it is not read. */
+static int probe_part(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		return error_errno("%s: cannot be looked at", path);
+	if (!S_ISBLK(st.st_mode))
+		return error(WRONG, "%s: a file; only a block device can be a part of a cowloop device. The image or cowfile of an open one is attached to a loop device: losetup --list.",
+			     path);
+	if (dev_is_our_loop(st.st_rdev))
+		printf("COWLOOP_PART=loop\n");
+	else if (dev_is_part_of_cowloop(st.st_rdev))
+		printf("COWLOOP_PART=device\n");
+	else
+		return NOTHING;
+	return OK;
+}
+
 int cmd_probe(int argc, char **argv)
 {
 	struct cowfile c;
 	int r;
 
 	(void)argc;
+	if (opt.part)
+		return probe_part(argv[0]);
 	c = (struct cowfile){ .file = FILE_CLOSED };
 	r = file_open(&c.file, argv[0], FILE_READ);
 	if (r)

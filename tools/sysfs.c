@@ -111,15 +111,24 @@ static dev_t number_attribute(dev_t dev, const char *name)
 	return found;
 }
 
+/* The disk of a partition; 0: it is none. */
+static dev_t disk_of_partition(dev_t dev)
+{
+	char *partition = dev_attribute(dev, "partition");
+	const dev_t disk = partition ? number_attribute(dev, "../dev") : 0;
+
+	free(partition);
+	return disk;
+}
+
 static bool stands_on_cowloop(dev_t dev, unsigned int depth)
 {
-	char path[64], *partition = dev_attribute(dev, "partition"), name[280];
-	const dev_t whole = partition ? number_attribute(dev, "../dev") : 0;
+	const dev_t whole = disk_of_partition(dev);
 	struct dirent *entry;
+	char path[64], name[280];
 	bool found;
 	DIR *dir;
 
-	free(partition);
 	if (depth > MAX_DEPTH || dev_is_cowloop(dev) || (whole && stands_on_cowloop(whole, depth + 1)))
 		return true;
 	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/slaves", major(dev), minor(dev));
@@ -139,6 +148,31 @@ static bool stands_on_cowloop(dev_t dev, unsigned int depth)
 bool dev_stands_on_cowloop(dev_t dev)
 {
 	return stands_on_cowloop(dev, 0);
+}
+
+static bool has_cowloop_holder(dev_t dev)
+{
+	struct dirent *entry;
+	char path[64], name[280];
+	bool found = false;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/holders", major(dev), minor(dev));
+	dir = opendir(path);
+	while (dir && !found && (entry = readdir(dir))) {
+		snprintf(name, sizeof(name), "holders/%s/dev", entry->d_name);
+		found = entry->d_name[0] != '.' && dev_is_cowloop(number_attribute(dev, name));
+	}
+	if (dir)
+		closedir(dir);
+	return found;
+}
+
+bool dev_is_part_of_cowloop(dev_t dev)
+{
+	const dev_t disk = disk_of_partition(dev);
+
+	return has_cowloop_holder(dev) || (disk && has_cowloop_holder(disk));
 }
 
 /* What the kernel calls it: "dm-3"; to be freed, or NULL. */
@@ -185,6 +219,15 @@ static bool loop_status(dev_t dev, struct loop_info64 *info)
 		close(fd);
 	free(path);
 	return known;
+}
+
+bool dev_is_our_loop(dev_t dev)
+{
+	const dev_t disk = disk_of_partition(dev);
+	struct loop_info64 info;
+
+	return loop_status(disk ? disk : dev, &info) &&
+	       !strncmp((const char *)info.lo_file_name, LOOP_MARK, sizeof(LOOP_MARK) - 1);
 }
 
 bool loop_may_be_asked(dev_t dev)

@@ -27,6 +27,19 @@ bool dev_stands_on_cowloop(dev_t dev);
 /* The UUID of the btrfs in use that a device is a part of, to be freed; or NULL. */
 char *dev_btrfs(dev_t dev);
 
+/*
+ * What the names begin with that cowsetup gives its loop devices (lo_file_name,
+ * which is for whoever attaches one; sysfs has the file's true path). udev's rules
+ * leave such a device alone.
+ */
+#define LOOP_MARK	"cowsetup:"
+
+/* Has cowsetup attached this loop device, or the one it is a partition of? Takes root. */
+bool dev_is_our_loop(dev_t dev);
+
+/* Is it, or the disk it is a partition of, a part of a cowloop device: its rdo or its cow device? */
+bool dev_is_part_of_cowloop(dev_t dev);
+
 /* Only root and its like may. */
 bool loop_may_be_asked(dev_t dev);
 

@@ -28,6 +28,9 @@ installkernel() {
 install() {
 	inst_multiple /usr/sbin/cowsetup blkid losetup mount umount mkdir sleep modprobe
 	inst_simple /usr/lib/cowsetup/cowroot
+	# what keeps udev's other rules, LVM's for one, off the image where the device is made of it
+	inst_simple /usr/lib/udev/rules.d/59-cowsetup-loop.rules
+	inst_simple /usr/lib/udev/rules.d/63-parts-of-cowloop.rules
 	# shellcheck disable=SC2154 # dracut's variables
 	inst_script "$moddir/cowroot-generator" "$systemdutildir/system-generators/dracut-cowroot-generator"
 	inst_hook cmdline 90 "$moddir/parse-cowroot.sh"

@@ -57,6 +57,8 @@ usr/local/lib/systemd/system/cowsetup.target
 usr/local/lib/systemd/system/multi-user.target.wants/remote-cowsetup.target
 usr/local/lib/systemd/system/remote-cowsetup.target
 usr/local/lib/systemd/system/sysinit.target.wants/cowsetup.target
+usr/local/lib/udev/rules.d/59-cowsetup-loop.rules
+usr/local/lib/udev/rules.d/63-parts-of-cowloop.rules
 usr/local/lib/udev/rules.d/65-cowsetup.rules
 usr/local/sbin/cowsetup
 usr/local/share/bash-completion/completions/cowsetup
@@ -68,6 +70,8 @@ is "$(grep -rhoE '/[a-z/]*/cowsetup( |$)' root/usr/local/lib/systemd root/usr/lo
 	"and calls cowsetup where it is"
 is "$(grep -rhoE '/[a-z/]*/cowsetup(/cowroot)?( |$)' root/etc/initramfs-tools root/usr/lib/dracut | tr -d ' ' | sort -u | paste -sd ' ')" \
 	"/usr/local/lib/cowsetup/cowroot /usr/local/sbin/cowsetup" "and the initramfs has both from there"
+is "$(grep -rhoE '/[a-z/]*/udev/rules.d' root/etc/initramfs-tools root/usr/lib/dracut | sort -u)" /usr/local/lib/udev/rules.d \
+	"and udev's rules"
 # what others have put there stays
 touch root/usr/local/sbin/theirs
 mkdir -p "root/lib/modules/$release/updates"
