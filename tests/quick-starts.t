@@ -68,6 +68,32 @@ for name in session1 session3; do
 	cowsetup close $name
 done
 
+# --- XFS and btrfs --------------------------------------------------------------------------------------------
+
+modprobe -a xfs btrfs
+blocks "XFS and btrfs"
+truncate -s 320M xfs.img
+mkfs.xfs -q xfs.img
+truncate -s 128M btrfs.img
+mkfs.btrfs -q btrfs.img >/dev/null
+sum=$(sha256sum xfs.img btrfs.img)
+follow "two sessions of an XFS" 0
+follow "two sessions of a btrfs" 1
+for name in x b; do
+	touch ${name}1/one ${name}2/two
+	sync -f ${name}1 ${name}2
+	is "$(findmnt -n -o SOURCE ${name}1) $(findmnt -n -o SOURCE ${name}2)" "/dev/mapper/${name}1 /dev/mapper/${name}2" "$name: each is mounted"
+	is "$(ls ${name}1) $(ls ${name}2)" "one two" "and has what was written to it, alone"
+	umount ${name}1 ${name}2
+done
+cowsetup close x1 x2 b1 b2
+cowsetup open btrfs.img b2.cow >/dev/null
+mount /dev/mapper/b2 b2
+is "$(ls b2)" two "a btrfs keeps its UUID when it is opened again"
+umount b2
+cowsetup close b2
+is "$(sha256sum xfs.img btrfs.img)" "$sum" "and the images are as they were"
+
 # --- Evidence -------------------------------------------------------------------------------------------------
 
 blocks "Evidence"
