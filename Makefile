@@ -154,21 +154,21 @@ build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build
 
 # Anything may come as a cowfile: tests/fuzz/cowfuzz.c
 FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
-build/tools-asan/cowfuzz: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+build/tools-asan/cowfuzz: $(FUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # What users can write into /proc/self/mountinfo: tests/fuzz/mountfuzz.c
 MOUNTFUZZ_SRCS = tests/fuzz/mountfuzz.c tools/mountinfo.c tools/sysfs.c
-build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) $(wildcard tools/*.h) build/tools/libs
+build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(MOUNTFUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # Any table: tests/fuzz/tabfuzz.c
 TABFUZZ_SRCS = tests/fuzz/tabfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
-build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TABFUZZ_SRCS) $(LIBS_LDFLAGS)

@@ -26,12 +26,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <unistd.h>
 
 #include "../../tools/cowfile.h"
+
+#ifndef LIBFUZZER
+#include "random.h"
+#endif
 
 #define PREFIX		10
 #define MAX_INPUT	(256 * 1024)
@@ -247,17 +250,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 #ifndef LIBFUZZER
 
-/* xorshift64*: the same everywhere */
-static uint64_t state = 88172645463325252ULL;
-
-static uint64_t rnd(uint64_t below)
-{
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (state * 2685821657736338717ULL >> 11) % below;
-}
-
 /* Numbers at which things go wrong. */
 static uint64_t odd_number(void)
 {
@@ -367,7 +359,6 @@ int main(int argc, char **argv)
 	static uint8_t **files;
 	static size_t *sizes;
 	static const struct itimerval patience = { .it_value.tv_sec = 20 };
-	uint32_t seed;
 
 	if (nr_files < 1) {
 		fprintf(stderr, "usage: cowfuzz COUNT FILE...\n");
@@ -378,16 +369,11 @@ int main(int argc, char **argv)
 	for (int i = 0; i < nr_files; i++)
 		files[i] = load(argv[i + 2], &sizes[i]);
 
-	/* What the commands say is of no interest here; what the compiler's checks say, to 2, is. */
+	seed_random("cowfuzz", "COWFUZZ_SEED");
+	/* The commands' messages are of no interest here; those of the compiler's checks, to 2, are. */
 	stdout = stderr = fopen("/dev/null", "w");
 	if (!stderr)
 		return 1;
-	if (getenv("COWFUZZ_SEED"))
-		seed = strtoul(getenv("COWFUZZ_SEED"), NULL, 10);
-	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		abort();
-	state ^= (uint64_t)seed << 1;
-	dprintf(STDOUT_FILENO, "cowfuzz: COWFUZZ_SEED=%u\n", seed);
 
 	for (int i = 0; i < nr_files; i++)
 		LLVMFuzzerTestOneInput(files[i], sizes[i]);

@@ -14,12 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/time.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "../../tools/mountinfo.h"
+#include "random.h"
 
 #define MAX_MOUNTS	6
 #define MAX_TEXT	9000	/* longer than any path */
@@ -32,17 +32,6 @@ struct line {
 
 static struct line lines[MAX_MOUNTS];
 static char input[MAX_MOUNTS * 3 * 4 * MAX_TEXT];
-
-/* xorshift64*: the same everywhere */
-static uint64_t state = 88172645463325252ULL;
-
-static uint64_t rnd(uint64_t below)
-{
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (state * 2685821657736338717ULL >> 11) % below;
-}
 
 /* Texts are short, or about as long as buffers are. */
 static size_t length(size_t least)
@@ -164,16 +153,8 @@ int main(int argc, char **argv)
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	unsigned long wrong = 0, all = 0, text = 0;
 	static const struct itimerval patience = { .it_value.tv_sec = 20 };
-	uint32_t seed;
 
-	if (getenv("COWFUZZ_SEED"))
-		seed = strtoul(getenv("COWFUZZ_SEED"), NULL, 10);
-	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		abort();
-	state ^= (uint64_t)seed << 1;
-	printf("mountfuzz: COWFUZZ_SEED=%u\n", seed);
-	fflush(stdout);
-
+	seed_random("mountfuzz", "COWFUZZ_SEED");
 	/* What libmount says of lines that are none is of no interest. */
 	if (!freopen("/dev/null", "w", stderr))
 		return 1;

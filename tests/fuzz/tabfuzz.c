@@ -13,13 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/time.h>
 #include <unistd.h>
 
 #include "../../tools/cowtab.h"
 #include "../../tools/open.h"
 #include "../../tools/spec.h"
+#include "random.h"
 
 struct options opt;
 volatile int interrupted;
@@ -36,17 +36,6 @@ static const char *const pieces[] = {
 	" ", "\t", "\n", "\r", ",", "=", "-", "*", "#", "/", "\\", "\\040", "\\777", "\"", "'", "UUID=", "LABEL=", "limit=",
 	"9999999999999999999E", "1.5G", "create", "force", "noauto", "x-", "/dev/disk/by-uuid/\\x20", "\xc2\x9b", "\xff", "\033[", "%s%n",
 };
-
-/* xorshift64*: the same everywhere */
-static uint64_t state = 88172645463325252ULL;
-
-static uint64_t rnd(uint64_t below)
-{
-	state ^= state >> 12;
-	state ^= state << 25;
-	state ^= state >> 27;
-	return (state * 2685821657736338717ULL >> 11) % below;
-}
 
 static size_t mutate(char *data, size_t size, size_t room)
 {
@@ -97,21 +86,13 @@ static void run(int fd, const char *data, size_t size)
 int main(int argc, char **argv)
 {
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
-	const char *given = getenv("TABFUZZ_SEED");
 	int fd = memfd_create("tabfuzz", MFD_CLOEXEC);
 	char data[4096];
 	static const struct itimerval patience = { .it_value.tv_sec = 20 };
-	uint32_t seed;
 
 	if (fd < 0)
 		abort();
-	if (given)
-		seed = strtoul(given, NULL, 10);
-	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		abort();
-	state ^= (uint64_t)seed << 1;
-	printf("tabfuzz: TABFUZZ_SEED=%u\n", seed);
-	fflush(stdout);
+	seed_random("tabfuzz", "TABFUZZ_SEED");
 	/* What is said of bad lines is of no interest here; what the compiler's checks say goes to 2. */
 	stderr = fopen("/dev/null", "w");
 	if (!stderr)
