@@ -37,7 +37,7 @@
 #include "../tools/space.h"
 #include "../tools/sysfs.h"
 
-/* What dmeventd looks up; all else stays hidden, or it would clash with names of the C library. */
+/* Names that dmeventd looks up; all others stay hidden, or they would clash with names of the C library. */
 #define EXPORTED	__attribute__((visibility("default")))
 
 #define PROGRAM_DIR	"/etc/cowsetup"
@@ -47,7 +47,7 @@
 #define STEP		5
 #define CALM_LOOKS	6	/* a minute */
 
-/* What has been said about a device. */
+/* A device, and what has been said about it. */
 struct monitor {
 	unsigned int full;	/* percent: a multiple of STEP; 0: nothing yet */
 	enum dm_mode mode;	/* DM_MODE_RW is 0 */
@@ -117,7 +117,7 @@ static int spawn_program(pid_t *pid, char **env)
 	return err;
 }
 
-/* It is waited for: until it has ended, dmeventd does not call for this device again. */
+/* The program is waited for: until it has ended, dmeventd does not call for this device again. */
 static void run_program(const struct dm_device *d, const struct space *s)
 {
 	char name[sizeof(d->name) + 8], mode[sizeof(d->mode_word) + 8], room[32], total[32];

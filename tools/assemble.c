@@ -221,20 +221,7 @@ static int prepare(struct assembly *a)
  */
 static int mark_named(const char *name)
 {
-	char *path = xasprintf("%s/%s", COWSETUP_NAMED, name);
-	int fd, r = OK;
-
-	if (mkdir(COWSETUP_NAMED, 0755) && errno != EEXIST) {
-		r = error_errno("%s: cannot be made", COWSETUP_NAMED);
-	} else {
-		fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
-		if (fd < 0)
-			r = error_errno("%s: cannot be created", path);
-		else
-			close(fd);
-	}
-	free(path);
-	return r;
+	return cowtab_mark(COWSETUP_NAMED, name);
 }
 
 /* Set *@name to the name that a pair is to have, to be freed, if it may be opened; @any: no line names it. */
@@ -248,13 +235,13 @@ static int prepare_name(const struct assembly *a, const struct cowtab_entry *e, 
 	return r;
 }
 
-/* What is going to be made is known by its name only. */
+/* The same file? One that is going to be made is known by its name only. */
 static bool is_same(const char *a, const char *b)
 {
 	return !strcmp(a, b) || file_same_path(a, b);
 }
 
-/* What would keep this pair from being opened after those before it. */
+/* Refuse a pair that could not be opened after those before it. */
 static int check_planned(const struct assembly *a, const struct planned *new)
 {
 	if (is_same(new->rdo, new->cow))
@@ -338,7 +325,7 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 	return r;
 }
 
-/* What is not there, for people. */
+/* A text that says which half of a pair is missing, to be freed. */
 static char *missing_text(const struct assembly *a, const struct cowtab_entry *e, bool rdo, bool cow)
 {
 	if (e->rdo_silent || e->cow_silent)
@@ -354,7 +341,7 @@ static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool
 	char *rdo = find_rdo(e), *cow = find_cow(a, e), *missing;
 	int r = OK;
 
-	/* What is going to be made need not be there. */
+	/* A cowfile that is going to be made need not be there. */
 	if (!cow && e->create && e->cow[0] == '/' && !e->cow_silent)
 		cow = xasprintf("%s", e->cow);
 	missing = missing_text(a, e, rdo, cow);
@@ -480,7 +467,7 @@ int cmd_assemble(int argc, char **argv)
 	if (argc && !name && access(argv[0], F_OK))
 		return error_errno("%s", argv[0]);
 	a.device = name ? NULL : argv[0];
-	/* Whoever asks what would be opened is told what would not, and why. */
+	/* A dry run tells what would not be opened, too, and why. */
 	opt.verbose |= opt.dry_run;
 	/* The generator has told of lines that are wrong, and --all does: not again for each device. */
 	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB, argc);

@@ -18,7 +18,7 @@
 /* Where it has its magic. */
 #define FOOTER		(-512)	/* before the end, of files only: an old disk may have an old footer */
 
-/* So much of the beginning, and of the end, has all magics. */
+/* Bytes of the beginning, and of the end, that have all magics. */
 #define MAGIC_ROOM	512
 
 struct kind {

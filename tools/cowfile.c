@@ -151,7 +151,7 @@ static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 		return cow_fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
 	if (magic == 0xfd2fb528)
 		return cow_fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
-	/* It may begin with zeroes: ext4 does. */
+	/* Other contents may begin with zeroes: ext4 does. */
 	contents = file_contents(&c->file);
 	if (contents) {
 		cow_fault(faults, "magic", "not a cowfile: found %s", contents);
@@ -177,7 +177,7 @@ static enum cow_state state_of(const struct cow_head *head, unsigned int format)
 	return flags & COW_FLAG_DIRTY ? COW_DIRTY : COW_CLEAN;
 }
 
-/* What both formats have, once the geometry has been worked out. */
+/* Check the fields that both formats have, once the geometry has been worked out. */
 static int check_layout(struct cowfile *c, const struct cow_geometry *geo,
 			struct cow_faults *faults)
 {
@@ -729,7 +729,7 @@ static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, 
 	return OK;
 }
 
-/* What the original makes of the sums of blocks. */
+/* The original's fingerprint of sums of blocks, as far as it has got. */
 struct sums {
 	u64 fingerprint;
 	unsigned int found;	/* sums that are not zero, of four */

@@ -17,7 +17,7 @@
 
 #include "../dm-cowloop.h"
 
-/* What printf's %llu takes, which le64toh() is not everywhere. */
+/* The types that printf's %llu takes, which that of le64toh() is not everywhere. */
 static inline unsigned int le16(__le16 n) { return le16toh(n); }
 static inline u32 le32(__le32 n) { return le32toh(n); }
 static inline u64 le64(__le64 n) { return le64toh(n); }
@@ -25,7 +25,7 @@ static inline u64 le64(__le64 n) { return le64toh(n); }
 /* The features that these tools know, and no driver does. */
 #define COW_INCOMPAT_TOOLS	(COW_INCOMPAT_MERGING | COW_INCOMPAT_MERGED)
 
-/* So large a read-only device is not believed. */
+/* A read-only device that is larger is not believed. */
 #define COW_MAX_BYTES		(1ULL << 60)
 
 enum cow_state {
@@ -78,7 +78,7 @@ int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *
 /* ---- Faults ---- */
 
 /*
- * Whoever reads a cowfile says what is to be done about faults. @id is one
+ * The reader of a cowfile says what is to be done about faults. @id is one
  * word, for programs; @text is for people, and without the name of the file.
  */
 struct cow_faults {
@@ -102,7 +102,7 @@ int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags
 /* Check the head in @c->head of a file that is already open. */
 int cow_check_head(struct cowfile *c, struct cow_faults *faults);
 
-/* What cow_open() accepts besides clean cowfiles, and dirty ones of format 2. */
+/* Cowfiles that cow_open() accepts besides clean ones, and dirty ones of format 2. */
 enum {
 	COW_ACCEPT_DIRTY = 1,		/* of format 1 */
 	COW_ACCEPT_PACKED = 2,

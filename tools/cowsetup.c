@@ -5,7 +5,7 @@
  *
  * A new command is a line in commands[] and a prototype in cowsetup.h. A new
  * option is a line in option_table[], a constant, a member of struct options
- * and, if it has a value to be understood, a case in parse_option().
+ * and a line in targets[].
  */
 
 #include "cowsetup.h"
@@ -29,7 +29,7 @@ volatile int interrupted;
 
 /* ---- Options ---- */
 
-/* Those that not every command takes have a bit, for commands[]. */
+/* Options that not every command takes have a bit, for commands[]. */
 enum {
 	OPT_FORCE = 1,
 	OPT_DRY_RUN,
@@ -178,13 +178,6 @@ static int parse_compress(const char *text)
 	return error(USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
 }
 
-static int parse_bytes(const char *name, const char *text, u64 *size)
-{
-	if (!parse_size(text, size))
-		return error(USAGE, "--%s %s: it must be a size, as 4096, 64K or 1.5G.", name, text);
-	return OK;
-}
-
 static int parse_frequency(const char *text)
 {
 	char *end;
@@ -198,93 +191,64 @@ static int parse_frequency(const char *text)
 	return OK;
 }
 
+/* Where an option goes: each member that is set is for it. */
+static const struct target {
+	bool *flag;		/* true: it was given */
+	const char **text;	/* its value as it is */
+	u64 *bytes;		/* its value as a size */
+	int (*parse)(const char *value);
+} targets[OPT_HELP] = {
+	[OPT_FORCE] = { .flag = &opt.force },
+	[OPT_DRY_RUN] = { .flag = &opt.dry_run },
+	[OPT_FORMAT] = { .parse = parse_format },
+	[OPT_MAPUNIT] = { .parse = parse_mapunit },
+	[OPT_LABEL] = { .text = &opt.label },
+	[OPT_RDO_SPEC] = { .text = &opt.rdo_spec },
+	[OPT_RDO] = { .text = &opt.rdo },
+	[OPT_COMPRESS] = { .parse = parse_compress },
+	[OPT_JSON] = { .flag = &opt.json },
+	[OPT_READ_ONLY] = { .flag = &opt.read_only },
+	[OPT_REPAIR] = { .flag = &opt.repair },
+	[OPT_LIMIT] = { .bytes = &opt.limit },
+	[OPT_LOW_WATER] = { .bytes = &opt.low_water },
+	[OPT_RESERVE] = { .bytes = &opt.reserve },
+	[OPT_QUEUE] = { .flag = &opt.queue },
+	[OPT_NO_PASSDOWN] = { .flag = &opt.no_passdown },
+	[OPT_MAX_SIZE] = { .bytes = &opt.max_size },
+	[OPT_DEFERRED] = { .flag = &opt.deferred },
+	[OPT_THRESHOLD] = { .flag = &opt.have_threshold, .bytes = &opt.threshold },
+	[OPT_EXEC] = { .text = &opt.exec },
+	[OPT_MONITOR] = { .flag = &opt.monitor },
+	[OPT_OFF] = { .flag = &opt.off },
+	[OPT_ALL] = { .flag = &opt.all },
+	[OPT_COWTAB] = { .text = &opt.cowtab },
+	[OPT_GONE] = { .flag = &opt.gone },
+	[OPT_PART] = { .flag = &opt.part },
+	[OPT_BATCH_MODE] = { .flag = &opt.batch_mode },
+	[OPT_VERBOSE] = { .flag = &opt.verbose },
+	[OPT_PROGRESS_FREQUENCY] = { .parse = parse_frequency },
+	[OPT_PROGRESS_JSON] = { .flag = &opt.progress_json },
+};
+
+static const char *option_name(int which)
+{
+	for (const struct poptOption *o = option_table; o->longName || o->arg; o++)
+		if (o->val == which && o->longName)
+			return o->longName;
+	return "?";
+}
+
 static int parse_option(int which, const char *value)
 {
-	switch (which) {
-	case OPT_BATCH_MODE:
-		opt.batch_mode = true;
-		return OK;
-	case OPT_VERBOSE:
-		opt.verbose = true;
-		return OK;
-	case OPT_JSON:
-		opt.json = true;
-		return OK;
-	case OPT_PROGRESS_FREQUENCY:
-		return parse_frequency(value);
-	case OPT_PROGRESS_JSON:
-		opt.progress_json = true;
-		return OK;
-	case OPT_FORCE:
-		opt.force = true;
-		return OK;
-	case OPT_DRY_RUN:
-		opt.dry_run = true;
-		return OK;
-	case OPT_FORMAT:
-		return parse_format(value);
-	case OPT_MAPUNIT:
-		return parse_mapunit(value);
-	case OPT_LABEL:
-		opt.label = xasprintf("%s", value);
-		return OK;
-	case OPT_RDO_SPEC:
-		opt.rdo_spec = xasprintf("%s", value);
-		return OK;
-	case OPT_RDO:
-		opt.rdo = xasprintf("%s", value);
-		return OK;
-	case OPT_COMPRESS:
-		return parse_compress(value);
-	case OPT_READ_ONLY:
-		opt.read_only = true;
-		return OK;
-	case OPT_REPAIR:
-		opt.repair = true;
-		return OK;
-	case OPT_DEFERRED:
-		opt.deferred = true;
-		return OK;
-	case OPT_LIMIT:
-		return parse_bytes("limit", value, &opt.limit);
-	case OPT_RESERVE:
-		return parse_bytes("reserve", value, &opt.reserve);
-	case OPT_QUEUE:
-		opt.queue = true;
-		return OK;
-	case OPT_NO_PASSDOWN:
-		opt.no_passdown = true;
-		return OK;
-	case OPT_MAX_SIZE:
-		return parse_bytes("max-size", value, &opt.max_size);
-	case OPT_LOW_WATER:
-		return parse_bytes("low-water", value, &opt.low_water);
-	case OPT_THRESHOLD:
-		opt.have_threshold = true;
-		return parse_bytes("threshold", value, &opt.threshold);
-	case OPT_EXEC:
-		opt.exec = xasprintf("%s", value);
-		return OK;
-	case OPT_MONITOR:
-		opt.monitor = true;
-		return OK;
-	case OPT_OFF:
-		opt.off = true;
-		return OK;
-	case OPT_ALL:
-		opt.all = true;
-		return OK;
-	case OPT_GONE:
-		opt.gone = true;
-		return OK;
-	case OPT_PART:
-		opt.part = true;
-		return OK;
-	case OPT_COWTAB:
-		opt.cowtab = xasprintf("%s", value);
-		return OK;
-	}
-	abort();
+	const struct target *t = &targets[which];
+
+	if (t->flag)
+		*t->flag = true;
+	if (t->text)
+		*t->text = xasprintf("%s", value);
+	if (t->bytes && !parse_size(value, t->bytes))
+		return error(USAGE, "--%s %s: it must be a size, as 4096, 64K or 1.5G.", option_name(which), value);
+	return t->parse ? t->parse(value) : OK;
 }
 
 /* ---- Commands ---- */
@@ -452,14 +416,6 @@ static int cmd_help(int argc, char **argv)
 	return OK;
 }
 
-static const char *option_name(int which)
-{
-	for (const struct poptOption *o = option_table; o->longName || o->arg; o++)
-		if (o->val == which && o->longName)
-			return o->longName;
-	return "?";
-}
-
 /* Set *@given to the options that were given, and *@asked to the one that asks about cowsetup itself, or 0. */
 static int parse_options(poptContext context, u64 *given, int *asked)
 {
@@ -537,7 +493,7 @@ static void catch_signals(void)
 	signal(SIGXFSZ, SIG_IGN);
 }
 
-/* Whoever reads it has gone, as head does when it has seen enough. */
+/* Has the reader gone, as head does when it has seen enough? */
 static bool output_is_unwanted(void)
 {
 	struct pollfd out = { .fd = STDOUT_FILENO, .events = POLLOUT };

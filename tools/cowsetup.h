@@ -45,7 +45,7 @@ enum compress {
 	COMPRESS_COWPACK,	/* what the original's cowpack -z writes: gzip, and no gaps */
 };
 
-/* What the command line says. Set once by main(). */
+/* The options of the command line. Set once by main(). */
 struct options {
 	bool batch_mode;
 	bool verbose;

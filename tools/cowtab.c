@@ -10,10 +10,13 @@
 #include "cowtab.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "dm.h"
 #include "open.h"
@@ -80,7 +83,7 @@ static u64 *size(struct cowtab_entry *e, const char *name)
 	return NULL;
 }
 
-/* What is for systemd's generator, or says what is so anyway. */
+/* Options for systemd's generator, and those that say what is so anyway. */
 static bool is_others(const char *option)
 {
 	return !strcmp(option, "defaults") || !strcmp(option, "nofail") || !strcmp(option, "_netdev") ||
@@ -198,7 +201,7 @@ static void free_entry(struct cowtab_entry *e)
 
 static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 {
-	/* What the command line says of messages goes for all. */
+	/* Options for messages come from the command line, and go for all lines. */
 	struct line l = { .tab = tab, .e = { .line = number, .opt = opt } };
 	char *field[5], *save = NULL;
 	struct cowtab_entry *grown;
@@ -280,4 +283,21 @@ const struct cowtab_entry *cowtab_find(const struct cowtab *tab, const char *nam
 		if (!strcmp(tab->entries[i].name, name))
 			return &tab->entries[i];
 	return NULL;
+}
+
+int cowtab_mark(const char *dir, const char *name)
+{
+	char *path;
+	int r = OK, fd;
+
+	if (mkdir(dir, 0755) && errno != EEXIST)
+		return error_errno("%s: cannot be made", dir);
+	path = xasprintf("%s/%s", dir, name);
+	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+	if (fd < 0)
+		r = error_errno("%s: cannot be created", path);
+	else
+		close(fd);
+	free(path);
+	return r;
 }

@@ -48,4 +48,7 @@ void cowtab_free(struct cowtab *tab);
 
 const struct cowtab_entry *cowtab_find(const struct cowtab *tab, const char *name);
 
+/* Make an empty file, which is a mark for udev's rules, in @dir, which is made if it is missing. */
+int cowtab_mark(const char *dir, const char *name);
+
 #endif /* COWSETUP_COWTAB_H */

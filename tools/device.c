@@ -39,7 +39,7 @@ static bool parse_table(struct dm_device *d, const char *line)
 	if (sscanf(line, "%*u %n", &nr) != EOF)
 		line += nr;
 	snprintf(d->options, sizeof(d->options), "%s", line);
-	/* What is in force of the rest the status line has. */
+	/* The other values that are in force are in the status line. */
 	reserve = strstr(d->options, "reserve:");
 	if (reserve)
 		sscanf(reserve, "reserve:%llu", &d->reserve);

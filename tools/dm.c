@@ -7,8 +7,8 @@
  * Where there is no udev, or DM_DISABLE_UDEV says so, the library makes them
  * itself; that is why it is not told to leave everything to udev.
  *
- * What the library logs is for people who look for mistakes in it, so it is
- * shown only with --verbose. What the kernel has against a table is one EINVAL
+ * The library's log is for people who look for mistakes in it, so it is shown
+ * only with --verbose. What the kernel has against a table is one EINVAL
  * for everything; the reason is in the kernel's log.
  */
 
@@ -260,7 +260,7 @@ int dm_list(struct dm_device **devices, size_t *nr)
 		r = error_errno("The device-mapper devices cannot be listed");
 	names = r ? NULL : dm_task_get_names(task);
 	while (names && names->dev) {
-		/* What is gone by now, or can't be asked, is not listed. */
+		/* A device that is gone by now, or can't be asked, is not listed. */
 		if (!dm_read(names->name, &d)) {
 			grown = realloc(*devices, (*nr + 1) * sizeof(d));
 			if (!grown)
@@ -438,7 +438,7 @@ int dm_replace(const struct dm_device *d, const char *params, bool read_only)
 
 	if (err)
 		return err;
-	/* It may be what this program is on, whose pages cannot be read while it is suspended. */
+	/* This program may be on the device, and its pages cannot be read while that is suspended. */
 	mlockall(MCL_CURRENT | MCL_FUTURE);
 	/* Without freezing a filesystem on it, which would want to write. */
 	task = new_task(DM_DEVICE_SUSPEND, d->name);

@@ -14,7 +14,7 @@
 /* Where the nodes are. */
 #define DM_NODES		"/dev/mapper"
 
-/* What the kernel calls its target. */
+/* The target's name in the kernel. */
 #define DM_TARGET		"cowloop"
 
 #define DM_MAX_COUNTERS	32	/* those that come after these are not kept */
@@ -61,7 +61,7 @@ struct dm_device {
 
 /* ---- device.c, which is part of the plugin for dmeventd, too ---- */
 
-/* What may be wrong with a device, besides errnos. */
+/* Reasons why a device cannot be read, besides errnos. */
 enum {
 	DM_NOT_COWLOOP = -1,
 	DM_NO_TABLE = -2,
@@ -134,13 +134,13 @@ int dm_message(const struct dm_device *d, const char *message);
 /* Open something that becomes readable with the next event of any dm device. */
 int dm_open_events(void);
 
-/* What the library has found wrong first since dm_error_mark(), in its own words. */
+/* The library's first error since dm_error_mark(), in its own words. */
 void dm_error_mark(void);
 const char *dm_error_first(void);
 
 /*
- * What the kernel's log has said about a cowloop device since dm_log_mark(), the
- * last line of it: a text to be freed, or NULL.
+ * The last line of the kernel's log about a cowloop device since dm_log_mark(): a
+ * text to be freed, or NULL.
  */
 void dm_log_mark(void);
 char *dm_log_last(dev_t dev);

@@ -182,7 +182,7 @@ int file_open(struct file *f, const char *path, unsigned int flags)
 {
 	int r = BUSY;
 
-	/* Whoever had the lock may have put another file in the place of the one that is locked now. */
+	/* The last owner of the lock may have put another file in the place of the one that is locked now. */
 	for (int i = 0; i < 10; i++) {
 		*f = FILE_CLOSED;
 		r = open_once(f, path, flags);
@@ -202,7 +202,7 @@ void file_close(struct file *f)
 
 void file_try_share(const struct file *f)
 {
-	/* It is no more than a help for others. */
+	/* The lock is no more than a help for others. */
 	(void)!flock(f->fd, LOCK_SH | LOCK_NB);
 }
 
@@ -336,7 +336,7 @@ int file_zero(const struct file *f, u64 offset, u64 length)
 	range[0] = offset;
 	range[1] = length;
 
-	/* What goes by other ways than pwrite() needs whole blocks on a device. */
+	/* A device takes whole blocks only, by other ways than pwrite(). */
 	if (f->block) {
 		if (!((offset | length) & 4095) && !ioctl(f->fd, BLKZEROOUT, range))
 			return OK;
@@ -482,7 +482,7 @@ int new_file_create(struct new_file *n, const char *path, const struct stat *rep
 	int fd, r;
 
 	*n = (struct new_file){ .file = FILE_CLOSED };
-	/* What a symbolic link leads to is what is replaced. */
+	/* A symbolic link stays, and the file is replaced that it leads to. */
 	r = owner_follow(path, &n->target, NULL);
 	if (r) {
 		new_file_abort(n);

@@ -91,7 +91,7 @@ bool stat_same(const struct stat *a, const struct stat *b);
 
 bool all_zero(const void *data, size_t length);
 
-/* What libblkid makes of it: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
+/* The contents, as libblkid sees them: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
 char *file_contents(const struct file *f);
 
 /* ---- Mounts ---- */

@@ -13,7 +13,7 @@
  * frozen: this program may be on it, or log to it, and would wait for itself. A
  * filesystem that is frozen has nothing to write.
  *
- * Whoever writes out a filesystem cannot be interrupted, and may wait for ever:
+ * A process that writes out a filesystem cannot be interrupted, and may wait for ever:
  * for space, where writes that find none are queued, or for a part of it that
  * does not answer. So a child does that, which nobody waits for any more when it
  * is no use. It may have the device open for longer then.

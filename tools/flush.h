@@ -12,8 +12,8 @@
  * Have the filesystems on a device, and on what is made of it, write what they
  * hold in memory, whatever mount namespace they are mounted in; and then have
  * the device make durable what it has. May wait for long; a signal ends that.
- * What cannot be written would be lost by @what, "readonly": refuses then, with
- * the device as it was; with --force there is a warning instead.
+ * Data that cannot be written would be lost by @what, "readonly": refuses then,
+ * with the device as it was; with --force there is a warning instead.
  */
 int flush_device(const struct dm_device *d, const char *what);
 

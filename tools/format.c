@@ -224,7 +224,7 @@ int open_plain_rdo(struct file *rdo, const char *path)
 	return r;
 }
 
-/* What is in a container is not what a device made of it would have. */
+/* A device made of a container would not have what is in it. */
 static int refuse_container(const struct file *rdo)
 {
 	char *found = opt.force ? NULL : container_text(rdo);

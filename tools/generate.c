@@ -196,7 +196,7 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 	return r;
 }
 
-/* What a half of the pair adds to the unit @text, and what it wants. */
+/* Add one half of the pair to the unit @text, and to what that wants. */
 static int add_half(const struct cowtab_entry *e, const char *dir, const char *service, const char *spec,
 		    bool cow, char **text)
 {
@@ -264,7 +264,7 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 	r = add_half(e, dir, service, e->rdo, false, &text);
 	if (!r)
 		r = add_half(e, dir, service, e->cow, true, &text);
-	/* It may have been closed by hand, or because one of its devices has gone, which is no failure. */
+	/* The device may have been closed by hand, or because one of its devices has gone, which is no failure. */
 	if (!r) {
 		whole = xasprintf("%s\n"
 				  "[Service]\n"
@@ -310,21 +310,14 @@ static int set_mark(bool on)
 {
 	const char *run = getenv("RUNTIME_DIRECTORY");
 	const char *dir = run ? run : COWSETUP_RUN;
-	char *path = xasprintf("%s/assemble", dir);
-	int r = OK, fd;
+	char *path;
+	int r = OK;
 
-	if (!on) {
-		if (unlink(path) && errno != ENOENT)
-			r = error_errno("%s: cannot be removed", path);
-	} else if (mkdir(dir, 0755) && errno != EEXIST) {
-		r = error_errno("%s: cannot be made", dir);
-	} else {
-		fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
-		if (fd < 0)
-			r = error_errno("%s: cannot be created", path);
-		else
-			close(fd);
-	}
+	if (on)
+		return cowtab_mark(dir, "assemble");
+	path = xasprintf("%s/assemble", dir);
+	if (unlink(path) && errno != ENOENT)
+		r = error_errno("%s: cannot be removed", path);
 	free(path);
 	return r;
 }

@@ -122,7 +122,7 @@ static int set_nocow(const struct file *f)
 
 	if (ioctl(f->fd, FS_IOC_GETFLAGS, &flags))
 		return -1;
-	/* What is compressed is never written in its place, so one has to go before the other comes. */
+	/* Compressed data is never written in its place, so one has to go before the other comes. */
 	if (flags & (FS_COMPR_FL | FS_NOCOMP_FL)) {
 		flags &= ~(FS_COMPR_FL | FS_NOCOMP_FL);
 		if (ioctl(f->fd, FS_IOC_SETFLAGS, &flags))

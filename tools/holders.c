@@ -123,6 +123,30 @@ static char *process_name(const char *pid)
 	return name;
 }
 
+/* ---- Directories ---- */
+
+/* A directory below @at, an open one or AT_FDCWD; NULL: it cannot be read. */
+static DIR *open_dir(int at, const char *path)
+{
+	int fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+
+	if (!dir && fd >= 0)
+		close(fd);
+	return dir;
+}
+
+/* The next name in @dir, which may be NULL, that is a number: a process, or a descriptor; NULL after the last. */
+static const char *next_number(DIR *dir)
+{
+	struct dirent *entry;
+
+	while (dir && (entry = readdir(dir)))
+		if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9')
+			return entry->d_name;
+	return NULL;
+}
+
 /* ---- Devices in sysfs ---- */
 
 /* The device number in a file called dev; 0: there is none. */
@@ -312,19 +336,17 @@ static bool was_seen(ino_t **seen, size_t *nr, ino_t ino)
 /* The number of the next process that is in another mount namespace than those before; 0 after the last. */
 static int next_namespace(DIR *proc, ino_t **seen, size_t *nr)
 {
-	struct dirent *entry;
+	const char *name;
 	struct stat st;
 	int pid = 0, found;
 	char *path;
 
-	while (proc && !pid && (entry = readdir(proc))) {
-		if (entry->d_name[0] < '0' || entry->d_name[0] > '9')
-			continue;
-		path = xasprintf("/proc/%s/ns/mnt", entry->d_name);
+	while (!pid && (name = next_number(proc))) {
+		path = xasprintf("/proc/%s/ns/mnt", name);
 		found = stat(path, &st);
 		free(path);
 		if (!found && !was_seen(seen, nr, st.st_ino))
-			pid = atoi(entry->d_name);
+			pid = atoi(name);
 	}
 	return pid;
 }
@@ -502,9 +524,8 @@ struct open_file {
 };
 
 /*
- * What /proc/PID/fdinfo/FD has: an inode's number, by which other files are
- * passed over without being asked, for the server of a filesystem may be gone;
- * and locks.
+ * Read /proc/PID/fdinfo/FD: an inode's number, by which other files are passed
+ * over without being asked, for the server of a filesystem may be gone; and locks.
  */
 static bool read_fdinfo(int proc, const char *fd, const struct stat *wanted, struct open_file *o)
 {
@@ -545,25 +566,22 @@ static bool may_be_node(int proc, const char *path)
 	return strstr(target, "/dev/");
 }
 
-/* What a process has of a file: 0 or more of its descriptors, as one. */
+/* Has a process a file open? All its descriptors of it count as one. */
 static bool process_has(int proc, const struct stat *wanted, struct open_file *all)
 {
-	int fds = openat(proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	DIR *dir = fds >= 0 ? fdopendir(fds) : NULL;
-	struct dirent *entry;
+	DIR *dir = open_dir(proc, "fd");
+	const char *fd;
 	bool found = false;
 	struct stat st;
 	char *path;
 
 	*all = (struct open_file){ 0 };
-	while (dir && (entry = readdir(dir))) {
+	while ((fd = next_number(dir))) {
 		struct open_file one = { 0 };
 
-		if (entry->d_name[0] == '.')
-			continue;
-		path = xasprintf("fd/%s", entry->d_name);
+		path = xasprintf("fd/%s", fd);
 		if ((!S_ISBLK(wanted->st_mode) || may_be_node(proc, path)) &&
-		    read_fdinfo(proc, entry->d_name, wanted, &one) &&
+		    read_fdinfo(proc, fd, wanted, &one) &&
 		    !fstatat(proc, path, &st, 0) && stat_same(&st, wanted)) {
 			found = true;
 			all->writes |= one.writes;
@@ -573,8 +591,6 @@ static bool process_has(int proc, const struct stat *wanted, struct open_file *a
 	}
 	if (dir)
 		closedir(dir);
-	else if (fds >= 0)
-		close(fds);
 	return found;
 }
 
@@ -590,19 +606,17 @@ static void add_process(struct holders *h, const char *pid, const struct open_fi
 /* @called is what the texts call it: "it", "its partition /dev/sda1". */
 static void find_processes(struct holders *h, const struct stat *wanted, const char *called, bool locked)
 {
-	DIR *dir = opendir("/proc");
-	struct dirent *entry;
+	DIR *dir = open_dir(AT_FDCWD, "/proc");
 	struct open_file o;
+	const char *pid;
 	int proc;
 
-	while (dir && (entry = readdir(dir))) {
-		if (entry->d_name[0] < '0' || entry->d_name[0] > '9' || atoi(entry->d_name) == getpid())
-			continue;
-		proc = openat(dirfd(dir), entry->d_name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	while ((pid = next_number(dir))) {
+		proc = atoi(pid) == getpid() ? -1 : openat(dirfd(dir), pid, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (proc < 0)
 			continue;
 		if (process_has(proc, wanted, &o) && (o.locked || !locked))
-			add_process(h, entry->d_name, &o, called);
+			add_process(h, pid, &o, called);
 		close(proc);
 	}
 	if (dir)
@@ -718,7 +732,7 @@ char *file_used_by(const struct file *f)
  */
 static bool is_open_for_writing(int fd)
 {
-	/* Whoever opens it for writing meanwhile waits until we give it back, and we are sent a signal. */
+	/* A program that opens it for writing meanwhile waits until we give the lease back, and we are sent a signal. */
 	const sighandler_t old = signal(SIGIO, SIG_IGN);
 	bool refused;
 
@@ -728,7 +742,7 @@ static bool is_open_for_writing(int fd)
 	return refused;
 }
 
-/* What may write a loop device's file, but for that loop device. */
+/* Find all that may write a loop device's file, but for that loop device. */
 static void find_behind(struct holders *h, dev_t loop, unsigned int depth)
 {
 	const size_t before = h->nr;

@@ -55,7 +55,7 @@ char *holders_text(const struct holders *h, bool how);
  */
 char *device_mount_anywhere(dev_t dev, bool *writable);
 
-/* What a file or a device is used for, not who merely has it open, in words, to be freed; NULL: nothing. */
+/* The uses of a file or a device, not who merely has it open, in words, to be freed; NULL: none. */
 char *file_used_by(const struct file *f);
 
 /*

@@ -476,7 +476,7 @@ static int close_device(const struct dm_device *d)
 	bool rdo_autoclear, cow_autoclear, monitored = false;
 	int err, r;
 
-	/* Whoever is here to stay is not waited for. */
+	/* A user that is here to stay is not waited for. */
 	if (!opt.deferred && d->open_count && is_used(d))
 		return refuse_busy(d, EBUSY);
 	r = opt.force || opt.deferred ? OK : refuse_busy_loop(d, d->rdo);
@@ -520,7 +520,7 @@ static bool has_lost(const struct dm_device *d)
 	return is_gone(d->rdo) || (dm_has_cow(d) && is_gone(d->cow));
 }
 
-/* Those that are in use are closed when they are not any more: until then there are errors of I/O. */
+/* Devices that are in use are closed when they are not any more: until then there are errors of I/O. */
 static int close_gone(void)
 {
 	struct dm_device *devices, now;
@@ -700,8 +700,8 @@ int cmd_readonly(int argc, char **argv)
 }
 
 /*
- * Whoever lets go of a cowfile wants to unmount what it is on; but there may be
- * another file on it.
+ * A cowfile is let go of so that the filesystem that it is on can be unmounted;
+ * but there may be another file on that.
  */
 static void warn_rdo_beside(const struct dm_device *d, const char *cow_file, dev_t cow_fs)
 {

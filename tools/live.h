@@ -11,7 +11,7 @@
 /* The device that a command is about, in *@d: for root, with a kernel that has the target. */
 int live_find(const char *name, struct dm_device *d);
 
-/* What people call a device of a cowloop device: a file if it is made of one. To be freed. */
+/* The path of a device of a cowloop device for people: of its file if it is made of one. To be freed. */
 char *live_file(dev_t dev);
 
 /* The JSON value, or the lines for people, of space; between report_start() and report_end(). */

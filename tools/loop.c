@@ -63,7 +63,7 @@ bool loop_wait_gone(dev_t dev, const char *file)
 	bool gone = false;
 	char *now;
 
-	/* Whoever opens new devices to look what is in them has them for a moment. */
+	/* Programs that open new devices to look what is in them have them for a moment. */
 	for (int i = 0; i < 250 && !gone; i++) {
 		if (i)
 			nanosleep(&pause, NULL);

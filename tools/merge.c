@@ -19,7 +19,7 @@
  * is made by writing the head, a single sector, after everything before it is
  * durable. At any point the command can be run again, and goes on.
  *
- * It must not go on with another device, and that fingerprint does not tell one
+ * A merge must not go on with another device, and that fingerprint does not tell one
  * that differs in units of the cowfile only. So, before the first mark, a record
  * of what the true fingerprint was made of is written behind the head: see
  * record.c. MERGING says that it is there, but for a merge that a version without
@@ -42,10 +42,10 @@
 #include "progress.h"
 #include "record.h"
 
-/* So much is written before it is made durable. */
+/* Bytes that are written before they are made durable. */
 #define SYNC_INTERVAL	(64 * 1024 * 1024)
 
-/* So much is made zeroes of at a time. */
+/* Bytes that are made zeroes of at a time. */
 #define ZERO_STEP	(16 * 1024 * 1024)
 
 static int write_units(const struct cowfile *c, const struct file *rdo, u64 used)

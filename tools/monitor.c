@@ -17,7 +17,7 @@
 
 #include "live.h"
 
-/* It is for dmeventd to find, where programs find their libraries. */
+/* The plugin is for dmeventd to find, where programs find their libraries. */
 #define PLUGIN		"libdevmapper-event-cowloop.so"
 
 /* The library does not tell; a running dmeventd has a lock on it. */
@@ -37,7 +37,7 @@ static struct dm_event_handler *new_handler(const struct dm_device *d)
 	return handler;
 }
 
-/* What dmeventd has it registered for: 0 if it has not. */
+/* The events for which dmeventd has a device registered: 0 if it has not. */
 static unsigned int registered_events(const struct dm_device *d)
 {
 	struct dm_event_handler *handler = new_handler(d);

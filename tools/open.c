@@ -267,7 +267,7 @@ static int open_cow(struct opening *o)
 		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
 		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how, &made);
 		free(how);
-		/* What it made itself it has removed itself. */
+		/* After a failure cow_make() has removed what it made. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;
 		/* Of several that find it missing the one that makes it has it; none would, if it let go of it. */
@@ -614,7 +614,7 @@ static int take_back(struct opening *o)
 /*
  * The fingerprint is right; warn if rdo has been modified all the same. With proof
  * of that each time; else once, since from now on the two have been used together.
- * What cannot be noted now is noted another time.
+ * A time that cannot be noted now is noted later.
  */
 static int follow_rdo(struct opening *o)
 {

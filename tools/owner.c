@@ -2,7 +2,7 @@
 /*
  * cowsetup: whose a file is.
  *
- * Whoever owns a cowfile, or may write it, reads all that is written to its
+ * A user who owns a cowfile, or may write it, reads all that is written to its
  * device, and can change it under a filesystem that is mounted. In a directory
  * like /tmp anybody can make a file, or a symbolic link, of the name that somebody
  * else is going to use. So a cowfile must be root's or the caller's own, and be

@@ -31,7 +31,7 @@
 #include "progress.h"
 #include "stream.h"
 
-/* What is stored of the head. */
+/* Bytes of the head that are stored. */
 static size_t head_size(const struct cowfile *c)
 {
 	return c->format == 1 ? COW_V1_HEAD_SIZE : sizeof(c->head);
@@ -131,7 +131,7 @@ static int check_both(const char *action, const char *from, const char *to)
 	return OK;
 }
 
-/* What is there already is held in @old until it is replaced, which he may do who may not write it. */
+/* A file that is there already is held in @old until it is replaced, for which one need not be allowed to write it. */
 static int check_target(const char *path, struct replaced *old)
 {
 	struct stat st;
@@ -324,7 +324,7 @@ static int check_size(const struct cowfile *c, u64 used, const char *from)
 static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
 {
 	const u64 start = c->geo.doffset + first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
-	/* What the last unit was filled up with has no place on a device. */
+	/* The zeroes that the last unit was filled up with have no place on a device. */
 	const u64 wanted = cow_run_bytes(c, first, nr);
 	int r = OK;
 

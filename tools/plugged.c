@@ -3,7 +3,7 @@
  * cowsetup assemble: pairs that no line of the table names, and that are opened
  * as soon as they are plugged in, where the table has the line for that.
  *
- * Whoever plugs a device in chooses all that is on it: the head of the cowfile
+ * A user who plugs a device in chooses all that is on it: the head of the cowfile
  * with its label and the text that says where rdo is, and what the opened device
  * will contain. So nothing of that is used but within these bounds:
  *

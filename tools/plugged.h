@@ -12,7 +12,7 @@
 /* Their devices are named so, and no line of the table may be. */
 #define PLUGGED_PREFIX	"cow-auto-"
 
-/* So many are opened at most. */
+/* Pairs that are opened at most. */
 #define PLUGGED_MAX	16
 
 /*

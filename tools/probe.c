@@ -2,9 +2,9 @@
 /*
  * cowsetup probe: tells udev whether there is a cowfile on a device.
  *
- * It is looked for on every device that appears, of which nearly none has one.
- * So no more than a head is read, nothing is said when it is something else,
- * and it is a cowfile only if its head breaks no rule: format 2 has its checksum,
+ * A cowfile is looked for on every device that appears, of which nearly none has
+ * one: no more than a head is read, nothing is said when it is something else, and
+ * it is a cowfile only if its head breaks no rule: format 2 has its checksum,
  * format 1, which has none, its sizes, which follow from each other, and the
  * zeroes behind them.
  *

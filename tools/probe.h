@@ -25,7 +25,7 @@ void free_cow_devices(struct cow_device *devices, size_t nr);
 
 /*
  * The device of a tag with its value, "UUID=...", say; a path to be freed, or NULL.
- * It is no cowloop device, which has the filesystem of its read-only device, and
+ * A cowloop device is none, since it has the filesystem of its read-only device, and
  * so the same UUID and label.
  */
 char *find_tagged(const char *spec);

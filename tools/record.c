@@ -2,7 +2,7 @@
 /*
  * cowsetup: the record of a merge.
  *
- * It has the checksums of what the fingerprint is made of, each sector of it on
+ * The record has the checksums of what the fingerprint is made of, each sector on
  * its own, since that is what a disk writes whole: wherever a merge was cut off,
  * a sector is either as it was, for which its checksum vouches, or as the cowfile
  * has it, if it belongs to a unit that is there. So what would have been refused

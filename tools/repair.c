@@ -302,7 +302,7 @@ static int mend_head(struct repair *p)
 	return r ? error(WRONG, "%s: the head is damaged too much.", p->path) : OK;
 }
 
-/* What a merge needs to go on; or what one has left that did not come to begin. */
+/* Mend the record that a merge needs to go on; or remove that of one that did not come to begin. */
 static int mend_record(struct repair *p)
 {
 	const struct cowfile *c = &p->c;
@@ -546,7 +546,7 @@ static int add_written_units(struct repair *p)
 	if (p->was_dirty || p->nr_added)
 		mended(p, "%s%llu unit%s with data that the bitmap did not have, now added",
 		       p->was_dirty ? "dirty: " : "", p->nr_added, p->nr_added == 1 ? "" : "s");
-	/* What is not on disk is not counted by mend_bitmap(). */
+	/* Bits that are not on disk are not counted by mend_bitmap(). */
 	if (opt.dry_run)
 		p->used += p->nr_added;
 	return OK;

@@ -334,7 +334,7 @@ void text_vprint(FILE *to, const char *fmt, va_list ap)
 	free(text);
 }
 
-/* What json-c leaves as it is. Its own blanks and newlines between values are for the reader. */
+/* Controls are left by json-c as they are. Its own blanks and newlines between values are for the reader. */
 void json_print(FILE *to, struct json_object *o, int flags)
 {
 	const char *text = json_object_to_json_string_ext(o, flags | JSON_C_TO_STRING_NOSLASHESCAPE);

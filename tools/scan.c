@@ -139,7 +139,7 @@ static int check_strictly_v1(const struct cowfile *c, struct cow_faults *faults)
 	u8 head[COW_V1_MAPUNIT];
 	int r = file_read(&c->file, 0, head, sizeof(head));
 
-	/* What is in the place of a record is looked at by those who know records. */
+	/* The place of a record is looked at by record.c. */
 	record = (const struct cow_merge_record *)(head + COW_RECORD_OFFSET);
 	if (c->state == COW_MERGING || record_has_magic(record))
 		memset(head + COW_RECORD_OFFSET, 0, COW_V1_RECORD_SIZE);

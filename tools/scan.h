@@ -9,7 +9,7 @@
 
 #include "cowfile.h"
 
-/* What is in the file where the units of one bitmap sector have their place. */
+/* The contents of the file where the units of one bitmap sector have their place. */
 struct cow_scan {
 	u64 sector;
 	u8 data[COW_V1_SECTOR_BYTES];		/* bit set: not a hole */

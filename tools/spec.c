@@ -17,7 +17,7 @@ static const struct spec_tag tags[] = {
 	{ "PARTLABEL=", "/dev/disk/by-partlabel/", "/dev/disk/by-partlabel/", false },
 };
 
-/* What follows @prefix in @text, or NULL */
+/* The rest of @text behind @prefix, or NULL. */
 static const char *behind(const char *text, const char *prefix)
 {
 	const size_t n = strlen(prefix);

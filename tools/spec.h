@@ -26,9 +26,9 @@ const struct spec_tag *spec_tag(const char *spec, const char **value);
 const struct spec_tag *spec_link(const char *path, const char **value);
 
 /*
- * What a device is looked for by, to be freed: a tag for a link that moves, and any
- * other @spec as it is. The link says what the tag does, but goes over to whatever
- * is opened over the device.
+ * The text by which a device is looked for, to be freed: a tag for a link that moves,
+ * and any other @spec as it is. The link says what the tag does, but goes over to
+ * whatever is opened over the device.
  */
 char *spec_unlink(const char *spec);
 

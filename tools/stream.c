@@ -445,7 +445,7 @@ static int open_temporary(int *fd)
 	return r;
 }
 
-/* What the buffer holds, and all that comes after it. */
+/* Copy what the buffer holds, and all that comes after it. */
 static int copy_rest(struct in_stream *i, const struct file *to)
 {
 	u64 at = 0;

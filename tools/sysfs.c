@@ -175,7 +175,7 @@ bool dev_is_part_of_cowloop(dev_t dev)
 	return has_cowloop_holder(dev) || (disk && has_cowloop_holder(disk));
 }
 
-/* What the kernel calls it: "dm-3"; to be freed, or NULL. */
+/* A device's name in the kernel: "dm-3"; to be freed, or NULL. */
 static char *kernel_name(dev_t dev)
 {
 	char link[64], *target, *name;
@@ -279,7 +279,7 @@ static char *find_file(const struct loop_info64 *info, const char *file)
 	struct stat st;
 
 	while (mounts && !found && mounts_next(mounts, &m)) {
-		/* What cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
+		/* A filesystem that cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
 		if (m.dev != (dev_t)info->lo_device && strcmp(m.type, "btrfs") != 0)
 			continue;
 		if (asprintf(&path, "%s%s", strcmp(m.point, "/") ? m.point : "", file) < 0)

@@ -2,7 +2,7 @@
 /*
  * cowsetup upgrade: a cowfile of format 2 from one of format 1.
  *
- * It needs the read-only device: for its exact size and its other fingerprint,
+ * The read-only device is needed for its exact size and its other fingerprint,
  * and because the units of format 2 are larger. Where only a part of one was
  * written, the rest comes from the device, as in a copy-up.
  *

@@ -2,8 +2,8 @@
 /*
  * cowsetup watch: waits until there is little room left for changes.
  *
- * What the device knows it tells by events; what the filesystem under a cow
- * file has left must be looked at. So a round is: look, then sleep until the
+ * The device tells by events what it knows; the space that the filesystem under a
+ * cow file has left must be looked at. So a round is: look, then sleep until the
  * next event of device-mapper, a second at most. The descriptor that the events
  * come by is opened before looking, and counts from then on, so that none is
  * missed. Events may come in swarms, and other devices have theirs, too:
@@ -78,7 +78,7 @@ static int run_command(const struct dm_device *d, const struct space *s)
 	if (pid < 0)
 		return error_errno("--exec: no process can be made");
 	if (!pid) {
-		/* What is ignored stays so, and "| head" would never end what is before it. */
+		/* A signal that is ignored stays so, and "| head" would never end what is before it. */
 		signal(SIGPIPE, SIG_DFL);
 		signal(SIGXFSZ, SIG_DFL);
 		execl("/bin/sh", "sh", "-c", opt.exec, (char *)NULL);
@@ -131,7 +131,7 @@ static int refuse_mode(const struct dm_device *d)
 	return error(WRONG, "%s: it takes no writes, so there is nothing to watch: mode %s.", d->name, d->mode_word);
 }
 
-/* What it has come to with a device that could be asked. */
+/* Judge a device that could be asked: is its space short, and is there more to wait for? */
 static int judge(const struct dm_device *d, const struct space *s, bool *short_before, bool *done)
 {
 	const u64 at = threshold(d, s);
