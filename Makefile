@@ -110,7 +110,7 @@ TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
 
 # The plugin for dmeventd, which looks it up by its name. It takes what it shares with cowsetup from there.
 PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
-PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix tools/,device.c mountinfo.c size.c space.c sysfs.c)
+PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix tools/,advice.c device.c mountinfo.c size.c space.c sysfs.c text.c)
 
 tools: $(GUEST) cowsetup
 	@:

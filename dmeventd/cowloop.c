@@ -34,8 +34,8 @@
 #include <libdevmapper.h>
 #include <libdevmapper-event.h>
 
-#include "../tools/space.h"
-#include "../tools/sysfs.h"
+#include "../tools/advice.h"
+#include "../tools/text.h"
 
 /* Names that dmeventd looks up; all others stay hidden, or they would clash with names of the C library. */
 #define EXPORTED	__attribute__((visibility("default")))
@@ -55,15 +55,32 @@ struct monitor {
 	int err;		/* of dm_read() */
 };
 
-/* @level is one of syslog's. */
 static __attribute__((format(printf, 2, 3)))
-void say(int level, const char *fmt, ...)
+void log_line(int level, const char *fmt, ...)
 {
 	va_list ap;
 
 	va_start(ap, fmt);
 	dm_event_log("cowloop", level, __FILE__, __LINE__, 0, fmt, ap);
 	va_end(ap);
+}
+
+/* @level is one of syslog's. Names and paths may be anything, and are made visible. */
+static __attribute__((format(printf, 2, 3)))
+void say(int level, const char *fmt, ...)
+{
+	char *text, *visible = NULL;
+	va_list ap;
+
+	va_start(ap, fmt);
+	if (vasprintf(&text, fmt, ap) < 0)
+		text = NULL;
+	va_end(ap);
+	if (text)
+		visible = text_visible(text);
+	log_line(level, "%s", visible ? visible : "cowloop: out of memory");
+	free(visible);
+	free(text);
 }
 
 /* ---- The program ---- */
@@ -168,9 +185,10 @@ static bool still_out_of_space(struct monitor *m, const struct dm_device *d, boo
 }
 
 /* True if it is worth a run of the program; so below. */
-static bool tell_mode(struct monitor *m, const struct dm_device *d, bool in_time)
+static bool tell_mode(struct monitor *m, const struct dm_device *d, const struct space *s, bool in_time)
 {
 	const enum dm_mode before = m->mode;
+	char *advice;
 
 	if (still_out_of_space(m, d, in_time) || d->mode == before)
 		return false;
@@ -179,8 +197,10 @@ static bool tell_mode(struct monitor *m, const struct dm_device *d, bool in_time
 	case DM_MODE_OUT_OF_SPACE:
 	case DM_MODE_FAIL:
 	case DM_MODE_CLOSED:
-		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name,
-		    d->mode_word, dm_advice(d));
+		advice = advice_text(d, s);
+		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name, d->mode_word,
+		    advice ? advice : "cowsetup status says what to do");
+		free(advice);
 		return true;
 	case DM_MODE_RW:
 		say(LOG_NOTICE, "Cowloop device %s has space again.", d->name);
@@ -194,24 +214,12 @@ static bool tell_mode(struct monitor *m, const struct dm_device *d, bool in_time
 
 static void warn_full(const struct dm_device *d, const struct space *s)
 {
-	char what[256], *file;
+	char *advice = advice_space_text(d, s);
 
-	snprintf(what, sizeof(what), "WARNING: Cowloop device %s is now %s full: %s of %s free (%s)",
-		 d->name, percent_text(s->total - s->free, s->total), size_text(s->free),
-		 size_text(s->total), s->of);
-	if (!strcmp(s->of, "limit")) {
-		say(LOG_WARNING, "%s; to double the limit: dmsetup message %s 0 limit %llu.", what,
-		    d->name, 2 * d->limit);
-	} else if (!strcmp(s->of, "filesystem")) {
-		file = loop_file(d->cow);
-		say(LOG_WARNING, "%s; make room where %s is.", what, file ? file : "the cowfile");
-		free(file);
-	} else if (s->total < d->total * d->mapunit) {
-		say(LOG_WARNING, "%s; make the cow device larger.", what);
-	} else {
-		say(LOG_WARNING, "%s; the cow device has room for every unit, so nothing will fail for want of it.",
-		    what);
-	}
+	say(LOG_WARNING, "WARNING: Cowloop device %s is now %s full: %s of %s free (%s); %s.", d->name,
+	    percent_text(s->total - s->free, s->total), size_text(s->free), size_text(s->total), s->of,
+	    advice ? advice : "cowsetup status says what to do");
+	free(advice);
 }
 
 static bool tell_full(struct monitor *m, const struct dm_device *d, const struct space *s)
@@ -241,7 +249,7 @@ static void look(struct monitor *m, const struct dm_device *d, bool in_time)
 
 	space_look(d, &fs);
 	space_least(d, &fs, &s);
-	news = tell_mode(m, d, in_time);
+	news = tell_mode(m, d, &s, in_time);
 	if (s.of && takes_writes(d))
 		news |= tell_full(m, d, &s);
 	if (news)

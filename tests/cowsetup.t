@@ -179,9 +179,21 @@ ok $? "device-mapper's node is what it was"
 
 # --- list, status -------------------------------------------------------------------------------------------
 
+# advice NAME: the commands that status gives, to be pasted
+advice() { cowsetup status "$1" | sed -n 's/^What to do .*: //p'; }
+
+long=/tmp/sub/an-image-that-has-a-longer-name-than-others.img
+cp golden.img $long
+cowsetup open $long sub/long.cow a-device-that-has-a-longer-name-than-others >/dev/null
 exits 0 "list" cowsetup list
-is "$(echo "$out" | wc -l)" 4 "a line for each, and the titles"
-says '^mine +4\.8 MiB +72 KiB +1\.5% clean rw +/tmp/golden\.img /tmp/mine\.cow$' "with all that counts"
+is "$(echo "$out" | wc -l)" 5 "a line for each, and the titles"
+like "$(echo "$out" | head -n 1)" '^NAME +SIZE +USED +FREE +FULL% STATE MODE RDO +COW$' "the titles"
+says '^mine +4\.8 MiB +72 KiB +[0-9.]+ [MG]iB +[0-9.]+% clean rw +/tmp/golden\.img +/tmp/mine\.cow$' "with all that counts"
+is "$(echo "$out" | awk '!at { at = index($0, "COW") } { print substr($0, at - 1, 2) }' | sort | uniq -c | tr -s ' ')" \
+	' 4 /
+ 1 C' "in columns as wide as what is in them"
+cowsetup close a-device-that-has-a-longer-name-than-others
+rm $long sub/long.cow
 exits 0 "list --json" cowsetup list --json
 is "$(json name)" '"mine"' "is JSON"
 is "$(printf '%s\n' "$out" | grep -c '"name":')" 3 "with all three"
@@ -189,12 +201,22 @@ exits 0 "status" cowsetup status mine
 says '^Modified +72 KiB, 1\.5% \(18 of 1221 units\)$' "in sizes for people"
 says '^Cowfile +/tmp/mine.cow \(/dev/loop[0-9]+\)$' "with the file"
 says '^Free for changes +[0-9.]+ MiB of [0-9.]+ MiB \(filesystem' "and what is free"
+says '^Full +[0-9.]+%$' "and how full that is"
+says "^UUID of the cowfile +$(cowhead mine.cow uuid)\$" "with the cowfile's own UUID"
+says "^UUID of the device +COWLOOP-" "and the device's"
+says '^Queues if no space +no$' "with the options: queue_if_no_space"
+says '^Passes discards down +yes$' "with the options: no_discard_passdown"
+is "$(echo "$out" | awk '!at { at = match($0, / [^ ]*$/) } substr($0, at, 2) !~ /^ [^ ]/')" '' "in two columns"
 echo "$out" | grep -q '^What to do'
 is $? 1 "there is nothing to do"
 exits 0 "status --json" cowsetup status --json mine
 is "$(json name) $(json mode) $(json state) $(json units_used) $(json units_total) $(json cow_file) $(json errors)" \
 	'"mine" "rw" "clean" 18 1221 "/tmp/mine.cow" 0' "is JSON"
 is "$(json device_bytes) $(json used_bytes) $(json unit_bytes)" "$size $((18 * 4096)) 4096" "with sizes in bytes"
+is "$(json cow_uuid) $(json reserve_bytes) $(json queue_if_no_space) $(json discard_passdown) $(json advice)" \
+	"\"$(cowhead mine.cow uuid)\" 0 false true null" "with the cowfile's UUID and the options"
+is "$(json full_percent)" "$(perl -e 'printf "%.1f", 100 * $ARGV[0] / ($ARGV[0] + $ARGV[1])' $((18 * 4096)) "$(json free_bytes)")" \
+	"and how much of what can be used is"
 name=$(printf 'sub/na\357ve')
 exits 0 "a name that is not UTF-8" cowsetup open golden.img "$name.cow"
 is "$out" /dev/mapper/na_ve "becomes one that is"
@@ -227,6 +249,9 @@ is "$(cowhead mine.cow dirty cowused)" "0 20" "and the others are synced all the
 exits 0 "status, mode fail" cowsetup status bad
 says '^Mode +fail$' "shows the mode"
 says '^What to do +the cow device has failed' "says what to do"
+is "$(advice bad)" \
+	"cowsetup close --force bad && cowsetup check /dev/mapper/badcow && cowsetup open /tmp/golden.img /dev/mapper/badcow bad" \
+	"in commands"
 exits 4 "watch has nothing to wait for" cowsetup watch bad
 says 'mode fail' "and says so: watch, fail"
 exits 4 "sync of several" cowsetup sync nix mine
@@ -395,9 +420,9 @@ refuses 4 'mine.cow: this is a cowfile; the read-only device comes first' "the w
 	cowsetup open mine.cow golden.img
 head -c 1M golden.img >short.img
 tr '\0' '\1' <golden.img >other.img
-refuses 4 'belongs to a read-only device of 9767 sectors; short.img has 2048' "an image of another size" \
+refuses 4 'belongs to a read-only device of 9767 sectors, and short.img has 2048' "an image of another size" \
 	cowsetup open short.img mine.cow
-refuses 4 'belongs to another read-only device, or other.img has changed' "another image" cowsetup open other.img mine.cow
+refuses 4 'belongs to another read-only device, or other.img has changed: the cowfile was made for fingerprint 0x[0-9a-f]{16}, and other.img has 0x' "another image" cowsetup open other.img mine.cow
 echo hello >text.cow
 refuses 4 'shorter than a head' "a cowfile that is something else" cowsetup open golden.img text.cow
 is "$(cat text.cow)" hello "it is as it was: something else"
@@ -742,6 +767,8 @@ exits 5 "it is in use by any" cowsetup open golden.img 'now here/a.cow' again
 exits 0 "readonly, with another mount" cowsetup readonly a
 runs "and the filesystem can be remounted" mount -o remount,ro 'now here'
 mount -o remount,rw 'now here'
+eval "$(advice a)" >/dev/null
+is "$(cowstat a mode) $(loops | sed -n 's/.* \(\/.*a.cow\)$/\1/p')" "rw /tmp/now here/a.cow" "status says how it is writable again"
 cowsetup close a
 mount --bind 'now here' disk
 umount 'now here'
@@ -963,7 +990,8 @@ else
 	says '^a: it has let go of its cowfile already' "says that there was nothing to do"
 	exits 4 "readonly after it" cowsetup readonly a
 	exits 4 "watch has nothing to wait for: closed" cowsetup watch a
-	like "$(cowsetup list)" '^a .* closed +/tmp/golden.img -$' "list shows it, too"
+	like "$(cowsetup list)" '^a .* - +- clean closed +/tmp/golden.img +-$' "list shows it, too"
+	is "$(advice a)" "cowsetup close a && cowsetup open /tmp/golden.img COW a" "in commands: closed"
 	# the number of the loop device that it had is free for another
 	cowfile make --rdo golden.img --cow next.cow
 	next=$(loopdev next.cow)
@@ -1108,6 +1136,9 @@ like "$(cat watched)" '^space: 3\.9 MiB free of 3\.9 MiB \(device, out of space\
 written space 1500 1
 exits 0 "watch, when it is out of space already" cowsetup watch --threshold 1 space
 says 'out of space' "says so"
+like "$(cowsetup list)" '^space +8 MiB +8 KiB +3\.9 MiB +100\.0% (clean|dirty) out_of_space +/tmp/space\.img +/tmp/space\.cow$' \
+	"list says so, too"
+like "$(cowsetup status space)" "^What to do .*make the cow device, $cow, larger\$" "status says what to do"
 cowsetup close space
 wait $watch
 losetup --detach "$cow"
@@ -1122,7 +1153,15 @@ written space 0 500
 exits 0 "status, with a reserve" cowsetup status --json space
 is "$(json free_bytes) $(json free_total_bytes) $(json free_of)" "$((300 * 4096)) $((800 * 4096)) \"limit\"" \
 	"leaves it out of what is free"
+is "$(json reserve_bytes) $(json full_percent)" "$((200 * 4096)) 62.5" "and has it, and how full the rest is"
+like "$(cowsetup list)" '^space +8 MiB +2\.0 MiB +1\.2 MiB +62\.5% ' "list has it, too"
+cowsetup readonly space
+eval "$(advice space)" >/dev/null
+like "$(cowstat space mode) $(dmsetup table space)" '^rw .* 2 limit:1000 reserve:200$' "status says how it is writable again, with its limit"
+written space 500 300
+like "$(cowsetup list)" '^space .* 0 bytes +100\.0% [a-z]+ +rw ' "full is all but the reserve"
 cowsetup close space
+rm space.cow
 
 # writes that wait
 exits 0 "open with --queue-if-no-space" cowsetup open --limit 4K --queue-if-no-space --no-discard-passdown space.img wait.cow space
@@ -1134,14 +1173,18 @@ says '^space: 0 bytes free of 4 KiB \(limit' "wakes up"
 waits out_of_space dmsetup status space
 exits 0 "status, when writes wait for space" cowsetup status space
 says '^What to do +new changes wait for space' "says that they wait"
+says '^What to do .*; to double the limit, to 8 KiB: dmsetup message space 0 limit 2$' "and what to do, with the units"
+says '^Queues if no space +yes$' "why they wait"
+says '^Passes discards down +no$' "and what becomes of discards"
+like "$(cowsetup list)" '^space +8 MiB +4 KiB +0 bytes +100\.0% [a-z]+ +out_of_space ' "list shows that it is full"
 for command in readonly detach; do
 	exits 4 "$command, when writes wait for space" cowsetup $command space
 	says "space: not everything can be written.*: make room" "says what to do, and does not wait with them: $command"
 done
 is "$(cowstat space mode)" out_of_space "it is as it was"
-dmsetup message space 0 limit 0
+eval "$(advice space)"
 wait $writer
-is $? 0 "and they go on with a higher limit"
+is $? 0 "and they go on with a higher limit, as status gives it"
 cowsetup close space
 
 umount disk

@@ -139,7 +139,8 @@ small=$(loopdev small.cow)
 dmsetup create below --table "0 10240 linear $(loopdev large.cow) 0"
 program 'echo "$NAME $MODE $FREE $TOTAL" >>/tmp/ran'
 cowsetup open --monitor --limit 4000K limit.img limit.cow >/dev/null
-cowsetup open --monitor file.img fs/file.cow >/dev/null
+esc=$(printf '\033')
+cowsetup open --monitor file.img "fs/fi${esc}le.cow" file >/dev/null
 cowsetup open --monitor small.img "$small" small >/dev/null 2>&1
 cowsetup open --monitor large.img /dev/mapper/below large >/dev/null
 
@@ -165,9 +166,9 @@ counts 'Cowloop device .* full' 0 "nothing is said of 79 percent"
 
 fill 801
 warning=' dmeventd\[[0-9]+\]: WARNING: Cowloop device'
-logs "$warning file is now 80\.[0-9]% full: .* free \(filesystem\); make room where /tmp/fs/file\.cow is\.\$" \
+logs "$warning file is now 80\.[0-9]% full: .* free \(filesystem\); make room where /tmp/fs/fi\\\\x1ble\.cow is\.\$" \
 	"80 percent: filesystem"
-logs "$warning small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); make the cow device larger\.\$" \
+logs "$warning small is now 80\.1% full: 796 KiB of 3\.9 MiB free \(device\); make the cow device, $small, larger\.\$" \
 	"80 percent: device"
 logs "$warning limit is now 80\.1% full: 796 KiB of 3\.9 MiB free \(limit\); .* dmsetup message limit 0 limit 2000\.\$" \
 	"80 percent: limit"
@@ -217,7 +218,7 @@ dd if=/dev/zero of=/dev/mapper/flap bs=4096 seek=1500 count=1 oflag=direct statu
 await has_logged 'device flap is in mode out_of_space' 2
 counts 'device flap is in mode out_of_space' 2 "then it is told of again"
 dd if=/dev/urandom of=/dev/mapper/limit bs=4096 count=1601 oflag=direct status=none
-logs 'Cowloop device limit is now 80\.0% full: .* limit 4000\.$' "80 percent of what the limit is now"
+logs 'Cowloop device limit is now 80\.0% full: .* to have no limit instead of one of 7\.8 MiB: dmsetup message limit 0 limit 0\.$' "80 percent of what the limit is now"
 
 # --- The program --------------------------------------------------------------------------------------------
 

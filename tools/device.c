@@ -172,23 +172,23 @@ bool dm_has_cow(const struct dm_device *d)
 	return d->cow && d->mode != DM_MODE_CLOSED;
 }
 
-const char *dm_advice(const struct dm_device *d)
+bool dm_cow_uuid(const struct dm_device *d, char uuid[DM_COW_UUID_SIZE])
 {
-	switch (d->mode) {
-	case DM_MODE_RW:
-		return d->suspended ? "it is suspended: I/O waits (dmsetup resume)" : NULL;
-	case DM_MODE_RO:
-		return "it takes no writes; to write again, close it and open it without --read-only";
-	case DM_MODE_CLOSED:
-		return "it has let go of its cowfile, so what was modified cannot be read; close it, and open it again";
-	case DM_MODE_OUT_OF_SPACE:
-		if (strstr(d->options, "queue_if_no_space"))
-			return "new changes wait for space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they go on";
-		return "new changes fail for want of space; make room where the cowfile is, or raise the limit (dmsetup message NAME 0 limit UNITS): then they work again";
-	case DM_MODE_FAIL:
-		return "the cow device has failed: writes fail, and what was not synced may be lost; see dmesg, close it with --force, run cowsetup check on the cowfile, and open it again";
-	case DM_MODE_UNKNOWN:
-		break;
-	}
-	return "this cowsetup is older than the module and does not know this mode";
+	const char *hex = d->uuid + strlen(DM_UUID_PREFIX);
+
+	if (d->format < 2 || strncmp(d->uuid, DM_UUID_PREFIX, strlen(DM_UUID_PREFIX)) ||
+	    strspn(hex, "0123456789abcdef") != 32)
+		return false;
+	snprintf(uuid, DM_COW_UUID_SIZE, "%.8s-%.4s-%.4s-%.4s-%.12s", hex, hex + 8, hex + 12, hex + 16, hex + 20);
+	return true;
+}
+
+bool dm_has_option(const struct dm_device *d, const char *word)
+{
+	const size_t n = strlen(word);
+
+	for (const char *p = strstr(d->options, word); p; p = strstr(p + n, word))
+		if ((p == d->options || p[-1] == ' ') && (!p[n] || p[n] == ' '))
+			return true;
+	return false;
 }

@@ -73,8 +73,20 @@ int dm_read(const char *name, struct dm_device *d);
 /* Has it a cow device? With mode closed, its number may be somebody else's by now. */
 bool dm_has_cow(const struct dm_device *d);
 
-/* What to do about the mode it is in: a text, or NULL if it is as it should be. */
-const char *dm_advice(const struct dm_device *d);
+/* A UUID that cowsetup open gives a device begins so; the cowfile's follows, without hyphens, and the name. */
+#define DM_UUID_PREFIX		"COWLOOP-"
+
+#define DM_COW_UUID_SIZE	37
+
+/*
+ * The UUID of the cowfile, with which the device was opened: it is not read from
+ * there, which might take for ever. False: format 1 has none, and neither is it
+ * known of a device that cowsetup has not opened.
+ */
+bool dm_cow_uuid(const struct dm_device *d, char uuid[DM_COW_UUID_SIZE]);
+
+/* Has the table the option @word, one that has no value? */
+bool dm_has_option(const struct dm_device *d, const char *word);
 
 /* ---- dm.c ---- */
 

@@ -27,6 +27,7 @@
 #include "newcow.h"
 #include "progress.h"
 #include "report.h"
+#include "text.h"
 #include "spec.h"
 
 /* ---- What is there already ---- */

@@ -732,7 +732,7 @@ char *file_used_by(const struct file *f)
  */
 static bool is_open_for_writing(int fd)
 {
-	/* A program that opens it for writing meanwhile waits until we give the lease back, and we are sent a signal. */
+	/* A program that opens it for writing meanwhile waits for us, and we are sent a signal. */
 	const sighandler_t old = signal(SIGIO, SIG_IGN);
 	bool refused;
 

@@ -20,6 +20,7 @@
 
 #include <json-c/json.h>
 
+#include "advice.h"
 #include "cowfile.h"
 #include "flush.h"
 #include "holders.h"
@@ -119,6 +120,14 @@ static int refuse_removed(const struct dm_device *d, const char *what)
 
 /* ---- list, status ---- */
 
+static void space_of(const struct dm_device *d, struct space *s)
+{
+	struct statvfs fs;
+
+	space_look(d, &fs);
+	space_least(d, &fs, s);
+}
+
 void report_space(const struct space *s)
 {
 	char text[120];
@@ -197,37 +206,91 @@ static void report_used(const struct dm_device *d)
 	}
 }
 
-/* Everything but counters for people; all of it for scripts. */
+/* "99.9%", or NULL if it is not known. */
+static const char *full_text(const struct dm_device *d, const struct space *s, char text[16])
+{
+	const double percent = space_percent(d, s);
+
+	snprintf(text, 16, "%.1f%%", percent);
+	return percent < 0 ? NULL : text;
+}
+
+static void report_full(const struct dm_device *d, const struct space *s)
+{
+	char number[16];
+	const char *text = full_text(d, s, number);
+
+	if (!opt.json) {
+		report_text("", "Full", text ? text : "");
+		return;
+	}
+	/* The number, without the sign. */
+	if (text)
+		number[strlen(text) - 1] = 0;
+	report_json("full_percent", text ? json_object_new_double_s(space_percent(d, s), number) : NULL);
+}
+
+static void report_advice(const struct dm_device *d, const struct space *s)
+{
+	char *advice = advice_text(d, s);
+
+	if (opt.json)
+		report_json("advice", advice ? json_text(advice) : NULL);
+	else if (advice)
+		report_text("", "What to do", advice);
+	free(advice);
+}
+
+static void report_cow_uuid(const struct dm_device *d)
+{
+	char uuid[DM_COW_UUID_SIZE];
+	const bool known = dm_cow_uuid(d, uuid);
+
+	if (opt.json)
+		report_json("cow_uuid", known ? json_object_new_string(uuid) : NULL);
+	else
+		report_text("", "UUID of the cowfile", known ? uuid : "");
+}
+
+/* What happens with space: of the limit and what goes with it only what is set, for people. */
+static void report_space_options(const struct dm_device *d)
+{
+	if (opt.json || d->limit)
+		report_size("limit_bytes", "Limit", d->limit * d->mapunit);
+	if (opt.json || d->reserve)
+		report_size("reserve_bytes", "Reserve", d->reserve * d->mapunit);
+	if (opt.json || d->low_water)
+		report_size("low_water_bytes", "Low water", d->low_water * d->mapunit);
+	report_bool("queue_if_no_space", "Queues if no space", dm_has_option(d, "queue_if_no_space"));
+	report_bool("discard_passdown", "Passes discards down", !dm_has_option(d, "no_discard_passdown"));
+}
+
 static void report_device(const struct dm_device *d)
 {
 	char *path = xasprintf("%s/%s", DM_NODES, d->name);
-	struct statvfs fs;
 	struct space s;
 
+	space_of(d, &s);
 	report_start("name", "Name", d->name);
 	report_text("device", "Device", path);
 	report_text("mode", "Mode", d->mode_word);
-	if (!opt.json && dm_advice(d))
-		report_text("", "What to do", dm_advice(d));
+	report_advice(d, &s);
 	report_text("state", "State", d->dirty ? "dirty" : "clean");
 	report_size("device_bytes", "Size", d->sectors * 512);
 	report_used(d);
-	space_look(d, &fs);
-	space_least(d, &fs, &s);
 	report_space(&s);
+	report_full(d, &s);
 	report_below("rdo", "Read-only device", d->rdo, true);
 	report_below("cow", "Cowfile", d->cow, dm_has_cow(d));
+	report_cow_uuid(d);
 	report_number("format", "Format", d->format);
 	report_size("unit_bytes", "Unit", d->mapunit);
-	if (opt.json || d->limit)
-		report_size("limit_bytes", "Limit", d->limit * d->mapunit);
-	if (opt.json || d->low_water)
-		report_size("low_water_bytes", "Low water", d->low_water * d->mapunit);
+	report_space_options(d);
 	report_bool("read_only", "Read-only to users", d->read_only);
 	report_bool("suspended", "Suspended", d->suspended);
 	report_bool("deferred_remove", "Closes when unused", d->deferred_remove);
 	report_number("open_count", "Open by", d->open_count);
-	report_text("uuid", "UUID", d->uuid);
+	report_text("uuid", "UUID of the device", d->uuid);
 	report_counters(d);
 	free(path);
 }
@@ -249,29 +312,42 @@ int cmd_status(int argc, char **argv)
 	return OK;
 }
 
-static void print_row(const struct dm_device *d, int width)
-{
-	char *rdo = live_file(d->rdo), *cow = dm_has_cow(d) ? live_file(d->cow) : xasprintf("-");
+enum { LIST_NAME, LIST_SIZE, LIST_USED, LIST_FREE, LIST_FULL, LIST_STATE, LIST_MODE, LIST_RDO, LIST_COW, LIST_COLUMNS };
 
-	tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, d->name, size_text(d->sectors * 512),
-	     size_text(d->used * d->mapunit), percent_text(d->used, d->total),
-	     d->dirty ? "dirty" : "clean", d->mode_word, rdo, cow);
-	free(rdo);
-	free(cow);
+static void list_row(const struct dm_device *d, char **cell)
+{
+	char full[16];
+	struct space s;
+
+	space_of(d, &s);
+	cell[LIST_NAME] = xasprintf("%s", d->name);
+	cell[LIST_SIZE] = xasprintf("%s", size_text(d->sectors * 512));
+	cell[LIST_USED] = xasprintf("%s", size_text(d->used * d->mapunit));
+	cell[LIST_FREE] = xasprintf("%s", s.of && dm_has_cow(d) ? size_text(s.free) : "-");
+	cell[LIST_FULL] = xasprintf("%s", full_text(d, &s, full) ? full : "-");
+	cell[LIST_STATE] = xasprintf("%s", d->dirty ? "dirty" : "clean");
+	cell[LIST_MODE] = xasprintf("%s", d->mode_word);
+	cell[LIST_RDO] = live_file(d->rdo);
+	cell[LIST_COW] = dm_has_cow(d) ? live_file(d->cow) : xasprintf("-");
 }
 
 static void print_table(const struct dm_device *devices, size_t nr)
 {
-	int width = 4;
+	static const char *const titles[LIST_COLUMNS] = {
+		"NAME", "SIZE", "USED", "FREE", "FULL%", "STATE", "MODE", "RDO", "COW",
+	};
+	char **cells = xmalloc((nr + 1) * LIST_COLUMNS * sizeof(*cells));
 
+	for (unsigned int i = 0; i < LIST_COLUMNS; i++)
+		cells[i] = xasprintf("%s", titles[i]);
 	for (size_t i = 0; i < nr; i++)
-		if ((int)strlen(devices[i].name) > width)
-			width = strlen(devices[i].name);
+		list_row(&devices[i], cells + (i + 1) * LIST_COLUMNS);
 	if (nr)
-		tell("%-*s %10s %10s %6s %-5s %-12s %s %s", width, "NAME", "SIZE", "USED", "USED%",
-		     "STATE", "MODE", "RDO", "COW");
-	for (size_t i = 0; i < nr; i++)
-		print_row(&devices[i], width);
+		report_table(cells, nr + 1, LIST_COLUMNS,
+			     1 << LIST_SIZE | 1 << LIST_USED | 1 << LIST_FREE | 1 << LIST_FULL);
+	for (size_t i = 0; i < (nr + 1) * LIST_COLUMNS; i++)
+		free(cells[i]);
+	free(cells);
 }
 
 int cmd_list(int argc, char **argv)

@@ -202,7 +202,7 @@ static char *make_uuid(const struct opening *o)
 	for (unsigned int i = 0; i < sizeof(uuid); i++)
 		snprintf(hex + 2 * i, 3, "%02x", uuid[i]);
 	/* No longer than device-mapper has room for. */
-	return xasprintf("COWLOOP-%s-%.80s", hex, o->name);
+	return xasprintf(DM_UUID_PREFIX "%s-%.80s", hex, o->name);
 }
 
 /* ---- The cowfile ---- */

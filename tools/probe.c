@@ -30,6 +30,7 @@
 #include "loop.h"
 #include "report.h"
 #include "spec.h"
+#include "text.h"
 
 /* blkid(8)'s, for nothing that could be identified. */
 #define NOTHING	2

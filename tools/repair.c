@@ -53,6 +53,7 @@
 #include "repair.h"
 #include "report.h"
 #include "scan.h"
+#include "text.h"
 
 struct repair {
 	struct cow_faults faults;

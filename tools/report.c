@@ -16,6 +16,7 @@
 
 #include "progress.h"
 #include "report.h"
+#include "text.h"
 
 /* ---- Messages ---- */
 
@@ -157,6 +158,10 @@ int confirm(const char *fmt, ...)
 
 static struct json_object *report;
 
+/* The lines of a report for people: titles and values, in turn. They are printed when all widths are known. */
+static char **items;
+static size_t nr_items;
+
 void report_start(const char *key, const char *title, const char *name)
 {
 	if (opt.json)
@@ -169,9 +174,51 @@ void report_json(const char *key, struct json_object *value)
 	json_object_object_add(report, key, value);
 }
 
-static void print_item(const char *title, const char *value)
+static void add_item(const char *title, const char *value)
 {
-	tell("%-22s %s", title, value);
+	char **grown = realloc(items, (nr_items + 2) * sizeof(*grown));
+
+	if (!grown)
+		exit(error(NO_MEMORY, "Out of memory."));
+	items = grown;
+	items[nr_items++] = xasprintf("%s", title);
+	items[nr_items++] = xasprintf("%s", value);
+}
+
+static void print_items(void)
+{
+	report_table(items, nr_items / 2, 2, 0);
+	while (nr_items)
+		free(items[--nr_items]);
+	free(items);
+	items = NULL;
+}
+
+void report_table(char *const *cells, size_t lines, unsigned int columns, u32 right)
+{
+	unsigned int *width = xmalloc(columns * sizeof(*width)), n;
+
+	for (unsigned int c = 0; c < columns; c++) {
+		width[c] = 0;
+		for (size_t i = 0; i < lines; i++) {
+			n = text_columns(cells[i * columns + c]);
+			width[c] = n > width[c] ? n : width[c];
+		}
+	}
+	progress_clear();
+	for (size_t i = 0; i < lines; i++) {
+		for (unsigned int c = 0; c < columns; c++) {
+			const char *cell = cells[i * columns + c];
+
+			n = width[c] - text_columns(cell);
+			printf("%*s", right >> c & 1 ? (int)n : 0, "");
+			text_print(stdout, cell);
+			if (c + 1 < columns)
+				printf("%*s", 1 + (right >> c & 1 ? 0 : (int)n), "");
+		}
+		putchar('\n');
+	}
+	free(width);
 }
 
 void report_text(const char *key, const char *title, const char *value)
@@ -179,7 +226,7 @@ void report_text(const char *key, const char *title, const char *value)
 	if (opt.json)
 		report_json(key, json_text(value));
 	else
-		print_item(title, *value ? value : "-");
+		add_item(title, *value ? value : "-");
 }
 
 void report_number(const char *key, const char *title, u64 value)
@@ -190,7 +237,7 @@ void report_number(const char *key, const char *title, u64 value)
 	if (opt.json)
 		report_json(key, json_object_new_uint64(value));
 	else
-		print_item(title, text);
+		add_item(title, text);
 }
 
 void report_hex(const char *key, const char *title, u64 value, int digits)
@@ -206,7 +253,7 @@ void report_bool(const char *key, const char *title, bool value)
 	if (opt.json)
 		report_json(key, json_object_new_boolean(value));
 	else
-		print_item(title, value ? "yes" : "no");
+		add_item(title, value ? "yes" : "no");
 }
 
 void report_size(const char *key, const char *title, u64 bytes)
@@ -220,7 +267,7 @@ void report_size(const char *key, const char *title, u64 bytes)
 	if (opt.json)
 		report_json(key, json_object_new_uint64(bytes));
 	else
-		print_item(title, text);
+		add_item(title, text);
 }
 
 void report_print(struct json_object *o)
@@ -239,87 +286,25 @@ struct json_object *report_take(void)
 
 void report_end(void)
 {
-	if (report)
+	if (opt.json)
 		report_print(report_take());
+	else
+		print_items();
 }
 
 /* ---- Texts ---- */
 
-/* The length of the character that @p begins with; 0 if it is none. */
-static unsigned int utf8_length(const u8 *p)
+char *text_word(const char *text)
 {
-	const u8 c = *p;
-	const unsigned int n = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 :
-			       c < 0xf5 ? 4 : 0;
+	char *word = NULL;
+	size_t size;
+	FILE *to = open_memstream(&word, &size);
 
-	if ((c == 0xe0 && p[1] < 0xa0) || (c == 0xed && p[1] > 0x9f) ||
-	    (c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f))
-		return 0;
-	for (unsigned int i = 1; i < n; i++)
-		if ((p[i] & 0xc0) != 0x80)
-			return 0;
-	return n;
-}
-
-bool text_is_utf8(const char *text)
-{
-	const u8 *p = (const u8 *)text;
-	unsigned int n;
-
-	for (; *p; p += n) {
-		n = utf8_length(p);
-		if (!n)
-			return false;
-	}
-	return true;
-}
-
-void text_make_utf8(char *text)
-{
-	unsigned int n;
-
-	for (u8 *p = (u8 *)text; *p; p += n) {
-		n = utf8_length(p);
-		if (!n) {
-			*p = '?';
-			n = 1;
-		}
-	}
-}
-
-/*
- * A character that does something to a terminal, and is not seen: controls, also
- * those from U+0080 to U+009F, and what changes the direction of the text.
- */
-static bool is_control(const u8 *p, unsigned int length)
-{
-	switch (length) {
-	case 1:
-		return *p < 0x20 || *p == 0x7f;
-	case 2:
-		return *p == 0xc2 && p[1] < 0xa0;
-	case 3:
-		return *p == 0xe2 && ((p[1] == 0x80 && p[2] >= 0xaa && p[2] <= 0xae) ||
-				      (p[1] == 0x81 && p[2] >= 0xa6 && p[2] <= 0xa9));
-	default:
-		return false;
-	}
-}
-
-void text_print(FILE *to, const char *text)
-{
-	unsigned int n;
-
-	for (const u8 *p = (const u8 *)text; *p; p += n) {
-		n = utf8_length(p);
-		if (n && !is_control(p, n)) {
-			fwrite(p, 1, n, to);
-			continue;
-		}
-		n = n ? n : 1;
-		for (unsigned int i = 0; i < n; i++)
-			fprintf(to, "\\x%02x", p[i]);
-	}
+	if (to)
+		text_print_word(to, text);
+	if (!to || fclose(to) || !word)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return word;
 }
 
 void text_vprint(FILE *to, const char *fmt, va_list ap)
@@ -339,13 +324,14 @@ void json_print(FILE *to, struct json_object *o, int flags)
 {
 	const char *text = json_object_to_json_string_ext(o, flags | JSON_C_TO_STRING_NOSLASHESCAPE);
 	unsigned int n, code;
+	bool control;
 
 	for (const u8 *p = (const u8 *)text; *p; p += n) {
-		n = utf8_length(p);
+		n = text_char((const char *)p, &control);
 		n = n ? n : 1;
 		code = n == 1 ? *p : n == 2 ? (*p & 31) << 6 | (p[1] & 63) :
 			       (*p & 15) << 12 | (p[1] & 63) << 6 | (p[2] & 63);
-		if (is_control(p, n) && *p != '\n')
+		if (control && *p != '\n')
 			fprintf(to, "\\u%04x", code);
 		else
 			fwrite(p, 1, n, to);

@@ -29,11 +29,17 @@ void report_size(const char *key, const char *title, u64 bytes);
 /* An item that is for scripts only; takes the object over. */
 void report_json(const char *key, struct json_object *value);
 
-/* Print the object. */
+/* Print the object, or the lines. */
 void report_end(void);
 
 /* End the report without printing the object: it is the caller's. */
 struct json_object *report_take(void);
+
+/*
+ * Print lines of columns that are as wide as what is in them: @cells, line by line.
+ * @right has a bit for each column that is aligned to the right.
+ */
+void report_table(char *const *cells, size_t lines, unsigned int columns, u32 right);
 
 /* Print an object, or an array, in the way that report_end() does, and free it. */
 void report_print(struct json_object *o);
@@ -44,18 +50,11 @@ void report_print(struct json_object *o);
  */
 void json_print(FILE *to, struct json_object *o, int flags);
 
-/*
- * Print a text that may be anything: the name of a file, a label, what a process
- * calls itself. What is no character that can be seen, a newline among them, is
- * shown as \x1b. All that cowsetup prints for people goes through here.
- */
-void text_print(FILE *to, const char *text);
+/* A text as a shell takes it for one word, quoted if need be, to be freed. */
+char *text_word(const char *text);
+
+/* Print a text by way of text_print(). */
 void text_vprint(FILE *to, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
-
-bool text_is_utf8(const char *text);
-
-/* Make '?' of what is not UTF-8. */
-void text_make_utf8(char *text);
 
 /*
  * A string for JSON, which has to be UTF-8, of a text that may be anything, as

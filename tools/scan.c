@@ -11,6 +11,7 @@
 
 #include "record.h"
 #include "report.h"
+#include "text.h"
 
 /* ---- Data ---- */
 

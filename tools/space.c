@@ -75,3 +75,16 @@ void space_least(const struct dm_device *d, const struct statvfs *fs, struct spa
 	if (room < d->total || !s->of || d->low_water)
 		bound_space(s, room > d->used ? (room - d->used) * unit : 0, room * unit, "device");
 }
+
+double space_percent(const struct dm_device *d, const struct space *s)
+{
+	const double used = d->used * d->mapunit, percent = 100 * used / (used + s->free);
+
+	if (d->mode == DM_MODE_OUT_OF_SPACE)
+		return 100;
+	if (!s->of || !dm_has_cow(d))
+		return -1;
+	if (!s->free)
+		return 100;
+	return percent > 99.9 ? 99.9 : percent;
+}

@@ -25,4 +25,11 @@ void space_look(const struct dm_device *d, struct statvfs *fs);
  */
 void space_least(const struct dm_device *d, const struct statvfs *fs, struct space *s);
 
+/*
+ * How full it is: percent of what can be used that is used. It is 100 only if
+ * nothing is free, or the device is out of space, and then always; negative if
+ * nothing is known.
+ */
+double space_percent(const struct dm_device *d, const struct space *s);
+
 #endif /* COWSETUP_SPACE_H */

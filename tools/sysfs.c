@@ -279,7 +279,10 @@ static char *find_file(const struct loop_info64 *info, const char *file)
 	struct stat st;
 
 	while (mounts && !found && mounts_next(mounts, &m)) {
-		/* A filesystem that cannot have it is not asked: a server may be gone. Parts of a btrfs have their own numbers. */
+		/*
+		 * A filesystem that cannot have it is not asked: a server may be gone. Parts of
+		 * a btrfs have their own numbers.
+		 */
 		if (m.dev != (dev_t)info->lo_device && strcmp(m.type, "btrfs") != 0)
 			continue;
 		if (asprintf(&path, "%s%s", strcmp(m.point, "/") ? m.point : "", file) < 0)

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: what to do about a device that is not as it should be. For the
+ * plugin, too: nothing here prints or exits.
+ *
+ * Commands are complete, with all sizes worked out, so that they can be pasted into
+ * a shell. Texts are to be freed.
+ */
+
+#ifndef COWSETUP_ADVICE_H
+#define COWSETUP_ADVICE_H
+
+#include "space.h"
+
+/* About the mode it is in. NULL: nothing needs to be done, or there is no memory. */
+char *advice_text(const struct dm_device *d, const struct space *s);
+
+/* How to get more space where there is least of it; NULL: there is no memory. */
+char *advice_space_text(const struct dm_device *d, const struct space *s);
+
+#endif /* COWSETUP_ADVICE_H */
