@@ -20,6 +20,7 @@
 #include "holders.h"
 #include "progress.h"
 #include "record.h"
+#include "repair.h"
 #include "report.h"
 #include "scan.h"
 
@@ -32,6 +33,7 @@ struct check {
 	struct json_object *fault_list;
 	struct json_object *note_list;
 	u64 nr_faults;
+	bool mendable;		/* repair is for one of them at least */
 	u64 used;		/* units in the bitmap, damaged sectors left out */
 	u64 last;		/* the last of them, if there is any */
 	u64 nr_bad;		/* damaged sectors */
@@ -46,11 +48,26 @@ static void print_line(const char *kind, const struct check *k, const char *text
 	tell("%s: %s: %s.", k->c.file.path, kind, text);
 }
 
+/* Can repair mend a fault, in a cowfile whose head is in order, or can be mended? */
+static bool is_mendable(const char *id)
+{
+	static const char *const never[] = {
+		"blank", "compressed", "data-long", "data-unreadable", "incompat", "magic", "merging",
+		"rdo-changed", "rdo-fingerprint", "rdo-merge", "rdo-size", "rdosectors", "short", "version",
+	};
+
+	for (unsigned int i = 0; i < sizeof(never) / sizeof(never[0]); i++)
+		if (!strcmp(id, never[i]))
+			return false;
+	return true;
+}
+
 static void found_fault(struct cow_faults *faults, const char *id, const char *text)
 {
 	struct check *k = (struct check *)faults;
 	struct json_object *o;
 
+	k->mendable |= is_mendable(id);
 	if (++k->nr_faults > MAX_LISTED)
 		return;
 	if (!opt.json) {
@@ -66,16 +83,20 @@ static void found_fault(struct cow_faults *faults, const char *id, const char *t
 static __attribute__((format(printf, 2, 3)))
 void note(struct check *k, const char *fmt, ...)
 {
-	char text[512];
+	char *text;
 	va_list ap;
+	int n;
 
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
+	n = vasprintf(&text, fmt, ap);
 	va_end(ap);
+	if (n < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
 	if (opt.json)
 		json_object_array_add(k->note_list, json_text(text));
 	else
 		print_line("note", k, text);
+	free(text);
 }
 
 /* ---- The bitmap ---- */
@@ -337,22 +358,22 @@ static int check_rdo(struct check *k)
 	int r = file_open(&rdo, opt.rdo, FILE_READ);
 	const struct cowfile *masked = k->c.state == COW_MERGING ? &k->c : NULL;
 	struct cow_geometry geo;
-	u64 is, found = le64(k->c.head.rdofingerprint);
+	u64 is, made_for = le64(k->c.head.rdofingerprint);
 
 	if (r)
 		return r;
 	note_container(k, &rdo);
 	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
 	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
-		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors; %s has %llu",
+		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors, and %s has %llu",
 			  k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
 	} else if (masked && k->nr_bad) {
 		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", opt.rdo);
 	} else {
 		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
-		if (!r && is != found)
-			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has",
-				  opt.rdo, found, is, opt.rdo);
+		if (!r && is != made_for)
+			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx",
+				  opt.rdo, made_for, opt.rdo, is);
 		else if (!r)
 			check_changed(k, &rdo);
 		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
@@ -395,9 +416,29 @@ static int check_all(struct check *k, const char *path)
 	return r;
 }
 
+/* What to do about what was found, for people. */
+static void print_advice(const struct check *k, bool repairable)
+{
+	const struct cowfile *c = &k->c;
+	const char *s = k->nr_faults == 1 ? "" : "s";
+	char *word = text_word(c->file.path);
+
+	if (repairable)
+		tell("%s: %llu fault%s; to see what can be done: cowsetup repair -n %s", c->file.path,
+		     k->nr_faults, s, word);
+	else if (c->format && c->state == COW_PACKED)
+		tell("%s: %llu fault%s; a packed file is not repaired: get another copy of it.",
+		     c->file.path, k->nr_faults, s);
+	else
+		tell("%s: %llu fault%s; cowsetup repair can do nothing about %s.", c->file.path,
+		     k->nr_faults, s, k->nr_faults == 1 ? "it" : "them");
+	free(word);
+}
+
 static void print_result(struct check *k)
 {
 	const struct cowfile *c = &k->c;
+	const bool repairable = k->mendable && !(c->format && c->state == COW_PACKED) && repair_can_mend_head(c);
 
 	if (opt.json) {
 		report_start("cowfile", "", c->file.path);
@@ -409,6 +450,7 @@ static void print_result(struct check *k)
 			report_number("units_total", "", c->geo.nr_units);
 		}
 		report_number("nr_faults", "", k->nr_faults);
+		report_bool("repairable", "", repairable);
 		report_json("faults", json_object_get(k->fault_list));
 		report_json("notes", json_object_get(k->note_list));
 		report_end();
@@ -417,9 +459,7 @@ static void print_result(struct check *k)
 	if (k->nr_faults > MAX_LISTED)
 		tell("%s: and %llu more faults.", c->file.path, k->nr_faults - MAX_LISTED);
 	if (k->nr_faults)
-		tell("%s: %llu fault%s; cowsetup repair -n %s says what can be done about %s.",
-		     c->file.path, k->nr_faults, k->nr_faults == 1 ? "" : "s", c->file.path,
-		     k->nr_faults == 1 ? "it" : "them");
+		print_advice(k, repairable);
 	else
 		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", c->file.path,
 		     c->format, cow_state_text(c->state), k->used, c->geo.nr_units,

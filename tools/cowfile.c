@@ -20,6 +20,8 @@
 
 #include "container.h"
 #include "progress.h"
+#include "report.h"
+#include "stream.h"
 
 /* ---- Checksums ---- */
 
@@ -128,29 +130,55 @@ const char *cow_state_text(enum cow_state state)
 
 int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
 {
-	char text[512];
+	char *text;
 	va_list ap;
+	int n;
 
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
+	n = vasprintf(&text, fmt, ap);
 	va_end(ap);
+	if (n < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
 	faults->found(faults, id, text);
+	free(text);
 
 	return WRONG;
 }
 
+/* Tell what is in a compressed file, and how to get at it. */
+static int check_compressed(const struct cowfile *c, enum compress compress, struct cow_faults *faults)
+{
+	const char *how = compress == COMPRESS_GZIP ? "gzip" : "zstd";
+	struct cow_head head;
+	char *word;
+
+	/* Without a file this is a part of a stream that was decompressed once. */
+	if (c->file.fd < 0)
+		return cow_fault(faults, "compressed", "this is compressed twice: %s -d first, then unpack it", how);
+	if (!in_look(&c->file, &head, sizeof(head)) || le32(head.magic) != COW_MAGIC)
+		return cow_fault(faults, "compressed", "this is %s data, and no cowfile is in it", how);
+	if (!(le16(head.flags) & COW_FLAG_PACKED))
+		return cow_fault(faults, "compressed", "this is %s of a cowfile that is not a packed one: %s -d first", how, how);
+	word = text_word(c->file.path);
+	cow_fault(faults, "compressed", "this is %s of a packed cowfile of format %u, unpack it first: cowsetup unpack %s NEW.cow",
+		  how, le16(head.version), word);
+	free(word);
+	return WRONG;
+}
+
+/* What helps where the bitmap is damaged. */
+static const char *bitmap_help(const struct cowfile *c)
+{
+	return c->state == COW_PACKED ? "a packed file is not repaired: get another copy of it" : "see cowsetup repair";
+}
+
 static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 {
-	const u8 *start = (const u8 *)&c->head;
 	const u32 magic = le32(c->head.magic);
 	char *contents;
 
 	if (magic == COW_MAGIC)
 		return OK;
-	if (start[0] == 0x1f && start[1] == 0x8b)
-		return cow_fault(faults, "compressed", "this is gzip data; if it is a packed cowfile, unpack it first");
-	if (magic == 0xfd2fb528)
-		return cow_fault(faults, "compressed", "this is zstd data; if it is a packed cowfile, unpack it first");
 	/* Other contents may begin with zeroes: ext4 does. */
 	contents = file_contents(&c->file);
 	if (contents) {
@@ -280,9 +308,12 @@ static int check_head_v2(struct cowfile *c, struct cow_faults *faults)
 
 int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 {
+	const enum compress compress = compress_of((const u8 *)&c->head, sizeof(c->head));
 	unsigned int version;
 	int r;
 
+	if (compress != COMPRESS_NONE)
+		return check_compressed(c, compress, faults);
 	if (c->file.size < COW_V1_MAPUNIT)
 		return cow_fault(faults, "short", "shorter than a head: found %llu bytes, expected at least %u",
 				 c->file.size, COW_V1_MAPUNIT);
@@ -596,9 +627,9 @@ static bool next_sector(struct cow_runs *r)
 			return true;
 		r->nr_bad++;
 		if (!r->quiet)
-			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; see cowsetup repair.",
+			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; %s.",
 			      c->file.path, r->map.sector, r->map.csum, r->map.expected,
-			      first, first + nr - 1);
+			      first, first + nr - 1, bitmap_help(c));
 		if (!r->skip_bad) {
 			r->error = WRONG;
 			return false;
@@ -692,8 +723,8 @@ int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set)
 		return r;
 	judge_sector(&m, unit / c->sector_units, data);
 	if (!m.good && !all_zero(data, sizeof(data)))
-		return error(WRONG, "%s: bitmap sector %llu is damaged; see cowsetup repair.",
-			     c->file.path, m.sector);
+		return error(WRONG, "%s: bitmap sector %llu is damaged; %s.", c->file.path, m.sector,
+			     bitmap_help(c));
 	*set = bit_is_set(data, unit % c->sector_units);
 	return OK;
 }
@@ -834,21 +865,21 @@ static int check_rdo_size(const struct cowfile *c, const struct file *rdo)
 
 	cow_geometry_init(&geo, c->format, c->geo.mapunit, rdo_sectors(rdo));
 	if (geo.rdo_sectors != c->geo.rdo_sectors)
-		return error(WRONG, "%s: belongs to a read-only device of %llu sectors; %s has %llu. Is it the right one?",
+		return error(WRONG, "%s: belongs to a read-only device of %llu sectors, and %s has %llu. Is it the right one?",
 			     c->file.path, c->geo.rdo_sectors, rdo->path, geo.rdo_sectors);
 	return OK;
 }
 
 static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
 {
-	const u64 found = le64(c->head.rdofingerprint);
+	const u64 made_for = le64(c->head.rdofingerprint);
 	u64 is;
 	int r;
 
 	r = cow_fingerprint(rdo, c->format, c->state == COW_MERGING ? c : NULL, &is);
-	if (!r && is != found)
-		r = error(WRONG, "%s: belongs to another read-only device, or %s has changed: found fingerprint 0x%016llx, expected 0x%016llx, as %s has.",
-			  c->file.path, rdo->path, found, is, rdo->path);
+	if (!r && is != made_for)
+		r = error(WRONG, "%s: belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx.",
+			  c->file.path, rdo->path, made_for, rdo->path, is);
 	return r;
 }
 

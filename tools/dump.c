@@ -52,7 +52,10 @@ static void dump_v2(const struct cow_head *head)
 
 	report_text("uuid", "UUID", uuid);
 	report_text("label", "Label", label);
-	report_text("rdo_spec", "Read-only device", rdospec);
+	if (opt.json || *rdospec)
+		report_text("rdo_spec", "Place of rdo", rdospec);
+	else
+		report_text("", "Place of rdo", "not noted (--rdo-spec)");
 	report_number("rdo_sectors", "Sectors of rdo", le64(head->rdosectors));
 	report_hex("incompat", "Incompatible features", le32(head->incompat), 8);
 	report_hex("compat_ro", "Read-only features", le32(head->compat_ro), 8);
@@ -128,11 +131,20 @@ int cmd_dump(int argc, char **argv)
 
 /* ---- map ---- */
 
+#define UNITS_TITLE	"units"
+#define START_TITLE	"device offset"
+#define DATA_TITLE	"cowfile offset"
+
+/* Of the columns. */
+struct widths {
+	int units, bytes, data;
+};
+
 /*
  * A map may be long, so its JSON is printed as it is found, and not made of
  * objects.
  */
-static void print_run(const struct cowfile *c, u64 first, u64 nr, u64 data, bool is_first)
+static void print_run(const struct cowfile *c, const struct widths *w, u64 first, u64 nr, u64 data, bool is_first)
 {
 	const u64 start = first * c->geo.mapunit, bytes = cow_run_bytes(c, first, nr);
 
@@ -140,10 +152,34 @@ static void print_run(const struct cowfile *c, u64 first, u64 nr, u64 data, bool
 		printf("%s\n    {\"unit\":%llu,\"units\":%llu,\"offset\":%llu,\"bytes\":%llu,\"cow_offset\":%llu}",
 		       is_first ? "" : ",", first, nr, start, bytes, data);
 	else
-		printf("%14llu %10llu %20llu %20llu %20llu\n", first, nr, start, bytes, data);
+		printf("%*llu %*llu %*llu %*llu %*llu\n", w->units, first, w->units, nr, w->bytes, start,
+		       w->bytes, bytes, w->data, data);
 }
 
-static void print_map_head(const struct cowfile *c)
+static int digits(u64 n)
+{
+	int nr = 1;
+
+	while (n /= 10)
+		nr++;
+	return nr;
+}
+
+/* The largest numbers that there can be, or the titles. */
+static void set_widths(const struct cowfile *c, struct widths *w)
+{
+	w->units = digits(c->geo.nr_units);
+	if (w->units < (int)strlen(UNITS_TITLE))
+		w->units = strlen(UNITS_TITLE);
+	w->bytes = digits(c->geo.rdo_sectors * 512);
+	if (w->bytes < (int)strlen(START_TITLE))
+		w->bytes = strlen(START_TITLE);
+	w->data = digits(cow_full_size(&c->geo));
+	if (w->data < (int)strlen(DATA_TITLE))
+		w->data = strlen(DATA_TITLE);
+}
+
+static void print_map_head(const struct cowfile *c, const struct widths *w)
 {
 	if (opt.json) {
 		printf("{\n  \"cowfile\":");
@@ -151,7 +187,8 @@ static void print_map_head(const struct cowfile *c)
 		printf(",\n  \"format\":%u,\n  \"unit_bytes\":%u,\n  \"device_bytes\":%llu,\n  \"extents\":[",
 		       c->format, c->geo.mapunit, c->geo.rdo_sectors * 512);
 	} else {
-		printf("%14s %10s %20s %20s %20s\n", "unit", "units", "device offset", "bytes", "cowfile offset");
+		printf("%*s %*s %*s %*s %*s\n", w->units, "unit", w->units, UNITS_TITLE, w->bytes, START_TITLE,
+		       w->bytes, "bytes", w->data, DATA_TITLE);
 	}
 }
 
@@ -169,6 +206,7 @@ static void print_map_end(const struct cowfile *c, u64 used, u64 nr_runs, u64 nr
 int cmd_map(int argc, char **argv)
 {
 	struct cowfile c;
+	struct widths w;
 	struct cow_runs runs;
 	u64 first, nr, used = 0, nr_runs = 0;
 	int r;
@@ -181,14 +219,15 @@ int cmd_map(int argc, char **argv)
 	if (c.state == COW_DIRTY)
 		warn("%s: dirty: units that were written last may be missing.", argv[0]);
 
-	print_map_head(&c);
+	set_widths(&c, &w);
+	print_map_head(&c, &w);
 	cow_runs_start(&runs, &c);
 	runs.skip_bad = true;
 	while (cow_runs_next(&runs, &first, &nr) && !ferror(stdout)) {
 		/* Packed data is without gaps. */
 		const u64 place = c.state == COW_PACKED ? used : first;
 
-		print_run(&c, first, nr, c.geo.doffset + place * c.geo.mapunit, !nr_runs);
+		print_run(&c, &w, first, nr, c.geo.doffset + place * c.geo.mapunit, !nr_runs);
 		used += nr;
 		nr_runs++;
 	}

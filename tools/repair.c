@@ -59,7 +59,7 @@ struct repair {
 	struct cow_faults faults;
 	struct cowfile c;
 	const char *path;
-	FILE *to;		/* what is told */
+	FILE *to;		/* what is told; NULL: nothing */
 	bool was_dirty;
 	enum cow_state mark;	/* of a merge, which stays; or clean */
 	bool announced;		/* the head says that the bitmap is being changed */
@@ -75,6 +75,8 @@ struct repair {
 
 static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
 {
+	if (!p->to)
+		return;
 	progress_clear();
 	text_print(p->to, p->path);
 	fprintf(p->to, ": %s: ", what);
@@ -89,7 +91,7 @@ void mended(struct repair *p, const char *fmt, ...)
 
 	p->nr_mended++;
 	va_start(ap, fmt);
-	say(p, opt.dry_run ? "to be mended" : "mended", fmt, ap);
+	say(p, opt.dry_run ? "would be mended" : "mended", fmt, ap);
 	va_end(ap);
 }
 
@@ -100,8 +102,14 @@ void left(struct repair *p, const char *fmt, ...)
 
 	p->nr_left++;
 	va_start(ap, fmt);
-	say(p, "not mended", fmt, ap);
+	say(p, opt.dry_run ? "would not be mended" : "not mended", fmt, ap);
 	va_end(ap);
+}
+
+/* How a thing that is mended comes to be what it should be: "now empty", or what it would be. */
+static const char *now(void)
+{
+	return opt.dry_run ? "then" : "now";
 }
 
 /* Whatever is wrong with the head is looked at by mend_head(). */
@@ -123,8 +131,8 @@ static void left_fault(struct cow_faults *faults, const char *id, const char *te
 static __le64 mend_number(struct repair *p, __le64 found, u64 value, const char *name)
 {
 	if (le64(found) != value) {
-		mended(p, "%s %llu in the head, now %llu, as follows from the rest of it", name,
-		       le64(found), value);
+		mended(p, "%s %llu in the head, %s %llu, as follows from the rest of it", name,
+		       le64(found), now(), value);
 		p->head_changed = true;
 	}
 	return htole64(value);
@@ -140,7 +148,7 @@ static void mend_text(struct repair *p, u8 *field, size_t size, const char *name
 	length = strlen(text);
 	if (all_zero(field + length, size - length) && text_is_utf8(text))
 		return;
-	mended(p, "%s in the head, which was not a text, now empty", name);
+	mended(p, "%s in the head, not a text, %s empty", name, now());
 	memset(field, 0, size);
 	p->head_changed = true;
 }
@@ -225,13 +233,13 @@ static int mend_details(struct repair *p)
 	int r;
 
 	if (le16(head->flags) & ~known) {
-		mended(p, "unknown flags 0x%04x in the head, now cleared", le16(head->flags) & ~known);
+		mended(p, "unknown flags 0x%04x in the head, %s cleared", le16(head->flags) & ~known, now());
 		head->flags &= htole16(known);
 		p->head_changed = true;
 	}
 	if (p->c.format == 2) {
 		if (!cow_uuid_is_random(head)) {
-			mended(p, "UUID in the head, which was not one, now a new one");
+			mended(p, "UUID in the head, not one, %s a new one", now());
 			uuid_generate_random(head->uuid);
 			p->head_changed = true;
 		}
@@ -239,7 +247,7 @@ static int mend_details(struct repair *p)
 		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
 		if (!all_zero(head->reserved, sizeof(head->reserved)) ||
 		    !all_zero(head->reserved2, sizeof(head->reserved2))) {
-			mended(p, "reserved bytes in the head, now zeroes");
+			mended(p, "reserved bytes in the head, %s zeroes", now());
 			memset(head->reserved, 0, sizeof(head->reserved));
 			memset(head->reserved2, 0, sizeof(head->reserved2));
 			p->head_changed = true;
@@ -256,10 +264,25 @@ static int mend_details(struct repair *p)
 	length = keep ? COW_RECORD_OFFSET : COW_V1_MAPUNIT;
 	if (all_zero(start + COW_V1_HEAD_SIZE, length - COW_V1_HEAD_SIZE))
 		return OK;
-	mended(p, "the rest of the head, now zeroes");
+	mended(p, "the rest of the head, %s zeroes", now());
 	memset((u8 *)head + COW_V1_HEAD_SIZE, 0, sizeof(*head) - COW_V1_HEAD_SIZE);
 	p->head_changed = true;
 	return keep || opt.dry_run ? OK : record_remove(&p->c);
+}
+
+bool repair_can_mend_head(const struct cowfile *c)
+{
+	struct repair tried = { .faults.found = ignore_fault, .c = *c };
+
+	if (tried.c.file.size >= COW_V2_HEAD_SIZE)
+		correct_head(&tried);
+	if (!cow_check_head(&tried.c, &tried.faults))
+		return true;
+	if (!tried.c.format || !(tried.c.format == 1 ? mend_head_v1(&tried) : mend_head_v2(&tried)))
+		return false;
+	if (tried.c.format == 2)
+		cow_finish_head(&tried.c, tried.c.state, le64(tried.c.head.cowused));
+	return !cow_check_head(&tried.c, &tried.faults);
 }
 
 /* Leave the head in memory as it should be, and the geometry right. */
@@ -267,7 +290,6 @@ static int mend_head(struct repair *p)
 {
 	struct cow_faults quiet = { ignore_fault };
 	struct cowfile *c = &p->c;
-	struct cowfile tried;
 	int r;
 
 	if (!cow_check_head(c, &quiet) && !cow_check_strictly(c, &quiet))
@@ -276,17 +298,19 @@ static int mend_head(struct repair *p)
 		/* Not a cowfile, or shorter than one. */
 		return cow_check_head(c, &p->faults);
 
+	if (!repair_can_mend_head(c)) {
+		cow_check_head(c, &p->faults);
+		return error(WRONG, "%s: the head is damaged too much: nobody knows what is right in it.", p->path);
+	}
 	if (!opt.force) {
 		cow_check_head(c, &p->faults);
 		cow_check_strictly(c, &p->faults);
-		return error(WRONG, "%s: the head is damaged; with --force it is mended, if its sizes agree with each other.",
-			     p->path);
+		return error(WRONG, "%s: the head is damaged; with --force it is mended.", p->path);
 	}
-	tried = *c;
-	if (!(c->format == 1 ? mend_head_v1(p) : mend_head_v2(p))) {
-		cow_check_head(&tried, &p->faults);
-		return error(WRONG, "%s: the head is damaged too much.", p->path);
-	}
+	if (c->format == 1)
+		mend_head_v1(p);
+	else
+		mend_head_v2(p);
 	r = mend_details(p);
 	if (r)
 		return r;
@@ -320,11 +344,11 @@ static int mend_record(struct repair *p)
 			left(p, "the record of the merge is damaged, and so the merge does not go on; --force removes it, and then it is not checked any more that what the cowfile has goes to the same device");
 			return OK;
 		}
-		mended(p, "the record of the merge, which was damaged, now removed");
+		mended(p, "the record of the merge, damaged, %s removed", now());
 	} else {
 		if ((c->state != COW_CLEAN && c->state != COW_DIRTY) || !record_has_magic(&record))
 			return OK;
-		mended(p, "the record of a merge that did not come to begin, now removed");
+		mended(p, "the record of a merge that did not come to begin, %s removed", now());
 	}
 	return opt.dry_run ? OK : record_remove(c);
 }
@@ -385,7 +409,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 
 	if (!nr) {
 		memset(bits, 0, c->sector_bytes);
-		mended(p, "bitmap sector %llu, which has no units, now clear", m->sector);
+		mended(p, "bitmap sector %llu, which has no units, %s clear", m->sector, now());
 		return OK;
 	}
 	if (correct_bit(m, bits)) {
@@ -400,7 +424,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 		return OK;
 	}
 	if (c->file.block) {
-		mended(p, "bitmap sector %llu, units %llu to %llu, damaged, taken as it was: %u units in the cowfile",
+		mended(p, "bitmap sector %llu, units %llu to %llu, damaged, taken as it is: %u units in the cowfile",
 		       m->sector, first, first + nr - 1, count_bits(bits, nr));
 		return OK;
 	}
@@ -418,13 +442,13 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 			unknown++;
 		}
 	}
-	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they were",
+	mended(p, "bitmap sector %llu, units %llu to %llu, damaged, rebuilt from the data: %u units in the cowfile, %u not; %u that are all zeroes stay as they are",
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
 	if (holes) {
 		text_print(p->to, p->path);
-		fprintf(p->to, ": %u of those that are not were set in the damaged sector, but are holes: if zeroes were written there they are lost.\n",
-			holes);
+		fprintf(p->to, ": %u of those that are not %s set in the damaged sector, but are holes: if zeroes were written there they %s lost.\n",
+			holes, opt.dry_run ? "are" : "were", opt.dry_run ? "would be" : "are");
 	}
 	return OK;
 }
@@ -438,7 +462,7 @@ static void clear_beyond(struct repair *p, u64 sector, u8 *bits, u32 nr)
 		return;
 	for (u32 i = nr; i < p->c.sector_units; i++)
 		bit_assign(bits, i, false);
-	mended(p, "bitmap sector %llu: %u bits beyond the last unit, now clear", sector, all - set);
+	mended(p, "bitmap sector %llu: %u bits beyond the last unit, %s clear", sector, all - set, now());
 }
 
 /* Bits of units that the file is too short for. */
@@ -499,8 +523,8 @@ static int mend_bitmap(struct repair *p)
 	progress_end(!r);
 
 	if (p->nr_cleared)
-		mended(p, "%llu unit%s that the file is too short for, now taken out of the bitmap",
-		       p->nr_cleared, p->nr_cleared == 1 ? "" : "s");
+		mended(p, "%llu unit%s that the file is too short for, %s taken out of the bitmap",
+		       p->nr_cleared, p->nr_cleared == 1 ? "" : "s", now());
 	if (p->nr_lost)
 		left(p, "%llu unit%s should be in the cowfile, but it ends at %llu; with --force they are taken out, and read as they are in the read-only device",
 		     p->nr_lost, p->nr_lost == 1 ? "" : "s", c->file.size);
@@ -545,8 +569,9 @@ static int add_written_units(struct repair *p)
 	if (r)
 		return r;
 	if (p->was_dirty || p->nr_added)
-		mended(p, "%s%llu unit%s with data that the bitmap did not have, now added",
-		       p->was_dirty ? "dirty: " : "", p->nr_added, p->nr_added == 1 ? "" : "s");
+		mended(p, "%s%llu unit%s with data that the bitmap %s not have, %s added",
+		       p->was_dirty ? "dirty: " : "", p->nr_added, p->nr_added == 1 ? "" : "s",
+		       opt.dry_run ? "does" : "did", now());
 	/* Bits that are not on disk are not counted by mend_bitmap(). */
 	if (opt.dry_run)
 		p->used += p->nr_added;
@@ -580,7 +605,7 @@ static int finish(struct repair *p)
 	if (p->was_dirty && c->format == 2)
 		mended(p, "dirty: counted again, %llu units used", p->used);
 	else if (found != p->used && p->mark != COW_MERGED && (c->format == 2 || c->state != COW_DIRTY))
-		mended(p, "count of units used %llu, now %llu", found, p->used);
+		mended(p, "count of units used %llu, %s %llu", found, now(), p->used);
 	if (!p->nr_mended || opt.dry_run)
 		return OK;
 	return cow_write_head(c, p->mark, p->used);
@@ -592,8 +617,11 @@ static void print_result(const struct repair *p)
 		tell("%s: a merge was interrupted; run cowsetup merge again to complete it.", p->path);
 	if (!p->nr_mended && !p->nr_left)
 		tell("%s: nothing to mend: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
-	else if (opt.dry_run)
-		tell("%s: nothing was changed, since this was a dry run.", p->path);
+	else if (opt.dry_run && p->nr_mended && p->nr_left)
+		tell("%s: would be repaired in part; nothing was changed, since this was a dry run.", p->path);
+	else if (opt.dry_run && p->nr_mended)
+		tell("%s: would be repaired, with %llu of %llu units used; nothing was changed, since this was a dry run.",
+		     p->path, p->used, p->c.geo.nr_units);
 	else if (!p->nr_left)
 		tell("%s: repaired: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the part of repair that open does, too.
+ * cowsetup: the part of repair that open does, too, and what it could do.
  */
 
 #ifndef COWSETUP_REPAIR_H
@@ -14,5 +14,8 @@
  * interrupted, that is told as well, and what has been changed by then.
  */
 int repair_dirty(struct cowfile *c);
+
+/* Is the head in order, or can repair make it so, with --force if need be? */
+bool repair_can_mend_head(const struct cowfile *c);
 
 #endif /* COWSETUP_REPAIR_H */

@@ -245,21 +245,27 @@ static int fill(struct in_stream *i, size_t least)
 	return OK;
 }
 
-static int start_decompressing(struct in_stream *i)
+enum compress compress_of(const u8 *start, size_t length)
 {
 	static const u8 gzip[] = { 0x1f, 0x8b }, zstd[] = { 0x28, 0xb5, 0x2f, 0xfd };
-	const u8 *p = i->buffer;
-	int r = fill(i, sizeof(zstd));
+
+	if (length >= sizeof(gzip) && !memcmp(start, gzip, sizeof(gzip)))
+		return COMPRESS_GZIP;
+	return length >= sizeof(zstd) && !memcmp(start, zstd, sizeof(zstd)) ? COMPRESS_ZSTD : COMPRESS_NONE;
+}
+
+static int start_decompressing(struct in_stream *i)
+{
+	int r = fill(i, 4);
 
 	if (r)
 		return r;
-	if (i->end >= sizeof(gzip) && !memcmp(p, gzip, sizeof(gzip))) {
-		i->compress = COMPRESS_GZIP;
+	i->compress = compress_of(i->buffer, i->end);
+	if (i->compress == COMPRESS_GZIP) {
 		if (inflateInit2(&i->gzip, 15 + 16) != Z_OK)
 			return error(NO_MEMORY, "Out of memory.");
 		i->in_frame = true;
-	} else if (i->end >= sizeof(zstd) && !memcmp(p, zstd, sizeof(zstd))) {
-		i->compress = COMPRESS_ZSTD;
+	} else if (i->compress == COMPRESS_ZSTD) {
 		i->zstd = ZSTD_createDCtx();
 		if (!i->zstd)
 			return error(NO_MEMORY, "Out of memory.");
@@ -530,4 +536,52 @@ int in_at_end(struct in_stream *i, bool *at_end)
 
 	*at_end = !got;
 	return r;
+}
+
+/* ---- Looking ---- */
+
+static bool look_gzip(u8 *from, size_t from_length, u8 *data, size_t length)
+{
+	z_stream gzip = { .next_in = from, .avail_in = from_length, .next_out = data, .avail_out = length };
+
+	if (inflateInit2(&gzip, 15 + 16) != Z_OK)
+		return false;
+	inflate(&gzip, Z_NO_FLUSH);
+	inflateEnd(&gzip);
+	return !gzip.avail_out;
+}
+
+static bool look_zstd(const u8 *from, size_t from_length, u8 *data, size_t length)
+{
+	ZSTD_DCtx *zstd = ZSTD_createDCtx();
+	ZSTD_outBuffer out = { data, length, 0 };
+	ZSTD_inBuffer in = { from, from_length, 0 };
+	size_t before;
+
+	do
+		before = in.pos + out.pos;
+	while (zstd && !ZSTD_isError(ZSTD_decompressStream(zstd, &out, &in)) &&
+	       out.pos < length && in.pos + out.pos > before);
+	ZSTD_freeDCtx(zstd);
+	return out.pos == length;
+}
+
+bool in_look(const struct file *f, void *data, size_t length)
+{
+	u8 *start = xmalloc(BUFFER_SIZE);
+	const ssize_t got = pread(f->fd, start, BUFFER_SIZE, 0), n = got < 0 ? 0 : got;
+	bool done = false;
+
+	switch (compress_of(start, n)) {
+	case COMPRESS_GZIP:
+		done = look_gzip(start, n, data, length);
+		break;
+	case COMPRESS_ZSTD:
+		done = look_zstd(start, n, data, length);
+		break;
+	default:
+		break;
+	}
+	free(start);
+	return done;
 }

@@ -13,6 +13,9 @@
 struct replaced;
 struct stat;
 
+/* How the data that begins so is compressed: COMPRESS_GZIP, COMPRESS_ZSTD or COMPRESS_NONE. */
+enum compress compress_of(const u8 *start, size_t length);
+
 /* ---- Writing ---- */
 
 struct out_stream;
@@ -63,5 +66,12 @@ int in_skip(struct in_stream *i, u64 length);
 int in_at_end(struct in_stream *i, bool *at_end);
 
 void in_close(struct in_stream *i);
+
+/*
+ * The first bytes of a file that is compressed, decompressed, without a word about
+ * errors: false if it is not compressed, or cannot be read so far. Its first
+ * 256 KiB are read.
+ */
+bool in_look(const struct file *f, void *data, size_t length);
 
 #endif /* COWSETUP_STREAM_H */

@@ -94,7 +94,11 @@ faulty() {
 # refused IDS ARGUMENTS: moreover, repair can do nothing
 refused() {
 	faulty "$@"
+	says 'repair can do nothing about|a packed file is not repaired' "says that repair does not help: $2"
+	is "$(cowsetup check --json c | json '$_->{repairable}')" 0 "and in JSON: $2"
 	exits 4 "not repaired: $2" cowsetup repair c
+	[[ $out != *--force* ]]
+	ok $? "nor is --force advised: $2"
 	same "repair changes nothing: $2"
 	exits 4 "not repaired with --force: $2" cowsetup repair --force c
 	same "nor with --force: $2"
@@ -103,12 +107,16 @@ refused() {
 # repaired IDS ARGUMENTS [OPTION]: moreover, repair mends it: with OPTION, and not without
 repaired() {
 	faulty "$1" "$2"
+	says 'to see what can be done: cowsetup repair -n c$' "says that repair helps: $2"
+	is "$(cowsetup check --json c | json '$_->{repairable}')" 1 "and in JSON: $2"
 	if [ "${3:-}" ]; then
 		exits 4 "not repaired without $3: $2" cowsetup repair c
 		same "and not changed: $2"
 	fi
 	exits 0 "repair -n: $2" cowsetup repair -n ${3:+"$3"} c
-	says 'to be mended' "says what would be done: $2"
+	says '^c: would be mended: ' "says what would be done: $2"
+	[[ ! $out =~ \ now\ |:\ mended|repaired: ]]
+	ok $? "and not that it is done: $2"
 	same "and changes nothing: $2"
 	exits 0 "repair: $2" cowsetup repair ${3:+"$3"} c
 	says 'c: repaired' "says so: $2"
@@ -245,7 +253,7 @@ makecow c --format 1 --dirty --units 1-5 --zero-units 9 --hidden-units 4,7,100-1
 cp c keep
 is "$(ids c)" dirty "check: dirty in format 1"
 exits 0 "repair -n: dirty" cowsetup repair -n c
-says '24 units with data that the bitmap did not have' "says what would be done: dirty"
+says '24 units with data that the bitmap does not have, then added' "says what would be done: dirty"
 same "and changes nothing: dirty"
 exits 0 "repair: dirty" cowsetup repair c
 is "$(cowhead c units dirty cowused)" "1-5,7,9,100-120,50000,63999 0 30" "by the original's rule"
@@ -270,6 +278,44 @@ is "$(ids c)" "data-short" "a packed file that is cut off"
 makecow c --format 1 --packed --units 1,100-109
 truncate -s 30000 c
 is "$(ids c)" "data-long" "a packed file with something behind it"
+makecow d --units 1,2
+rm -f c
+cowsetup pack d c
+printf x | dd of=c bs=1 seek=4100 conv=notrunc status=none
+exits 4 "a packed file with a damaged bitmap" cowsetup check c
+says 'a packed file is not repaired: get another copy' "says what to do: packed"
+exits 4 "map of it" cowsetup map c
+says 'bitmap sector 0 is damaged.* a packed file is not repaired' "says so, too: map"
+
+# --- Compressed ---------------------------------------------------------------------------------------------
+
+for format in 1 2; do
+	makecow c --format "$format" --units 1,5-9,last
+	rm -f 'a b'
+	cowsetup pack c 'a b'
+	gzip -k -f 'a b'
+	zstd -q -f 'a b'
+	for name in gz zst; do
+		is "$(ids "a b.$name")" compressed "a packed file that is compressed: $format, $name"
+		exits 4 "status: $format, $name" cowsetup check "a b.$name"
+		says "this is (gzip|zstd) of a packed cowfile of format $format, unpack it first: cowsetup unpack 'a b\.$name' NEW\.cow\." \
+			"says what it is, and what to do: $format, $name"
+	done
+	makecow c --format "$format" --units 1
+	gzip -k -f c
+	exits 4 "one that is not packed" cowsetup check c.gz
+	says 'this is gzip of a cowfile that is not a packed one: gzip -d first' "says so: not packed"
+done
+gzip <rdo >c.gz
+exits 4 "something else" cowsetup check c.gz
+says 'this is gzip data, and no cowfile is in it' "says so: something else"
+head -c 20 c.gz >cut.gz
+exits 4 "one that is cut off" cowsetup check cut.gz
+says '^cut.gz: fault: this is gzip data, and no cowfile is in it' "says so: cut off"
+gzip <'a b.gz' >twice.gz
+exits 4 "compressed twice" cowsetup unpack twice.gz new
+says 'compressed twice: gzip -d first' "says so: compressed twice"
+rm -f -- 'a b'* c.gz cut.gz twice.gz
 
 # --- The read-only device -----------------------------------------------------------------------------------
 
@@ -277,6 +323,9 @@ for format in 1 2; do
 	makecow c --format "$format" --units 3
 	is "$(ids --rdo rdo c)" "" "its rdo: format $format"
 	is "$(ids --rdo other c)" rdo-fingerprint "another rdo: format $format"
+	exits 4 "status: another rdo, format $format" cowsetup check --rdo other c
+	says 'the cowfile was made for fingerprint 0x[0-9a-f]{16}, and other has 0x[0-9a-f]{16}\.$' "says what is what"
+	says 'repair can do nothing about it' "and that repair does not help: another rdo"
 	head -c 1000000 rdo >short
 	is "$(ids --rdo short c)" rdo-size "an rdo of another size: format $format"
 done

@@ -243,6 +243,14 @@ exits 0 "dump" cowsetup dump c2
 says '^Format +2$' "dump says: format"
 says '^Label +a "label"$' "dump says: label"
 says '^Units used +34$' "dump says: units"
+says '^Place of rdo +/the/image$' "dump says: where rdo is"
+is "$(echo "$out" | awk '!at { at = match($0, / [^ ]*$/) } substr($0, at, 2) !~ /^ [^ ]/')" '' "in two columns"
+exits 0 "map" cowsetup map c2
+like "$(echo "$out" | head -n 1)" '^ unit units device offset         bytes cowfile offset$' "in columns that are as wide as they need to be"
+is "$(echo "$out" | sed '$d' | awk '{ print length }' | sort -u | wc -l)" 1 "in each line"
+makecow c3
+exits 0 "dump of one that does not say where rdo is" cowsetup dump c3
+says '^Place of rdo +not noted \(--rdo-spec\)$' "says so"
 exits 0 "dump --json" cowsetup dump --json c2
 is "$(json 'join " ", map { ref $_ ? scalar @$_ : $_ } @$_{qw(format state unit_bytes units_used units_total label rdo_spec rdo_sectors uuid faults)}' <<<"$out")" \
 	"2 clean 4096 34 1221 a \"label\" /the/image 9767 $(cowhead c2 uuid) 0" "dump --json has it all"
@@ -300,7 +308,7 @@ exits 4 "dump of nothing" cowsetup dump nothing
 says 'nothing: No such file' "and says so: nothing"
 gzip <c2 >c2.gz
 exits 4 "dump of gzip data" cowsetup dump c2.gz
-says 'unpack it first' "says what to do"
+says 'gzip of a cowfile that is not a packed one: gzip -d first' "says what to do"
 
 # --- 64 TiB -------------------------------------------------------------------------------------------------
 

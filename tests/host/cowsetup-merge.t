@@ -79,7 +79,7 @@ runs "the device has it all: YES" cmp rdo wanted
 fresh "--units 3-9"
 printf x | dd of=rdo conv=notrunc status=none
 exits 4 "another device" cowsetup merge -q rdo c
-says 'belongs to another read-only device, or rdo has changed' "says so: another"
+says 'belongs to another read-only device, or rdo has changed: the cowfile was made for fingerprint 0x[0-9a-f]{16}, and rdo has 0x' "says so: another"
 head -c 1000000 pristine >short
 exits 4 "a device of another size" cowsetup merge -q short c
 exits 4 "the arguments the wrong way round" cowsetup merge -q c pristine
@@ -237,7 +237,7 @@ spoil 4096 255
 exits 4 "merge with a damaged bitmap" cowsetup merge -q rdo c
 says 'see cowsetup repair' "says what to do: bitmap"
 exits 4 "repair -n of it" cowsetup repair -n c
-says 'to be mended: bitmap sector 0' "says what would be done"
+says 'would be mended: bitmap sector 0' "says what would be done"
 exits 4 "repair of it" cowsetup repair c
 says '^c: mended: bitmap sector 0' "mends it"
 runs "as it was" cmp c marked
@@ -360,7 +360,7 @@ for format in 1 2; do
 	cmp rdo keeprdo && cmp c keep
 	ok $? "nothing is touched so far, format $format"
 	exits 4 "repair --force, format $format" cowsetup repair --force c
-	says 'mended: the record of the merge, which was damaged, now removed' "removes it, format $format"
+	says 'mended: the record of the merge, damaged, now removed' "removes it, format $format"
 	is "$(record c)" none "then there is none, format $format"
 	goes_on "without its record, format $format"
 
