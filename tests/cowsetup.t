@@ -942,10 +942,10 @@ write /dev/mapper/full 8192 4096 7
 dmsetup message fullcow 0 arm write 1 enospc 0
 for command in readonly detach; do
 	exits 4 "$command, and no space for what was written" cowsetup $command full
-	says "full: not everything can be written.* would be lost: make room .*; $command --force does it" "says what to do: $command"
+	says "full: not everything can be written.* would be lost: make room in what the cow device, /dev/mapper/fullcow, is made of, as a thin pool; $command --force does it" "says what to do: $command"
 done
 exits 4 "close, and no space for what was written" cowsetup close full
-says 'full: not closed.* would be lost\. Make room where the cowfile is' "says what to do: close, no space"
+says 'full: not closed.* would be lost: make room in what the cow device, /dev/mapper/fullcow, is made of' "says what to do: close, no space"
 like "$(cowstat full mode)" '^(rw|out_of_space)$' "it still takes writes"
 dmsetup message fullcow 0 disarm
 exits 0 "with space it closes" cowsetup close full
@@ -1179,7 +1179,7 @@ says '^Passes discards down +no$' "and what becomes of discards"
 like "$(cowsetup list)" '^space +8 MiB +4 KiB +0 bytes +100\.0% [a-z]+ +out_of_space ' "list shows that it is full"
 for command in readonly detach; do
 	exits 4 "$command, when writes wait for space" cowsetup $command space
-	says "space: not everything can be written.*: make room" "says what to do, and does not wait with them: $command"
+	says "space: not everything can be written.*: to double the limit, to 8 KiB: dmsetup message space 0 limit 2; $command --force" "says what to do, and does not wait with them: $command"
 done
 is "$(cowstat space mode)" out_of_space "it is as it was"
 eval "$(advice space)"

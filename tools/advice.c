@@ -113,6 +113,20 @@ char *advice_space_text(const struct dm_device *d, const struct space *s)
 	return text;
 }
 
+char *advice_no_space(const char *name)
+{
+	struct dm_device d;
+	struct statvfs fs;
+	struct space s;
+
+	if (dm_read(name, &d))
+		return NULL;
+	d.mode = DM_MODE_OUT_OF_SPACE;
+	space_look(&d, &fs);
+	space_least(&d, &fs, &s);
+	return advice_space_text(&d, &s);
+}
+
 /* ---- Modes ---- */
 
 static void print_advice(FILE *to, const struct dm_device *d, const struct space *s)

@@ -18,4 +18,7 @@ char *advice_text(const struct dm_device *d, const struct space *s);
 /* How to get more space where there is least of it; NULL: there is no memory. */
 char *advice_space_text(const struct dm_device *d, const struct space *s);
 
+/* The same for a device that has just found no space, which is looked at now. */
+char *advice_no_space(const char *name);
+
 #endif /* COWSETUP_ADVICE_H */

@@ -33,6 +33,7 @@
 
 #include <linux/fs.h>
 
+#include "advice.h"
 #include "holders.h"
 #include "sysfs.h"
 
@@ -125,7 +126,8 @@ static int flush_above(const struct dm_device *d)
 
 int flush_device(const struct dm_device *d, const char *what)
 {
-	int err = flush_above(d);
+	int err = flush_above(d), r;
+	char *advice;
 
 	if (err == EINTR)
 		return error(USAGE, "%s: interrupted; everything is as it was.", d->name);
@@ -138,8 +140,10 @@ int flush_device(const struct dm_device *d, const char *what)
 		     d->name, strerror(err));
 		return OK;
 	}
+	advice = err == ENOSPC ? advice_no_space(d->name) : NULL;
 	errno = err;
-	return error_errno("%s: not everything can be written, and what was written since the last sync that succeeded would be lost%s; %s --force does it all the same. Everything is as it was",
-			   d->name, err == ENOSPC ? ": make room where the cowfile is, or raise the limit, and try again" : "",
-			   what);
+	r = error_errno("%s: not everything can be written, and what was written since the last sync that succeeded would be lost%s%s; %s --force does it all the same. Everything is as it was",
+			d->name, advice ? ": " : "", advice ? advice : "", what);
+	free(advice);
+	return r;
 }

@@ -511,7 +511,8 @@ static bool is_closed(const struct dm_device *d, int err)
 static int sync_before_close(const struct dm_device *d)
 {
 	const bool failed = d->mode == DM_MODE_FAIL, gone = dm_has_cow(d) && is_gone(d->cow);
-	int err;
+	char *advice;
+	int err, r;
 
 	err = dm_message(d, "sync");
 	if (!err || is_closed(d, err))
@@ -527,11 +528,12 @@ static int sync_before_close(const struct dm_device *d)
 		     d->name, strerror(err));
 		return OK;
 	}
+	advice = err == ENOSPC ? advice_no_space(d->name) : NULL;
 	errno = err;
-	return error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost. %s; close --force closes it all the same",
-			   d->name, failed ? ", as its cow device has failed" : "",
-			   err == ENOSPC ? "Make room where the cowfile is, or raise the limit, and close it then" :
-					   "See dmesg");
+	r = error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost: %s; close --force closes it all the same",
+			d->name, failed ? ", as its cow device has failed" : "", advice ? advice : "see dmesg");
+	free(advice);
+	return r;
 }
 
 /* Has it any use that does not end by itself: a mount, a device above, swap? */
