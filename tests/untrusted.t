@@ -151,11 +151,11 @@ EOS
 	liar=$!
 	await test -s shared/mounted || diag "$(cat liar.out)"
 	is "$(grep -c ' /dev/mapper/m' "/proc/$(cat shared/mounted)/mountinfo")" 2 "a user has two mounts that say that they are the device"
-	exits 0 "readonly" timeout 300 /usr/local/bin/cowsetup-asan readonly m
+	exits 0 "readonly" timeout -s KILL 300 /usr/local/bin/cowsetup-asan readonly m
 	is "$(echo "$out" | grep -c 'mounted on')" 0 "believes neither"
-	exits 0 "detach" timeout 300 /usr/local/bin/cowsetup-asan detach m
+	exits 0 "detach" timeout -s KILL 300 /usr/local/bin/cowsetup-asan detach m
 	is "$(echo "$out" | grep -c 'mounted on')" 0 "nor does detach"
-	exits 0 "close" timeout 300 /usr/local/bin/cowsetup-asan close m
+	exits 0 "close" timeout -s KILL 300 /usr/local/bin/cowsetup-asan close m
 	is "$out" '' "nor does close"
 	echo >go
 	wait $liar
@@ -188,15 +188,15 @@ if mount -i -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 gone mnt; then
 		cow /tmp/img /tmp/mnt/cow.cow create
 		here /tmp/img /tmp/here.cow create
 	END
-	exits 4 "a line whose server is gone" timeout 600 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab --all
+	exits 4 "a line whose server is gone" timeout -s KILL 300 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab --all
 	says 'rdo: not opened: /tmp/mnt/img has not answered .*cowsetup assemble rdo tries again \(cowtab:1\)' "is told"
 	says 'cow: not opened: /tmp/mnt/cow.cow has not answered .*\(cowtab:2\)' "and another"
 	is "$(devices)" here "the others are opened"
-	exits 4 "by its name" timeout 600 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab cow
+	exits 4 "by its name" timeout -s KILL 300 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab cow
 	says 'cow: not opened: /tmp/mnt/cow.cow has not answered' "likewise"
 	cowsetup close here
 	disk=$(loopdev img -r)
-	exits 0 "a device that is a part of none" timeout 600 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab "$disk"
+	exits 0 "a device that is a part of none" timeout -s KILL 300 /usr/local/bin/cowsetup-asan assemble --cowtab cowtab "$disk"
 	losetup --detach "$disk"
 	settles 0 "nobody is left who waits" sh -c "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' | grep -cx [a]ssemble; :"
 	exec 3<&-
