@@ -39,7 +39,11 @@
  * gate is open while DIRTY is known to be set. A first write enters the table
  * only with the gate open, which is tested under the bucket's lock; otherwise
  * it is deferred, and the worker sets DIRTY and opens the gate. A sync shuts
- * the gate, waits until every bucket is empty, and then cleans the head.
+ * the gate, waits until every bucket is empty and no discard at work, and then
+ * cleans the head. So that nobody else waits for a write that hangs, it first
+ * waits, with the gate open, for the end of what is in the table when it begins;
+ * and it shuts the gate for a short time only, at first, to open it and begin anew
+ * if what has come meanwhile takes longer.
  *
  * Flushes. If no bit has changed since the last commit a flush goes down as it
  * is. Otherwise it waits for a commit; one commit serves all that wait. A write
@@ -63,14 +67,23 @@
  * and only then is the space in the cow device given back. Until it has been, a
  * first write to one of the units would be lost with it, so:
  *
- *	While the range of a discard is published, nothing in the table covers any
- *	of its units.
+ *	While a discard is at work, nothing in the table covers any of its units.
  *
- * It holds because ranges are published with the gate shut and the table empty,
- * and because a write looks for them before it enters. One that finds a range in
- * its way waits for the discards' end. Rewrites that found their bit set before
- * it was cleared are in flight when the discard is: they race it as they would on
- * any disk, and may be lost with what they have overwritten.
+ * It holds because the range of a discard is published before it looks at the table,
+ * and is withdrawn when it has done its work. A write looks for ranges under the lock
+ * of its bucket, before it enters. One that finds a range in its way waits for that
+ * discard's end, and then looks again: others may overlap. The discard goes through
+ * the buckets, by their locks, after it has been published. So whatever it does not
+ * find there comes later, and finds the range. What it does find, and overlaps, was
+ * there before; it is marked, and the discard waits for its end, and looks again. All
+ * else goes on, other discards too. A write that is folded into a copy-up meanwhile
+ * makes no entry, and ends with the copy-up, before the discard has begun to work.
+ * Discards are at work with the gate open, as first writes are, since they change
+ * bits, too.
+ *
+ * Rewrites that found their bit set before it was cleared are in flight when the
+ * discard is: they race it as they would on any disk, and may be lost with what they
+ * have overwritten.
  *
  * Space. A write that finds none ends with ENOSPC: one beyond the limit, one that
  * the cow device has no room for, one whose part of the bitmap it has no room
@@ -100,12 +113,14 @@
 #include <linux/dm-io.h>
 #include <linux/hash.h>
 #include <linux/init.h>
+#include <linux/interval_tree_generic.h>
 #include <linux/list.h>
 #include <linux/mempool.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
 #include <linux/ratelimit.h>
+#include <linux/rbtree.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>
 #include <linux/srcu.h>
@@ -142,6 +157,9 @@
 
 /* How long writes that found no space wait before one of them is tried again. */
 #define COW_SPACE_DELAY		HZ
+
+/* How long a sync keeps the gate shut at first, to wait for what is in flight. */
+#define COW_GATE_DELAY		(HZ / 10)
 
 /* How long writes are kept for errors in a row of which none need be for want of space. */
 #define COW_UNSURE_DELAY	(60 * HZ)
@@ -236,18 +254,19 @@ struct cowloop {
 
 	struct cow_bucket *buckets;
 	bool gate_open;
+	bool discards_at_work;		/* the gate stays open */
+	unsigned int nr_ranges;		/* in cow->ranges */
 	struct mutex gate_lock;		/* opens or shuts the gate; held by a sync */
-	wait_queue_head_t drained;	/* of the table, while the gate is shut */
+	wait_queue_head_t drained;	/* of what a sync waits for */
 
-	spinlock_t lock;		/* lists of bios, modes, and all that is about space */
+	spinlock_t lock;		/* lists of bios, ranges, modes, and all that is about space */
 	struct bio_list deferred;
 	struct bio_list commit_bios;
 	struct bio_list held_back;	/* writes, by a commit that is owed */
 
-	struct bio_list discards;	/* to be handled */
-	struct bio_list discarding;	/* being handled: their ranges are published */
-	struct bio_list discard_waiters;
-	bool ranges_published;
+	struct bio_list discards;	/* to be published */
+	struct bio_list blocked_discards;	/* published; for do_discards() alone */
+	struct rb_root_cached ranges;	/* of discards that are published: cow_io */
 
 	bool no_commit_timer;		/* it is not to be armed any more */
 	bool queueing;			/* keep writes that find no space */
@@ -301,16 +320,22 @@ enum cow_io_state {
 	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
 };
 
+/* Whom to tell when an entry leaves the table. */
+#define COW_AWAITED_BY_SYNC	BIT(0)
+#define COW_AWAITED_BY_DISCARD	BIT(1)
+
 /* What goes with a bio of COW_FLIGHT_WRITES. */
 struct cow_io {
 	u8 state;
+	u8 awaited;			/* COW_AWAITED_BY_* */
 	bool commit;			/* ends with a commit */
 	bool committed;			/* which has begun, at least */
 	bool unsure;			/* has failed, it may be for want of space */
-	bool seeks_space;		/* was begun in mode out_of_space */
 	bool kept;			/* for want of space, or is to be */
 	bool retried;			/* is the first of those kept, tried again */
+	bool seeks_space;		/* was begun in mode out_of_space */
 	bool read_failed;
+	bool blocked;			/* a discard, by what is in the table */
 	unsigned int nr;		/* units */
 	u64 unit;
 	struct cow_hold hold;		/* of them, while in the table */
@@ -318,9 +343,17 @@ struct cow_io {
 	struct hlist_node node;		/* in it */
 	struct bio_list waiters;	/* to be mapped again afterwards */
 
-	struct bvec_iter iter;		/* of a write that may have to be kept, and: */
-	struct block_device *bdev;
-	unsigned short flags;
+	union {
+		struct {		/* of a write that may have to be kept */
+			struct bvec_iter iter;
+			struct block_device *bdev;
+			unsigned short flags;
+		};
+		struct {		/* of a discard that is published */
+			struct rb_node range;
+			u64 last_below;
+		};
+	};
 
 	/* of a copy-up; it lives with the first of its bios */
 	struct bio_list folded;
@@ -1096,23 +1129,27 @@ static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned 
 	return NULL;
 }
 
+#define RANGE_START(io)	((io)->unit)
+#define RANGE_LAST(io)	((io)->unit + (io)->nr - 1)
+INTERVAL_TREE_DEFINE(struct cow_io, range, u64, last_below, RANGE_START, RANGE_LAST,
+		     static inline, cow_range)
+
 /*
- * Whether a discard is at work on any of the units. With the lock of a bucket
- * held, which keeps the ranges where they are.
+ * Have @bio, a first write, wait for a discard that is published for any of its units.
+ * False if there is none. With the bucket's lock held.
  */
-static bool range_in_way(struct cowloop *cow, u64 unit, unsigned int nr)
+static noinline bool wait_for_discard(struct cowloop *cow, struct bio *bio, u64 unit,
+				      unsigned int nr)
 {
-	struct bio *bio;
+	struct cow_io *discard;
 
-	if (likely(!READ_ONCE(cow->ranges_published)))
-		return false;
-	bio_list_for_each(bio, &cow->discarding) {
-		struct cow_io *io = bio_to_io(bio);
+	spin_lock(&cow->lock);
+	discard = cow_range_iter_first(&cow->ranges, unit, unit + nr - 1);
+	if (discard)
+		bio_list_add(&discard->waiters, bio);
+	spin_unlock(&cow->lock);
 
-		if (overlaps(io, unit, nr))
-			return true;
-	}
-	return false;
+	return discard;
 }
 
 /*
@@ -1125,15 +1162,10 @@ static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 u
 {
 	struct cow_io *io = bio_to_io(bio);
 
-	/* First: whoever finds the gate open finds the ranges published before. */
 	if (unlikely(!smp_load_acquire(&cow->gate_open)))
 		return 0;
-	if (unlikely(range_in_way(cow, unit, nr))) {
-		spin_lock(&cow->lock);
-		bio_list_add(&cow->discard_waiters, bio);
-		spin_unlock(&cow->lock);
+	if (unlikely(READ_ONCE(cow->nr_ranges)) && wait_for_discard(cow, bio, unit, nr))
 		return -EINPROGRESS;
-	}
 	return cow_md_hold(cow->md, unit, nr, is_urgent(bio), &io->hold);
 }
 
@@ -1159,6 +1191,15 @@ static void enter_table(struct cow_bucket *bucket, struct cow_io *io,
 	hlist_add_head(&io->node, &bucket->writes);
 }
 
+/* An entry has left the table that somebody has waited for. Any context. */
+static noinline void awaited_ended(struct cowloop *cow, u8 awaited)
+{
+	if (awaited & COW_AWAITED_BY_SYNC)
+		wake_up(&cow->drained);
+	if (awaited & COW_AWAITED_BY_DISCARD)
+		queue_work(cow->deferred_wq, &cow->discard_work);
+}
+
 /*
  * The data of a first write has been written, or could not be: it leaves the table.
  * Any context.
@@ -1168,6 +1209,7 @@ static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *
 {
 	unsigned long flags;
 	bool first = false;
+	u8 awaited;
 
 	spin_lock_irqsave(&io->bucket->lock, flags);
 	if (likely(!status))
@@ -1176,6 +1218,7 @@ static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *
 		cow_md_release(cow->md, &io->hold);
 	__hlist_del(&io->node);
 	io->state = COW_IO_WRITE;
+	awaited = io->awaited;
 	if (unlikely(!bio_list_empty(&io->waiters)))
 		defer_bios(cow, &io->waiters);
 	spin_unlock_irqrestore(&io->bucket->lock, flags);
@@ -1187,8 +1230,11 @@ static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *
 		if (unlikely(io->seeks_space))
 			space_found(cow, false);
 	}
-	if (unlikely(!READ_ONCE(cow->gate_open)))
-		wake_up(&cow->drained);
+	/* Whoever waits for the entry has marked it under the lock. */
+	if (unlikely(awaited)) {
+		io->awaited = 0;
+		awaited_ended(cow, awaited);
+	}
 }
 
 /* ---- The gate ---- */
@@ -1223,27 +1269,57 @@ static int open_gate(struct cowloop *cow)
 	return r;
 }
 
-static bool bucket_is_empty(struct cow_bucket *bucket)
+/*
+ * Whether nothing is in the table that a sync waits for; with @all it waits for all that
+ * there is from now on. Process context.
+ */
+static bool is_drained(struct cowloop *cow, bool all)
 {
-	bool empty;
-
-	spin_lock_irq(&bucket->lock);
-	empty = hlist_empty(&bucket->writes);
-	spin_unlock_irq(&bucket->lock);
-
-	return empty;
-}
-
-static void shut_gate(struct cowloop *cow)
-{
+	bool drained = true;
+	struct cow_io *io;
 	unsigned int i;
 
-	lockdep_assert_held(&cow->gate_lock);
-	WRITE_ONCE(cow->gate_open, false);
-	for (i = 0; i < 1U << COW_BUCKET_BITS; i++)
-		wait_event(cow->drained, bucket_is_empty(&cow->buckets[i]));
-	/* A discard needs no gate to come to its end. */
-	wait_event(cow->drained, !READ_ONCE(cow->ranges_published));
+	for (i = 0; i < 1U << COW_BUCKET_BITS; i++) {
+		struct cow_bucket *bucket = &cow->buckets[i];
+
+		spin_lock_irq(&bucket->lock);
+		hlist_for_each_entry(io, &bucket->writes, node) {
+			if (all)
+				io->awaited |= COW_AWAITED_BY_SYNC;
+			drained = drained && !(io->awaited & COW_AWAITED_BY_SYNC);
+		}
+		spin_unlock_irq(&bucket->lock);
+	}
+	return drained;
+}
+
+/*
+ * Shut the gate, with nothing in the table and no discard at work any more: returns 0, and
+ * the gate is locked; or -EINTR after a signal. One at a time. Sleeps.
+ */
+static int shut_gate(struct cowloop *cow)
+{
+	unsigned long delay = COW_GATE_DELAY;
+	long r;
+
+	for (;; delay *= 2) {
+		/* First writes go on, whatever hangs. */
+		if (!is_drained(cow, true) &&
+		    wait_event_interruptible(cow->drained, is_drained(cow, false)))
+			return -EINTR;
+
+		mutex_lock(&cow->gate_lock);
+		WRITE_ONCE(cow->gate_open, false);
+		r = wait_event_interruptible_timeout(cow->drained, is_drained(cow, true) &&
+						     !READ_ONCE(cow->discards_at_work), delay);
+		if (r > 0)
+			return 0;
+		/* There is something in flight, and so DIRTY is still set. */
+		smp_store_release(&cow->gate_open, true);
+		mutex_unlock(&cow->gate_lock);
+		if (r < 0)
+			return -EINTR;
+	}
 }
 
 /* Go on counting the units in use, as is to be done after a crash. True if there are more. */
@@ -1276,20 +1352,23 @@ static int count_all(struct cowloop *cow)
 
 /*
  * Bring all completed writes and their bits to stable storage, and leave a
- * clean head. First writes are held up meanwhile.
+ * clean head. First writes are held up meanwhile. -EINTR after a signal: then less
+ * may have been done. With the message lock.
  */
 static int sync_cowfile(struct cowloop *cow)
 {
 	int r, counted;
 
+	lockdep_assert_held(&cow->message_lock);
 	if (READ_ONCE(cow->opt.read_only))
 		return all_durable(cow);
 
 	/* May take long: not while first writes are held up. */
 	counted = count_all(cow);
 
-	mutex_lock(&cow->gate_lock);
-	shut_gate(cow);
+	r = shut_gate(cow);
+	if (r)
+		return r;
 	r = commit(cow);
 	if (!r && !counted) {
 		r = cow_md_clean(cow->md);
@@ -2050,42 +2129,97 @@ static int map_discard(struct cowloop *cow, struct bio *bio)
 	return DM_MAPIO_SUBMITTED;
 }
 
-/*
- * Publish the ranges of all the discards there are, as cow->discarding: nothing
- * is in flight for their units from now on but rewrites.
- */
-static int publish_ranges(struct cowloop *cow)
+/* Publish the ranges of the discards that have come, for first writes to find. */
+static void publish_ranges(struct cowloop *cow)
+{
+	struct bio_list bios = take_bios(cow, &cow->discards);
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(&bios))) {
+		struct cow_io *io = bio_to_io(bio);
+
+		io->blocked = false;
+		bio_list_init(&io->waiters);
+		bio_list_add(&cow->blocked_discards, bio);
+		spin_lock_irq(&cow->lock);
+		cow_range_insert(io, &cow->ranges);
+		WRITE_ONCE(cow->nr_ranges, cow->nr_ranges + 1);
+		spin_unlock_irq(&cow->lock);
+	}
+}
+
+/* A discard has done its work, or will not do any. What has waited for it is mapped again. */
+static void withdraw_range(struct cowloop *cow, struct cow_io *io)
+{
+	spin_lock_irq(&cow->lock);
+	cow_range_remove(io, &cow->ranges);
+	WRITE_ONCE(cow->nr_ranges, cow->nr_ranges - 1);
+	spin_unlock_irq(&cow->lock);
+
+	/* Nobody finds it any more. */
+	if (!bio_list_empty(&io->waiters))
+		defer_bios(cow, &io->waiters);
+}
+
+/* Have the discards wait that @io, in the table, is in the way of. With the bucket's lock. */
+static void block_discards(struct cowloop *cow, struct cow_io *io)
+{
+	const u64 first = RANGE_START(io), last = RANGE_LAST(io);
+	struct cow_io *discard;
+
+	spin_lock(&cow->lock);
+	for (discard = cow_range_iter_first(&cow->ranges, first, last); discard;
+	     discard = cow_range_iter_next(discard, first, last)) {
+		discard->blocked = true;
+		io->awaited |= COW_AWAITED_BY_DISCARD;
+	}
+	spin_unlock(&cow->lock);
+}
+
+/* The discards that are published and have nothing in their way: they can begin to work. */
+static struct bio_list take_ready_discards(struct cowloop *cow)
+{
+	struct bio_list bios = cow->blocked_discards, ready = BIO_EMPTY_LIST;
+	struct cow_io *io;
+	struct bio *bio;
+	unsigned int i;
+
+	bio_list_init(&cow->blocked_discards);
+	if (bio_list_empty(&bios))
+		return ready;
+
+	for (i = 0; i < 1U << COW_BUCKET_BITS; i++) {
+		struct cow_bucket *bucket = &cow->buckets[i];
+
+		spin_lock_irq(&bucket->lock);
+		hlist_for_each_entry(io, &bucket->writes, node)
+			block_discards(cow, io);
+		spin_unlock_irq(&bucket->lock);
+	}
+	while ((bio = bio_list_pop(&bios))) {
+		io = bio_to_io(bio);
+		bio_list_add(io->blocked ? &cow->blocked_discards : &ready, bio);
+		io->blocked = false;
+	}
+	return ready;
+}
+
+/* Open the gate, and keep it open while discards are at work, if this returns 0. */
+static int begin_discards(struct cowloop *cow)
 {
 	int r;
 
 	mutex_lock(&cow->gate_lock);
-	shut_gate(cow);
-	cow->discarding = take_bios(cow, &cow->discards);
-	WRITE_ONCE(cow->ranges_published, !bio_list_empty(&cow->discarding));
 	r = open_gate_locked(cow);
+	WRITE_ONCE(cow->discards_at_work, !r);
 	mutex_unlock(&cow->gate_lock);
 
 	return r;
 }
 
-/* Nobody looks at the ranges any more when this returns, which is when the bios can end. */
-static void withdraw_ranges(struct cowloop *cow, struct bio_list *bios)
+static void end_discards(struct cowloop *cow)
 {
-	struct bio_list waiters;
-	unsigned int i;
-
-	WRITE_ONCE(cow->ranges_published, false);
-	/* Those that have found them published hold the lock of a bucket. */
-	for (i = 0; i < 1U << COW_BUCKET_BITS; i++) {
-		spin_lock_irq(&cow->buckets[i].lock);
-		spin_unlock_irq(&cow->buckets[i].lock);
-	}
-	*bios = cow->discarding;
-	bio_list_init(&cow->discarding);
-
-	waiters = take_bios(cow, &cow->discard_waiters);
-	if (!bio_list_empty(&waiters))
-		defer_bios(cow, &waiters);
+	WRITE_ONCE(cow->discards_at_work, false);
 	wake_up(&cow->drained);
 }
 
@@ -2153,54 +2287,54 @@ static bool can_discard(struct cowloop *cow)
 	       (!cow->opt.no_discard_passdown && bdev_write_zeroes_sectors(cow->cow->bdev));
 }
 
+/* A discard's last step, after a commit that has ended with errno @r. */
+static blk_status_t give_back(struct cowloop *cow, struct bio *bio, int r)
+{
+	if (r)
+		return errno_to_blk_status(r);
+	return cow->opt.no_discard_passdown ? BLK_STS_OK : pass_down(cow, bio_to_io(bio));
+}
+
+/*
+ * Publish the discards that have come, and do those that nothing in the table is in the way
+ * of; the others are for the next run. This waits for the cow device only, and for the gate.
+ */
 static void do_discards(struct work_struct *work)
 {
 	struct cowloop *cow = container_of(work, struct cowloop, discard_work);
+	struct bio_list ready;
 	long discarded = 0;
-	struct bio_list bios;
 	struct bio *bio;
-	bool none;
 	int r;
 
-	/* An earlier run may have had those that this one was queued for. */
-	spin_lock_irq(&cow->lock);
-	none = bio_list_empty(&cow->discards);
-	spin_unlock_irq(&cow->lock);
-	if (none)
+	publish_ranges(cow);
+	ready = take_ready_discards(cow);
+	if (bio_list_empty(&ready))
 		return;
 
-	r = publish_ranges(cow);
-	bio_list_for_each(bio, &cow->discarding) {
+	r = begin_discards(cow);
+	bio_list_for_each(bio, &ready) {
 		int error = r;
 
 		if (!r && can_discard(cow))
-			error = clear_range(cow, bio_to_io(bio),
-					    &discarded);
+			error = clear_range(cow, bio_to_io(bio), &discarded);
 		bio->bi_status = errno_to_blk_status(error);
 	}
-
-	if (discarded)
-		r = commit_soon(cow);
-	bio_list_for_each(bio, &cow->discarding) {
-		if (!discarded || bio->bi_status)
-			continue;
-		if (r)
-			bio->bi_status = errno_to_blk_status(r);
-		else if (!cow->opt.no_discard_passdown)
-			bio->bi_status =
-				pass_down(cow, bio_to_io(bio));
-		cond_resched();
-	}
-
-	withdraw_ranges(cow, &bios);
 	if (discarded) {
+		r = commit_soon(cow);
 		atomic_long_add(discarded, &cow->discarded_units);
 		check_low_water(cow);
-		if (!r)
-			space_found(cow, true);
 	}
-	while ((bio = bio_list_pop(&bios)))
+	while ((bio = bio_list_pop(&ready))) {
+		if (discarded && !bio->bi_status)
+			bio->bi_status = give_back(cow, bio, r);
+		withdraw_range(cow, bio_to_io(bio));
+		if (discarded && !r)
+			space_found(cow, true);
 		bio_endio(bio);
+		cond_resched();
+	}
+	end_discards(cow);
 }
 
 /* ---- Accepting and deferring writes ---- */
@@ -2215,11 +2349,12 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	io = dm_per_bio_data(bio, sizeof(*io));
 	bio->bi_private = io;
 	io->state = COW_IO_WRITE;
+	io->awaited = 0;
 	io->commit = false;
 	io->committed = false;
 	io->unsure = false;
-	io->retried = false;
 	io->kept = false;
+	io->retried = false;
 	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
 			  !is_reserved_for(cow, bio);
 
@@ -2765,8 +2900,8 @@ static int alloc_resources(struct cowloop *cow)
 	bio_list_init(&cow->commit_bios);
 	bio_list_init(&cow->held_back);
 	bio_list_init(&cow->discards);
-	bio_list_init(&cow->discarding);
-	bio_list_init(&cow->discard_waiters);
+	bio_list_init(&cow->blocked_discards);
+	cow->ranges = RB_ROOT_CACHED;
 	bio_list_init(&cow->no_space_bios);
 	bio_list_init(&cow->reserved_bios);
 	ratelimit_state_init(&cow->space_log, HZ, 1);
@@ -3190,6 +3325,8 @@ static void cowloop_postsuspend(struct dm_target *ti)
 	/* A message may still be at work, and about to let go of the cow device. */
 	mutex_lock(&cow->message_lock);
 	cancel_work_sync(&cow->count_work);
+	/* Its last bio has ended, but not the run. */
+	flush_work(&cow->discard_work);
 	/* All else has failed before, or says so itself. */
 	if (sync_cowfile(cow) == -ENOSPC)
 		log_unsaved(cow, false);

@@ -14,7 +14,7 @@ kdir=$(scripts/kernel "${KERNEL:-}" | sed -n 's/^kdir=//p')
 patches=(tests/broken/*.patch)
 echo "1..${#patches[@]}"
 
-# crash, flush, stress OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
+# crash, flush, stress, hang OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
 # is part of it: only what is checked may fail.
 crash() {
 	scripts/vm "$@" tests/crash.t 'ONLY=format 2' >"$dir/out" 2>&1
@@ -29,14 +29,18 @@ stress() {
 	scripts/vm "$@" tests/stress.t ONLY=rounds >"$dir/out" 2>&1
 	grep '^not ok .* round$' "$dir/out" && grep -m 1 'found .* Allowed: ' "$dir/out"
 }
+hang() {
+	scripts/vm "$@" tests/hang.t ONLY=discard >"$dir/out" 2>&1
+	grep '^not ok .*: what needs the copy-up waits$' "$dir/out"
+}
 
 # caught NAME: builds the module with the patch, and runs the test on it that the patch names
 caught() {
 	local dir=$tmp/$1 test
 	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "tests/broken/$1.patch")
 	case $test in
-	crash | flush | stress) ;;
-	*) echo "tests/broken/$1.patch does not begin with \`test: ', and crash.t, flush.t or stress.t"; return 1 ;;
+	crash | flush | stress | hang) ;;
+	*) echo "tests/broken/$1.patch does not begin with \`test: ', and crash.t, flush.t, stress.t or hang.t"; return 1 ;;
 	esac
 	mkdir "$dir"
 	cp Kbuild ./*.[ch] "$dir"
