@@ -66,7 +66,10 @@
  * for dm-cowloop.c to say and to heed; a commit that succeeds pays for all.
  *
  * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
- * the array of regions; commit_lock may be taken inside load_lock. A region's
+ * the array of regions; commit_lock may be taken inside load_lock. What a region is
+ * filled from is read before, without the lock, and is found in dm-bufio's cache
+ * then (region_prefetch): so that several regions are read at the same time, and
+ * one that takes long holds up nobody who does not need it. A region's
  * spinlock, one of a few, covers its bits and whether they have changed; lookups
  * do without it: they find a bit that is being set in its old or its new state,
  * and both are right then.
@@ -155,7 +158,7 @@ struct cow_md {
 	struct cow_region *scratch;	/* to read a region into */
 	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
 	atomic_t nr_pages;		/* in regions[] */
-	bool keep_all;			/* nothing is evicted */
+	bool keep_all;			/* nothing is evicted, or is not as long as others can wait */
 	u64 evict_next;
 	struct shrinker *shrinker;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
@@ -743,11 +746,12 @@ static struct cow_region *region_evict(struct cow_md *md)
 	unsigned long nr = ULONG_MAX;
 	struct cow_region *r;
 
-	if (md->keep_all)
-		return NULL;
 	mutex_lock(&md->commit_lock);
 	r = region_unlink(md, &nr);
 	mutex_unlock(&md->commit_lock);
+	/* Whoever wanted to have all of it in memory has to try again. */
+	if (r)
+		WRITE_ONCE(md->keep_all, false);
 
 	if (r)
 		synchronize_rcu();
@@ -800,8 +804,15 @@ static int start_shrinker(struct cow_md *md)
 	return cow_shrinker_register(md->shrinker, "dm-cowloop");
 }
 
+/* Why a region is loaded. */
+enum cow_purpose {
+	COW_TO_COUNT,		/* its page is not kept */
+	COW_TO_USE,		/* others may be evicted for it */
+	COW_TO_HAVE_ALL,	/* no other is */
+};
+
 /* A page for a region, or NULL if there will be none before a commit. */
-static struct cow_region *region_alloc(struct cow_md *md)
+static struct cow_region *region_alloc(struct cow_md *md, enum cow_purpose purpose)
 {
 	const gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC | __GFP_NOWARN;
 	struct cow_region *r;
@@ -815,15 +826,44 @@ static struct cow_region *region_alloc(struct cow_md *md)
 		r = md->reserve;
 		WRITE_ONCE(md->reserve, NULL);
 	}
-	return r ? r : region_evict(md);
+	return r || purpose == COW_TO_HAVE_ALL ? r : region_evict(md);
+}
+
+static bool is_loaded(struct cow_md *md, u64 index)
+{
+	return rcu_access_pointer(md->map.regions[index]);
+}
+
+/*
+ * Before the load_lock is taken to load region @index: read what is needed, for dm-bufio
+ * to have it in its cache. Returns 0, also if there is nothing to be read, or a negative
+ * errno. Sleeps, does I/O.
+ */
+static int region_prefetch(struct cow_md *md, u64 index)
+{
+	const u64 first = index * md->region_sectors;
+	struct dm_buffer *buf;
+	sector_t block, last;
+	void *data;
+
+	if (is_loaded(md, index))
+		return 0;
+	last = last_block(md, first + region_nr_sectors(md, index));
+	for (block = first_block(md, first); block <= last; block++) {
+		data = dm_bufio_read(md->bufio, block, &buf);
+		if (IS_ERR(data))
+			return PTR_ERR(data);
+		dm_bufio_release(buf);
+	}
+	return 0;
 }
 
 /*
  * Load region @index, if that has not been done, and leave a marker for it, or
- * its page if @keep is set. Counts its units when that is still to be done.
+ * its page, as the @purpose is. Counts its units when that is still to be done.
  * Returns what cow_md_load() does.
  */
-static int region_load(struct cow_md *md, u64 index, bool keep)
+static int region_load(struct cow_md *md, u64 index, enum cow_purpose purpose)
 {
 	struct cow_region *r = md->scratch;
 	u32 weight;
@@ -831,7 +871,7 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 
 	lockdep_assert_held(&md->load_lock);
 
-	if (rcu_access_pointer(md->map.regions[index]))
+	if (is_loaded(md, index))
 		return 0;
 	ret = region_read(md, index, r);
 	if (ret)
@@ -842,8 +882,8 @@ static int region_load(struct cow_md *md, u64 index, bool keep)
 		r = COW_REGION_EMPTY;
 	} else if (weight == region_nr_units(md, index)) {
 		r = COW_REGION_FULL;
-	} else if (keep) {
-		r = region_alloc(md);
+	} else if (purpose != COW_TO_COUNT) {
+		r = region_alloc(md, purpose);
 		if (!r)
 			return 1;
 		*r = *md->scratch;
@@ -904,7 +944,7 @@ static int region_expand(struct cow_md *md, u64 index)
 {
 	struct cow_region *marker = rcu_access_pointer(md->map.regions[index]);
 	const u32 nr_units = region_nr_units(md, index);
-	struct cow_region *r = region_alloc(md);
+	struct cow_region *r = region_alloc(md, COW_TO_USE);
 	u32 i;
 
 	if (!r)
@@ -928,8 +968,11 @@ int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 	const u64 index = cow_unit_to_region(&md->map, unit, &bit);
 	int ret;
 
+	ret = region_prefetch(md, index);
+	if (ret)
+		return ret;
 	mutex_lock(&md->load_lock);
-	ret = region_load(md, index, true);
+	ret = region_load(md, index, COW_TO_USE);
 	if (!ret && for_write &&
 	    rcu_access_pointer(md->map.regions[index]) == COW_REGION_EMPTY)
 		ret = region_expand(md, index);
@@ -990,9 +1033,12 @@ int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
 	int ret;
 
 	*run = min_t(u64, max, md->map.region_units - bit);
+	ret = region_prefetch(md, index);
+	if (ret)
+		return ret;
 	mutex_lock(&md->load_lock);
 	do {
-		ret = region_load(md, index, true);
+		ret = region_load(md, index, COW_TO_USE);
 		r = rcu_access_pointer(md->map.regions[index]);
 		if (!ret && r == COW_REGION_FULL)
 			ret = region_expand(md, index);
@@ -1013,18 +1059,36 @@ int cow_md_load_all(struct cow_md *md)
 	int r = 0;
 
 	mutex_lock(&md->load_lock);
-	md->keep_all = true;
+	WRITE_ONCE(md->keep_all, true);
+	mutex_unlock(&md->load_lock);
 	for (index = 0; index < md->nr_regions && !r; index++) {
-		r = fatal_signal_pending(current) ? -EINTR : region_load(md, index, true);
+		r = signal_pending(current) ? -EINTR : region_prefetch(md, index);
+		if (r)
+			break;
+		mutex_lock(&md->load_lock);
+		r = region_load(md, index, COW_TO_HAVE_ALL);
+		mutex_unlock(&md->load_lock);
 		cond_resched();
 	}
+
+	mutex_lock(&md->load_lock);
+	/* Others may have needed the memory, and evicted some. */
+	if (!r && !md->keep_all)
+		r = 1;
 	if (r)
-		md->keep_all = false;
+		WRITE_ONCE(md->keep_all, false);
 	else
 		WRITE_ONCE(md->count_next, md->nr_regions);
 	mutex_unlock(&md->load_lock);
 
 	return r > 0 ? -ENOMEM : r;
+}
+
+void cow_md_may_evict(struct cow_md *md)
+{
+	mutex_lock(&md->load_lock);
+	WRITE_ONCE(md->keep_all, false);
+	mutex_unlock(&md->load_lock);
 }
 
 /* ---- Counting ---- */
@@ -1059,13 +1123,15 @@ static void log_unread(struct cow_md *md, u64 index, int error)
 }
 
 /*
- * Count the next region. One that can't be read is passed over, and stays in uncounted:
- * it is counted when it is loaded. Returns its error.
+ * Count the next region. One that can't be read, and maybe could not be before, with
+ * @error, is passed over, and stays in uncounted: it is counted when it is loaded. Returns
+ * its error.
  */
-static int count_region(struct cow_md *md)
+static int count_region(struct cow_md *md, int error)
 {
 	const u64 index = md->count_next;
-	const int r = region_load(md, index, false);
+	const int r = error && !is_loaded(md, index) ? error :
+						       region_load(md, index, COW_TO_COUNT);
 
 	lockdep_assert_held(&md->load_lock);
 	/* For all of them there is one line in the log. Format 1 is refused then. */
@@ -1088,33 +1154,50 @@ static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
 
 bool cow_md_count_some(struct cow_md *md)
 {
+	u64 index = READ_ONCE(md->count_next);
 	unsigned int i;
+	int error;
 
-	mutex_lock(&md->load_lock);
-	if (cow_md_counting(md))
-		prefetch_regions(md, md->count_next, COW_COUNT_REGIONS);
-	for (i = 0; i < COW_COUNT_REGIONS && cow_md_counting(md); i++) {
-		/* Has been logged. */
-		(void)count_region(md);
+	if (index < md->nr_regions)
+		prefetch_regions(md, index, COW_COUNT_REGIONS);
+	for (i = 0; i < COW_COUNT_REGIONS; i++) {
+		index = READ_ONCE(md->count_next);
+		if (index >= md->nr_regions)
+			break;
+		error = region_prefetch(md, index);
+		mutex_lock(&md->load_lock);
+		/* Others may count, too. An error has been logged. */
+		if (index == md->count_next)
+			(void)count_region(md, error);
+		mutex_unlock(&md->load_lock);
 		cond_resched();
 	}
-	mutex_unlock(&md->load_lock);
-
 	return cow_md_counting(md);
 }
 
 int cow_md_count_unread(struct cow_md *md)
 {
 	u64 index = 0;
+	bool more;
 	int r = 0;
 
-	mutex_lock(&md->load_lock);
-	while (!r && md->nr_unread) {
-		index = find_next_bit(md->uncounted, md->count_next, index);
-		r = region_load(md, index, false);
+	do {
+		mutex_lock(&md->load_lock);
+		more = md->nr_unread;
+		if (more)
+			index = find_next_bit(md->uncounted, md->count_next, index);
+		mutex_unlock(&md->load_lock);
+		if (!more)
+			break;
+
+		r = region_prefetch(md, index);
+		if (r)
+			break;
+		mutex_lock(&md->load_lock);
+		r = region_load(md, index, COW_TO_COUNT);
+		mutex_unlock(&md->load_lock);
 		cond_resched();
-	}
-	mutex_unlock(&md->load_lock);
+	} while (!r);
 
 	return r;
 }
@@ -2049,7 +2132,7 @@ static int count_blocks_v1(struct cow_md *md, const struct cow_md_args *args, ch
 		int r;
 
 		mutex_lock(&md->load_lock);
-		r = count_region(md);
+		r = count_region(md, 0);
 		if (!r)
 			mixed = find_mixed_block(md, index, md->units_per_block);
 		mutex_unlock(&md->load_lock);

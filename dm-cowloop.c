@@ -34,6 +34,36 @@
  * may wait for memory, for the bitmap to be read, or for a sync, and a sync may
  * wait for the table to empty.
  *
+ * Who waits for whom. Either device may hang, or take long. What needs neither goes on;
+ * and what needs the cow device does not wait for rdo, but where memory is so short
+ * that there is none but what others will give back. Each queue waits for nothing but
+ * what is said here, so that there is no circle:
+ *
+ *	queue     runs                        and waits for
+ *	--------  --------------------------  ------------------------------------------
+ *	rdo       begins reads of rdo         rdo; memory for these reads: others of them
+ *	io        commits, stores of copy-    the cow device; memory for stores: others
+ *	          ups, writes in pieces,      of them
+ *	          events
+ *	load      reads, and writes, whose    the cow device; memory for the bitmap:
+ *	          part of the bitmap is not   commits (its own), first writes in the table;
+ *	          in memory, some of them at  memory for parts of reads: other such reads
+ *	          the same time
+ *	deferred  other deferred writes       as load does; the gate: a sync, for a bounded
+ *	                                      time; memory for a unit: copy-ups in the table
+ *	          discards                    the cow device, memory for the bitmap, the gate
+ *	          counting                    the cow device
+ *
+ *	first writes in the table wait for the device they are sent to: a copy-up for rdo,
+ *	          and then for the cow device; and for the queues rdo and io
+ *	flushes, and FUA, wait for commits: the queue io
+ *	a message sync waits for the table, and for discards at work; with the gate shut for
+ *	          a short time only; read_only and close for all writes, and close for reads
+ *	          of the cow device: until a signal comes
+ *
+ * Nobody waits for a message, or for the load or deferred queue, but who has sent the
+ * bio that is in it, and a suspend.
+ *
  * The gate. DIRTY must be on disk before any first write is (see
  * dm-cowloop-metadata.c), and must not be cleared while one is in flight. The
  * gate is open while DIRTY is known to be set. A first write enters the table
@@ -142,6 +172,9 @@
 /* Bytes of the memory for copy-ups that are kept for the next ones. */
 #define COW_SPARE_BYTES		(128 * 1024)
 #define COW_MAX_SPARES		16
+
+/* Deferred reads, and writes, for which the bitmap is read at the same time. */
+#define COW_MAX_LOADS		16
 
 /*
  * Cowloop devices that may lie one over the other, as rdo or as cow device. The end of a bio
@@ -260,7 +293,8 @@ struct cowloop {
 	wait_queue_head_t drained;	/* of what a sync waits for */
 
 	spinlock_t lock;		/* lists of bios, ranges, modes, and all that is about space */
-	struct bio_list deferred;
+	struct bio_list deferred;	/* writes */
+	struct bio_list rdo_bios;	/* of deferred reads, to be sent to rdo */
 	struct bio_list commit_bios;
 	struct bio_list held_back;	/* writes, by a commit that is owed */
 
@@ -282,12 +316,11 @@ struct cowloop {
 	bool found_space;		/* too soon after that, and nothing was short of it since */
 	struct ratelimit_state space_log;
 
-	/*
-	 * Two queues, since what is deferred may have to wait for memory that
-	 * copy-ups will free, and for a sync that waits for them.
-	 */
-	struct workqueue_struct *deferred_wq;
+	struct workqueue_struct *rdo_wq;	/* who waits for whom: see the top */
 	struct workqueue_struct *io_wq;
+	struct workqueue_struct *load_wq;
+	struct workqueue_struct *deferred_wq;
+	struct work_struct rdo_work;
 	struct work_struct deferred_work;
 	struct work_struct discard_work;
 	struct work_struct count_work;
@@ -302,7 +335,9 @@ struct cowloop {
 	void *spares[COW_MAX_SPARES];	/* some of it, which need not be cleared by kmalloc() */
 	unsigned int nr_spares;
 	unsigned int max_spares;
-	struct bio_set bios;		/* splits of deferred reads, stores of copy-ups */
+	struct bio_set bios;		/* stores of copy-ups, discards */
+	struct bio_set rdo_reads;	/* of copy-ups */
+	struct bio_set splits;		/* of deferred reads */
 	struct bio_set pieces;		/* of writes, with write_sectors */
 
 	struct mutex message_lock;	/* one message at a time */
@@ -357,8 +392,9 @@ struct cow_io {
 
 	/* of a copy-up; it lives with the first of its bios */
 	struct bio_list folded;
-	struct cowloop *cowloop;
 	void *data;
+
+	struct cowloop *cowloop;	/* of a bio of any kind, while it has work */
 	struct work_struct work;
 };
 
@@ -527,6 +563,27 @@ static struct bio_list take_bios(struct cowloop *cow, struct bio_list *list)
 	spin_unlock_irq(&cow->lock);
 
 	return bios;
+}
+
+/* Have @function run, in @wq, on the cow_io of @bio, which may be a read. Any context. */
+static void queue_bio(struct cowloop *cow, struct bio *bio, struct workqueue_struct *wq,
+		      work_func_t function)
+{
+	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
+
+	io->cowloop = cow;
+	INIT_WORK(&io->work, function);
+	queue_work(wq, &io->work);
+}
+
+/* The other way. */
+static struct bio *work_to_bio(struct work_struct *work, struct cowloop **cow)
+{
+	struct cow_io *io = container_of(work, struct cow_io, work);
+
+	*cow = io->cowloop;
+
+	return dm_bio_from_per_bio_data(io, sizeof(*io));
 }
 
 static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
@@ -1578,6 +1635,8 @@ static int load(struct cowloop *cow, u64 unit, bool for_write)
 
 /* ---- Reads ---- */
 
+static void do_load_read(struct work_struct *work);
+
 /* Map a read of which the first units, or all, are @run. */
 static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_run run)
 {
@@ -1595,8 +1654,10 @@ static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_ru
 			return end_bio(bio, BLK_STS_IOERR);
 		return remap_to_cow(cow, bio);
 	case COW_UNKNOWN:
-		if (likely(begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL)))
-			return defer_bio(cow, bio);
+		if (likely(begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL))) {
+			queue_bio(cow, bio, cow->load_wq, do_load_read);
+			return DM_MAPIO_SUBMITTED;
+		}
 		/* All was loaded before the mode changed. */
 		smp_rmb();
 		run = lookup(cow, unit, bio_units(cow, bio));
@@ -1607,11 +1668,38 @@ static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_ru
 	}
 }
 
-/* A read that was deferred can't be trimmed any more: it is split instead. */
-static void deferred_read(struct cowloop *cow, struct bio *bio)
+/* Bios for rdo, by somebody who may wait for it. Sleeps. */
+static void do_rdo(struct work_struct *work)
 {
+	struct cowloop *cow = container_of(work, struct cowloop, rdo_work);
+	struct bio_list bios = take_bios(cow, &cow->rdo_bios);
+	struct bio *bio;
+
+	while ((bio = bio_list_pop(&bios)))
+		submit_bio_noacct(bio);
+}
+
+static void send_to_rdo(struct cowloop *cow, struct bio *bio)
+{
+	remap_to_rdo(cow, bio);
+	spin_lock_irq(&cow->lock);
+	bio_list_add(&cow->rdo_bios, bio);
+	queue_work(cow->rdo_wq, &cow->rdo_work);
+	spin_unlock_irq(&cow->lock);
+}
+
+/*
+ * A read whose part of the bitmap was not in memory. It can't be trimmed any more: it is
+ * split instead.
+ */
+static void do_load_read(struct work_struct *work)
+{
+	struct cowloop *cow;
+	struct bio *bio = work_to_bio(work, &cow);
 	struct bio *split = NULL;
 
+	/* It has waited; and an EAGAIN from here would not be tried again. */
+	let_wait(bio);
 	while (split != bio) {
 		const sector_t sector = bio->bi_iter.bi_sector;
 		const u64 unit = sector_to_unit(cow, sector);
@@ -1630,7 +1718,7 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 		split = bio;
 		if (run.nr < nr) {
 			split = bio_split(bio, unit_start(cow, unit + run.nr) - sector,
-					  GFP_NOIO, &cow->bios);
+					  GFP_NOIO, &cow->splits);
 			bio_chain(split, bio);
 		}
 		if (run.where == COW_BAD) {
@@ -1639,12 +1727,13 @@ static void deferred_read(struct cowloop *cow, struct bio *bio)
 		}
 		if (run.where == COW_IN_RDO) {
 			this_cpu_inc(cow->stats->rdo_reads);
-			remap_to_rdo(cow, split);
+			send_to_rdo(cow, split);
 		} else {
 			this_cpu_inc(cow->stats->cow_reads);
 			remap_to_cow(cow, split);
+			submit_bio_noacct(split);
 		}
-		submit_bio_noacct(split);
+		cond_resched();
 	}
 }
 
@@ -1678,25 +1767,22 @@ static void submit_write(struct cowloop *cow, struct bio *bio)
 
 static void submit_write_later(struct work_struct *work)
 {
-	struct cow_io *io = container_of(work, struct cow_io, work);
+	struct cowloop *cow;
+	struct bio *bio = work_to_bio(work, &cow);
 
-	submit_write(io->cowloop, dm_bio_from_per_bio_data(io, sizeof(*io)));
+	submit_write(cow, bio);
 }
 
 /* Map a write to what is in the cowfile, or will be. */
 static int write_to_cow(struct cowloop *cow, struct bio *bio)
 {
-	struct cow_io *io = bio_to_io(bio);
-
 	remap_to_cow(cow, bio);
 	if (!in_pieces(cow, bio))
 		return DM_MAPIO_REMAPPED;
 
 	/* Not all the pieces could be had in map, which submits none before it returns. */
 	let_wait(bio);
-	io->cowloop = cow;
-	INIT_WORK(&io->work, submit_write_later);
-	queue_work(cow->io_wq, &io->work);
+	queue_bio(cow, bio, cow->io_wq, submit_write_later);
 
 	return DM_MAPIO_SUBMITTED;
 }
@@ -1846,7 +1932,8 @@ static void copyup_read(struct bio *read)
 static bool copyup_start(struct cow_io *io, gfp_t gfp)
 {
 	struct cowloop *cow = io->cowloop;
-	struct bio *read = bio_alloc_bioset(cow->rdo->bdev, 1, REQ_OP_READ, gfp, &cow->bios);
+	struct bio *read = bio_alloc_bioset(cow->rdo->bdev, 1, REQ_OP_READ, gfp,
+					    &cow->rdo_reads);
 
 	if (!read)
 		return false;
@@ -1981,12 +2068,13 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 
 /*
  * Write a part of a unit that did not look written. *@data is memory for the
- * unit, if there is some; it is set to NULL when it was used.
+ * unit, if there is some, as there is in a worker; it is set to NULL when it was used.
  */
 static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **data)
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
 	struct cow_io *other, *io = bio_to_io(bio);
+	const bool in_worker = *data;
 	enum cow_where where;
 	int ready;
 
@@ -2029,10 +2117,10 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 
 	if (ready <= 0)
 		return not_entered(cow, bio, ready);
-	/* What must not wait leaves it to somebody else to find room in rdo's queue. */
-	if (bio->bi_opf & REQ_NOWAIT || !copyup_start(io, GFP_NOWAIT)) {
+	/* Who must not wait for rdo leaves it to somebody else to find room in its queue. */
+	if (in_worker || bio->bi_opf & REQ_NOWAIT || !copyup_start(io, GFP_NOWAIT)) {
 		INIT_WORK(&io->work, copyup_start_later);
-		queue_work(cow->io_wq, &io->work);
+		queue_work(cow->rdo_wq, &io->work);
 	}
 
 	return DM_MAPIO_SUBMITTED;
@@ -2046,6 +2134,19 @@ static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
 
 	/* The last unit may be short. */
 	return end == cow->units_end ? end : unit_start(cow, sector_to_unit(cow, end));
+}
+
+/* A write whose part of the bitmap was not in memory, when it was looked up first. */
+static void do_load_write(struct work_struct *work)
+{
+	struct cowloop *cow;
+	struct bio *bio = work_to_bio(work, &cow);
+	const int r = load(cow, sector_to_unit(cow, bio->bi_iter.bi_sector), false);
+
+	if (r)
+		end_bio(bio, errno_to_blk_status(r));
+	else
+		defer_bio(cow, bio);
 }
 
 /*
@@ -2089,8 +2190,10 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 	if (unlikely(hold))
 		return hold_back(cow, bio);
 	/* It may turn out to be a rewrite, which takes no space. */
-	if (unlikely(run.where == COW_UNKNOWN))
-		return defer_bio(cow, bio);
+	if (unlikely(run.where == COW_UNKNOWN)) {
+		queue_bio(cow, bio, cow->load_wq, do_load_write);
+		return DM_MAPIO_SUBMITTED;
+	}
 
 	return part ? write_part(cow, bio, unit, data) :
 		      write_units(cow, bio, unit, bio_units(cow, bio));
@@ -2439,10 +2542,7 @@ static void do_deferred(struct work_struct *work)
 	while ((bio = bio_list_pop(&bios))) {
 		/* It has waited; and an EAGAIN from here would not be tried again. */
 		let_wait(bio);
-		if (op_is_write(bio_op(bio)))
-			deferred_write(cow, bio);
-		else
-			deferred_read(cow, bio);
+		deferred_write(cow, bio);
 		cond_resched();
 	}
 }
@@ -2876,9 +2976,13 @@ static int alloc_resources(struct cowloop *cow)
 
 	cow->buckets = kvcalloc(1U << COW_BUCKET_BITS, sizeof(*cow->buckets), GFP_KERNEL);
 	cow->stats = alloc_percpu(struct cow_stats);
-	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	cow->rdo_wq = alloc_workqueue("dm-cowloop-rdo", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
 	cow->io_wq = alloc_workqueue("dm-cowloop-io", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
-	if (!cow->buckets || !cow->stats || !cow->deferred_wq || !cow->io_wq)
+	cow->load_wq = alloc_workqueue("dm-cowloop-load", WQ_MEM_RECLAIM | WQ_UNBOUND,
+				       COW_MAX_LOADS);
+	cow->deferred_wq = alloc_workqueue("dm-cowloop-deferred", WQ_MEM_RECLAIM | WQ_PERCPU, 0);
+	if (!cow->buckets || !cow->stats || !cow->rdo_wq || !cow->io_wq || !cow->load_wq ||
+	    !cow->deferred_wq)
 		return -ENOMEM;
 
 	cow->io = dm_io_client_create();
@@ -2897,6 +3001,7 @@ static int alloc_resources(struct cowloop *cow)
 	init_waitqueue_head(&cow->drained);
 	spin_lock_init(&cow->lock);
 	bio_list_init(&cow->deferred);
+	bio_list_init(&cow->rdo_bios);
 	bio_list_init(&cow->commit_bios);
 	bio_list_init(&cow->held_back);
 	bio_list_init(&cow->discards);
@@ -2906,6 +3011,7 @@ static int alloc_resources(struct cowloop *cow)
 	bio_list_init(&cow->reserved_bios);
 	ratelimit_state_init(&cow->space_log, HZ, 1);
 	ratelimit_set_flags(&cow->space_log, RATELIMIT_MSG_ON_RELEASE);
+	INIT_WORK(&cow->rdo_work, do_rdo);
 	INIT_WORK(&cow->deferred_work, do_deferred);
 	INIT_WORK(&cow->discard_work, do_discards);
 	INIT_WORK(&cow->count_work, do_count);
@@ -2915,7 +3021,12 @@ static int alloc_resources(struct cowloop *cow)
 	INIT_WORK(&cow->commit_work, do_commit);
 	INIT_DELAYED_WORK(&cow->commit_timer, do_commit_timer);
 
-	return bioset_init(&cow->bios, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	r = bioset_init(&cow->bios, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	if (!r)
+		r = bioset_init(&cow->rdo_reads, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	if (!r)
+		r = bioset_init(&cow->splits, BIO_POOL_SIZE, 0, 0);
+	return r;
 }
 
 /* What depends on the cowfile. */
@@ -2954,8 +3065,12 @@ static int set_up(struct cowloop *cow)
 static void free_cowloop(struct cowloop *cow)
 {
 	/* The queues first: they may still be running what was completed last. */
+	if (cow->load_wq)
+		destroy_workqueue(cow->load_wq);
 	if (cow->deferred_wq)
 		destroy_workqueue(cow->deferred_wq);
+	if (cow->rdo_wq)
+		destroy_workqueue(cow->rdo_wq);
 	if (cow->io_wq)
 		destroy_workqueue(cow->io_wq);
 	if (cow->cowfile)
@@ -2964,6 +3079,8 @@ static void free_cowloop(struct cowloop *cow)
 		mempool_free(cow->spares[--cow->nr_spares], &cow->units);
 	mempool_exit(&cow->units);
 	bioset_exit(&cow->pieces);
+	bioset_exit(&cow->splits);
+	bioset_exit(&cow->rdo_reads);
 	bioset_exit(&cow->bios);
 	if (cow->io)
 		dm_io_client_destroy(cow->io);

@@ -398,10 +398,15 @@ void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside);
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
 
 /*
- * Load all of the bitmap, and keep it. Sleeps, does I/O. Returns 0 or a negative
- * errno: -ENOMEM where there is not enough memory for it, -EINTR when killed.
+ * Load all of the bitmap, and keep it, as long as nobody needs the memory for another part
+ * of it. Others can load parts meanwhile. Sleeps, does I/O. Returns 0 or a negative errno:
+ * -ENOMEM where there is not enough memory for it, -EINTR after a signal; nothing has to
+ * be kept then.
  */
 int cow_md_load_all(struct cow_md *md);
+
+/* It need not be kept any more. Sleeps. */
+void cow_md_may_evict(struct cow_md *md);
 
 /*
  * Do without the cow device from now on, after a cow_md_load_all(): only lookups and

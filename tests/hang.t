@@ -4,7 +4,8 @@
 # vm: --smp 2 --mem 1G --timeout 1800
 #
 # Devices below that hang, for as long as the test likes: whatever does not need what hangs goes on. Discards while a
-# copy-up waits for rdo; messages that wait.
+# copy-up waits for rdo; a queue of rdo's that is full; a part of the bitmap that can't be read for now; messages that
+# wait.
 #
 # Whoever may have to wait is in the background: `begin NAME COMMAND...'. ONLY=discard as an argument leaves out the rest.
 
@@ -28,11 +29,11 @@ dmsetup create cow --table "0 16 linear /dev/nullb1 0
 24 $((SIZE + 512)) linear /dev/nullb1 24"
 rdo=/dev/mapper/rdo cow=/dev/mapper/cow dev=/dev/mapper/t
 
-line() { echo "0 $SIZE cowloop $rdo $cow${*:+ $# $*}"; }
-# fresh [OPTION...]: the device, on a new cowfile
+line() { echo "0 $SIZE cowloop $rdo $cow"; }
+# fresh: the device, on a new cowfile
 fresh() {
 	cowtest io $cow 0 65536 --write --zero
-	dmsetup create t --table "$(line "$@")"
+	dmsetup create t --table "$(line)"
 }
 # over: devices that lie over the whole of it, since a device does one discard after the other
 over() {
@@ -57,7 +58,12 @@ begin() {
 	begun=$1
 	shift
 	rm -f "end.$begun"
-	{ "$@" >"out.$begun" 2>&1; echo $? >"end.$begun"; } &
+	{
+		"$@" >"out.$begun" 2>&1 &
+		echo $! >"pid.$begun"
+		wait $!
+		echo $? >"end.$begun"
+	} &
 }
 has_ended() { [ -s "end.$1" ]; }
 # ends NAME WHAT: it comes to an end, and a good one
@@ -129,6 +135,83 @@ removed
 is "$(cowhead $cow dirty cowused popcount)" "0 $used $used" "$name: a good cowfile"
 
 [ ! "$1" ] || done_testing
+
+# --- A queue of rdo's that is full --------------------------------------------------------------------------
+
+# Whoever sends the fifth read to this loop device has to wait until there is room, and not only for its end.
+name='rdo is full'
+loop=$(loopdev $rdo -r --direct-io=on)
+echo 4 >"/sys/block/${loop#/dev/}/queue/nr_requests" || echo "Bail out! nr_requests"
+cowtest io $cow 0 65536 --write --zero
+dmsetup create t --table "0 $SIZE cowloop $loop $cow"
+io 0 8192 --write --stamp 1
+io $((130 * M)) 8192 --write --stamp 2
+io $((260 * M)) 8192 --write --stamp 3
+dmsetup remove t
+# no part of the bitmap is in memory now
+dmsetup create t --table "0 $SIZE cowloop $loop $cow"
+io 4096 4096 --write --stamp 4
+hang rdo
+for n in 1 2 3 4 5 6; do
+	begin part$n io $((n * 40960)) 512 --write --stamp 5
+done
+settles 6 "$name: six copy-ups hang" cowstat t copyups
+# the first is loaded, and its reader waits for room; so does the worker for those that were not
+begin read io $((129 * M)) 4096 --read
+begin read2 io $((259 * M)) 4096 --read
+begin coldpart io $((132 * M)) 512 --write --stamp 6
+goes "$name: cold reads of the cowfile do not" io $((260 * M)) 4096 --read
+goes "$name: nor of another place" io $((130 * M)) 4096 --read
+goes "$name: nor first writes" io $((270 * M)) 8192 --write --stamp 7
+goes "$name: nor flushes" cowtest io $dev --flush
+hangs part1 part6 read read2 coldpart "$name: what needs rdo waits"
+# a sync shuts the gate for a short time, and what comes then has to be deferred
+begin sync dmsetup message t 0 sync
+for n in 1 2 3 4 5; do
+	goes "$name: nor first writes while a sync waits" io $(((140 + n) * M)) 8192 --write --stamp 8
+	begin more$n io $(((150 + n) * M)) 512 --write --stamp 9
+done
+goes "$name: nor a discard" cowtest io $dev $((141 * M)) 8192 --discard
+goes "$name: nor a commit" cowtest io $dev --flush
+go_on rdo
+for who in part1 part2 part3 part4 part5 part6 read read2 coldpart sync more1 more5; do
+	ends $who "$name: $who ends"
+done
+holds $((6 * 40960)) 5 "$name: what was written is there"
+holds $((132 * M)) 6 "$name: likewise"
+dmsetup remove t
+losetup -d "$loop"
+
+# --- A part of the bitmap that can't be read for now --------------------------------------------------------
+
+# cold: no part of the bitmap is in memory; each of the three regions has something
+cold() {
+	fresh
+	io 0 8192 --write --stamp 1
+	io $((130 * M)) 8192 --write --stamp 2
+	io $((260 * M)) 8192 --write --stamp 3
+	dmsetup remove t
+	dmsetup create t --table "$(line)"
+}
+
+name='bitmap hangs'
+cold
+hang hole
+begin read io $((130 * M)) 4096 --read
+begin read2 io $((140 * M)) 4096 --read
+begin write io $((145 * M)) 4096 --write --stamp 4
+begin part io $((146 * M)) 512 --write --stamp 5
+goes "$name: another part of it is read" io $((260 * M)) 4096 --read
+goes "$name: and another" io 0 4096 --read
+goes "$name: first writes there" io $((270 * M)) 8192 --write --stamp 6
+goes "$name: a flush" cowtest io $dev --flush
+hangs read read2 write part "$name: what needs it waits"
+go_on hole
+for who in read read2 write part; do
+	ends $who "$name: $who ends"
+done
+holds $((145 * M)) 4 "$name: what was written is there"
+dmsetup remove t
 
 # --- Sync while a copy-up hangs -----------------------------------------------------------------------------
 
