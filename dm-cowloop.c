@@ -152,6 +152,7 @@
 #include <linux/ratelimit.h>
 #include <linux/rbtree.h>
 #include <linux/rculist.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/srcu.h>
 #include <linux/wait.h>
@@ -1390,38 +1391,36 @@ static bool count_some(struct cowloop *cow)
 }
 
 /*
- * Count as far as the bitmap can be read. What can't be is not in the limit: its own units
- * fail, and no others.
+ * Count as far as the bitmap can be read, or until a signal comes. What can't be read is
+ * not in the limit: its own units fail, and no others.
  */
 static void count_readable(struct cowloop *cow)
 {
-	while (cow_md_counting(cow->md) && !cow_md_failed(cow->md))
+	while (cow_md_counting(cow->md) && !cow_md_failed(cow->md) && !signal_pending(current))
 		count_some(cow);
 }
 
-/* Count all units, for a clean head. Where that can't be done, the head stays DIRTY. */
+/*
+ * Count all units, for a clean head. Where that can't be done, the head stays DIRTY; -EINTR
+ * after a signal.
+ */
 static int count_all(struct cowloop *cow)
 {
 	count_readable(cow);
-
-	return cow_md_failed(cow->md) ? -EIO : cow_md_count_unread(cow->md);
+	if (cow_md_failed(cow->md))
+		return -EIO;
+	return cow_md_counting(cow->md) ? -EINTR : cow_md_count_unread(cow->md);
 }
 
 /*
- * Bring all completed writes and their bits to stable storage, and leave a
- * clean head. First writes are held up meanwhile. -EINTR after a signal: then less
- * may have been done. With the message lock.
+ * Bring all completed writes and their bits to stable storage, and leave a clean head,
+ * unless counting the units has ended with an error, which is @counted. First writes are
+ * held up meanwhile. -EINTR after a signal. With the message lock, where anything may be
+ * in flight.
  */
-static int sync_cowfile(struct cowloop *cow)
+static int commit_and_clean(struct cowloop *cow, int counted)
 {
-	int r, counted;
-
-	lockdep_assert_held(&cow->message_lock);
-	if (READ_ONCE(cow->opt.read_only))
-		return all_durable(cow);
-
-	/* May take long: not while first writes are held up. */
-	counted = count_all(cow);
+	int r;
 
 	r = shut_gate(cow);
 	if (r)
@@ -1437,6 +1436,21 @@ static int sync_cowfile(struct cowloop *cow)
 	mutex_unlock(&cow->gate_lock);
 
 	return r ? r : counted;
+}
+
+/* The same, but counts before. It can be done again when a signal has ended it. */
+static int sync_cowfile(struct cowloop *cow)
+{
+	int counted;
+
+	lockdep_assert_held(&cow->message_lock);
+	if (READ_ONCE(cow->opt.read_only))
+		return all_durable(cow);
+
+	/* May take long: not while first writes are held up. */
+	counted = count_all(cow);
+
+	return counted == -EINTR ? counted : commit_and_clean(cow, counted);
 }
 
 static bool in_flight(struct cowloop *cow, enum cow_flight flight)
@@ -1455,24 +1469,29 @@ static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 }
 
 /*
- * Change to a @mode in which no bios are begun any more that count as one of @flights,
- * and wait for their end. True if the mode was another one.
+ * After the mode was changed to one in which no bios are begun any more that count as one
+ * of @flights: wait for their end. Returns 0, or -EINTR after a signal.
  */
-static bool drain(struct cowloop *cow, enum cow_mode mode, unsigned long flights)
+static int drain(struct cowloop *cow, unsigned long flights)
 {
-	const bool change = change_mode(cow, mode);
 	unsigned int flight;
 
 	/* The mode is tested, and the bio counted, in one RCU section. */
 	synchronize_rcu();
 	for_each_set_bit(flight, &flights, COW_NR_FLIGHTS)
-		while (in_flight(cow, flight))
+		while (in_flight(cow, flight)) {
+			if (signal_pending(current))
+				return -EINTR;
 			fsleep(1000);
-
-	return change;
+		}
+	return 0;
 }
 
-/* Refuse writes from now on, and return when those under way are safe. */
+/*
+ * Refuse writes from now on, and return when those under way are safe. After a signal,
+ * with -EINTR, they are refused, but what is under way may not be safe yet; it can be done
+ * again.
+ */
 static int make_read_only(struct cowloop *cow)
 {
 	bool change;
@@ -1481,10 +1500,11 @@ static int make_read_only(struct cowloop *cow)
 	change = change_mode(cow, COW_MODE_RO);
 	/* They would be waited for. */
 	stop_queueing(cow);
-	drain(cow, COW_MODE_RO, BIT(COW_FLIGHT_REWRITES) | BIT(COW_FLIGHT_WRITES));
+	r = drain(cow, BIT(COW_FLIGHT_REWRITES) | BIT(COW_FLIGHT_WRITES));
 	if (change)
 		dm_table_event(cow->ti->table);
-	r = sync_cowfile(cow);
+	if (!r)
+		r = sync_cowfile(cow);
 	if (!r)
 		WRITE_ONCE(cow->opt.read_only, true);
 	return r;
@@ -1553,16 +1573,50 @@ static void cowfile_end_closing(struct cowloop *cow, bool closed)
 }
 
 /*
+ * What is in rdo must be known without the cow device. In mode fail it is enough to have
+ * tried: so much of the bitmap as can't be read is for reads to fail.
+ */
+static int load_all(struct cowloop *cow)
+{
+	const int r = cow_md_load_all(cow->md);
+
+	return READ_ONCE(cow->mode) == COW_MODE_FAIL && r != -EINTR && r != -ENOMEM ? 0 : r;
+}
+
+/*
+ * All that takes the cow device. Until the bitmap is in memory, which may take long, the
+ * device is as it was, and stays so after an error.
+ */
+static int prepare_close(struct cowloop *cow)
+{
+	int r;
+
+	r = load_all(cow);
+	if (!r) {
+		r = make_read_only(cow);
+		/* What can't be saved any more keeps nobody from unplugging what has failed. */
+		if (r != -EINTR && READ_ONCE(cow->mode) == COW_MODE_FAIL)
+			r = 0;
+		/* What was under way may have needed the memory. */
+		if (!r)
+			r = load_all(cow);
+	}
+	if (r)
+		cow_md_may_evict(cow->md);
+
+	return r;
+}
+
+/*
  * Sync, and let go of the cow device. What is in it can't be read any more. In mode fail
- * it is let go, too, and -EIO returned; so much of the bitmap as can't be read then is for
- * reads to fail.
+ * it is let go, too, and -EIO returned. -EINTR after a signal: how far it has come is what
+ * the mode says, and it can be done again.
  */
 static int close_cow(struct cowloop *cow)
 {
-	bool change = false, failed;
 	int r;
 
-	if (READ_ONCE(cow->mode) == COW_MODE_CLOSED)
+	if (!READ_ONCE(cow->cow))
 		return all_durable(cow);
 	r = cowfile_begin_closing(cow);
 	if (r) {
@@ -1571,26 +1625,24 @@ static int close_cow(struct cowloop *cow)
 		return r;
 	}
 
-	r = make_read_only(cow);
-	failed = READ_ONCE(cow->mode) == COW_MODE_FAIL;
-	/* What is in rdo must be known without the cow device. */
-	if (!r || failed)
-		r = cow_md_load_all(cow->md);
-	if (failed && r != -EINTR && r != -ENOMEM)
-		r = 0;
+	/* In this mode it was ended by a signal, when it waited for the cow device's reads. */
+	r = READ_ONCE(cow->mode) == COW_MODE_CLOSED ? 0 : prepare_close(cow);
 	if (!r) {
-		change = drain(cow, COW_MODE_CLOSED, BIT(COW_FLIGHT_READS) |
-			       BIT(COW_FLIGHT_FLUSHES) | BIT(COW_FLIGHT_OTHERS));
+		WRITE_ONCE(cow->opt.read_only, true);
+		change_mode(cow, COW_MODE_CLOSED);
+		r = drain(cow, BIT(COW_FLIGHT_READS) | BIT(COW_FLIGHT_FLUSHES) |
+			       BIT(COW_FLIGHT_OTHERS));
+	}
+	if (!r) {
 		cancel_work_sync(&cow->count_work);
 		cancel_work_sync(&cow->discard_work);
 		cancel_commits(cow);
-		WRITE_ONCE(cow->opt.read_only, true);
 		log_unsaved(cow, true);
 		cow_md_let_go(cow->md);
 	}
 	cowfile_end_closing(cow, !r);
 	/* Whoever hears of it may unmount what held the cow device. */
-	if (change)
+	if (!r)
 		dm_table_event(cow->ti->table);
 
 	return r ? r : all_durable(cow);
@@ -3423,10 +3475,20 @@ static int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *e
 /*
  * Writes that are kept would be waited for. They end; without a flush they come
  * again after the suspension, see end_write().
+ *
+ * Units that have not been counted yet after a crash are counted now, since that may take
+ * long, and I/O still goes on. If a signal ends that, the head stays DIRTY.
  */
 static void cowloop_presuspend(struct dm_target *ti)
 {
-	stop_queueing(ti->private);
+	struct cowloop *cow = ti->private;
+
+	stop_queueing(cow);
+	if (mutex_lock_interruptible(&cow->message_lock))
+		return;
+	if (!READ_ONCE(cow->opt.read_only))
+		count_all(cow);
+	mutex_unlock(&cow->message_lock);
 }
 
 static void cowloop_presuspend_undo(struct dm_target *ti)
@@ -3438,14 +3500,19 @@ static void cowloop_presuspend_undo(struct dm_target *ti)
 static void cowloop_postsuspend(struct dm_target *ti)
 {
 	struct cowloop *cow = ti->private;
+	int r;
 
 	/* A message may still be at work, and about to let go of the cow device. */
 	mutex_lock(&cow->message_lock);
 	cancel_work_sync(&cow->count_work);
 	/* Its last bio has ended, but not the run. */
 	flush_work(&cow->discard_work);
+	if (READ_ONCE(cow->opt.read_only))
+		r = all_durable(cow);
+	else
+		r = commit_and_clean(cow, cow_md_counted(cow->md) ? 0 : -EAGAIN);
 	/* All else has failed before, or says so itself. */
-	if (sync_cowfile(cow) == -ENOSPC)
+	if (r == -ENOSPC)
 		log_unsaved(cow, false);
 	cancel_commits(cow);
 	cancel_delayed_work_sync(&cow->leave_work);
@@ -3513,7 +3580,8 @@ static int cowloop_message(struct dm_target *ti, unsigned int argc, char **argv,
 	struct cowloop *cow = ti->private;
 	int r = -EINVAL;
 
-	mutex_lock(&cow->message_lock);
+	if (mutex_lock_interruptible(&cow->message_lock))
+		return -EINTR;
 	if (argc == 1 && !strcasecmp(argv[0], "sync"))
 		r = sync_cowfile(cow);
 	else if (argc == 1 && !strcasecmp(argv[0], "read_only"))

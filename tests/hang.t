@@ -5,7 +5,7 @@
 #
 # Devices below that hang, for as long as the test likes: whatever does not need what hangs goes on. Discards while a
 # copy-up waits for rdo; a queue of rdo's that is full; a part of the bitmap that can't be read for now; messages that
-# wait.
+# wait, and are interrupted; a device that is suspended after a crash, when its units have not been counted.
 #
 # Whoever may have to wait is in the background: `begin NAME COMMAND...'. ONLY=discard as an argument leaves out the rest.
 
@@ -70,6 +70,12 @@ has_ended() { [ -s "end.$1" ]; }
 ends() {
 	await has_ended "$1"
 	is "$(cat "end.$1" 2>/dev/null || echo never)" 0 "$2" || diag "$(cat "out.$1")"
+}
+# interrupted NAME WHAT: what began as that gets a signal, and ends
+interrupted() {
+	kill -TERM "$(cat "pid.$1")"
+	await has_ended "$1"
+	ok $? "$2"
 }
 # hangs NAME... WHAT: none of them has come to an end
 hangs() {
@@ -213,6 +219,33 @@ done
 holds $((145 * M)) 4 "$name: what was written is there"
 dmsetup remove t
 
+# --- close --------------------------------------------------------------------------------------------------
+
+name=close
+cold
+hang hole
+begin close dmsetup message t 0 close
+sleep 1
+goes "$name: while it reads the bitmap, another part is read" io $((260 * M)) 4096 --read
+goes "$name: and written" io $((270 * M)) 8192 --write --stamp 4
+hangs close "$name: it waits"
+is "$(cowstat t mode)" rw "$name: the mode is still rw"
+go_on hole
+ends close "$name: it ends"
+is "$(cowstat t mode)" closed "$name: mode closed"
+dmsetup remove t
+
+name='close, unreadable bitmap'
+cold
+turn hole '0 8 error'
+fails "$name: it fails" message close
+is "$(cowstat t mode)" rw "$name: the mode is still rw"
+goes "$name: first writes go on" io $((270 * M)) 8192 --write --stamp 4
+turn hole '0 8 linear /dev/nullb1 16'
+runs "$name: when it can be read" message close
+is "$(cowstat t mode)" closed "$name: mode closed"
+dmsetup remove t
+
 # --- Sync while a copy-up hangs -----------------------------------------------------------------------------
 
 name=sync
@@ -234,6 +267,80 @@ is "$(cowstat t state)" clean "$name: it is clean"
 holds $((4096 * 100)) 4 "$name: what was written is there"
 holds $((3 * M + 4096)) 13 "$name: likewise"
 removed
+
+# --- Messages that are interrupted --------------------------------------------------------------------------
+
+name=interrupted
+fresh
+hang rdo
+begin part io $((4096 * 100)) 512 --write --stamp 4
+settles 1 "$name: a copy-up hangs" cowstat t copyups
+begin sync dmsetup message t 0 sync
+sleep 1
+# one behind the other
+begin sync2 dmsetup message t 0 sync
+sleep 0.5
+hangs sync sync2 "$name: two syncs wait"
+interrupted sync2 "$name: the second ends, by a signal"
+interrupted sync "$name: the first, too"
+goes "$name: first writes go on" io $M 8192 --write --stamp 5
+is "$(cowstat t mode state)" "rw dirty" "$name: nothing has changed"
+begin close dmsetup message t 0 close
+settles ro "$name: close has come to mode ro" cowstat t mode
+interrupted close "$name: close, too"
+is "$(cowstat t mode)" ro "$name: it is in mode ro"
+fails "$name: no writes then" io $((2 * M)) 8192 --write --stamp 6
+begin readonly dmsetup message t 0 read_only
+sleep 1
+hangs readonly "$name: read_only waits"
+interrupted readonly "$name: read_only, too"
+go_on rdo
+ends part "$name: what was under way ends"
+goes "$name: read_only again" message read_only
+is "$(cowstat t state)" clean "$name: it is clean"
+holds $((4096 * 100)) 4 "$name: and is there"
+io $((140 * M)) 4096 --read >out
+io $((260 * M)) 4096 --read >out # all of the bitmap is in memory
+reads=$(cowstat t cow_reads)
+hang cow
+begin read io $M 4096 --read
+settles $((reads + 1)) "$name: a read of the cow device hangs" cowstat t cow_reads
+begin close dmsetup message t 0 close
+settles closed "$name: close waits for it, in mode closed" cowstat t mode
+interrupted close "$name: close again"
+is "$(dmsetup deps -o devname t | grep -c '(cow)')" 1 "$name: the cow device is still there"
+begin close dmsetup message t 0 close
+sleep 1
+hangs read close "$name: and once more it waits"
+go_on cow
+ends read "$name: the read ends"
+ends close "$name: and close"
+is "$(dmsetup deps -o devname t | grep -c '(cow)')" 0 "$name: the cow device has been let go"
+is "$(cowstat t mode)" closed "$name: mode closed"
+dmsetup remove t
+
+# --- Suspend after a crash ----------------------------------------------------------------------------------
+
+name='suspend after a crash'
+cold
+io 40960 4096 --write --stamp 4
+cowtest io $dev --flush
+dd if=$cow of=crashed bs=1M count=1 iflag=direct status=none
+dmsetup remove t
+dd if=crashed of=$cow bs=1M oflag=direct status=none
+is "$(cowhead $cow dirty)" 1 "$name: it is dirty"
+hang hole
+dmsetup create t --table "$(line)"
+begin suspend dmsetup suspend t
+sleep 1
+goes "$name: I/O goes on while units are counted" io $((270 * M)) 8192 --write --stamp 5
+goes "$name: reads, too" io $((260 * M)) 4096 --read
+hangs suspend "$name: the suspend waits"
+go_on hole
+ends suspend "$name: the suspend ends"
+is "$(cowstat t state used)" "clean 9" "$name: it is clean"
+dmsetup resume t
+dmsetup remove t
 
 dmsetup remove rdo cow hole
 done_testing
