@@ -118,8 +118,10 @@
  * Space. A write that finds none ends with ENOSPC: one beyond the limit, one that
  * the cow device has no room for, one whose part of the bitmap it has no room
  * for. All the rest goes on, and nothing is decided for those that follow: each
- * is tried. Mode out_of_space only tells of it, until a write succeeds that was
- * begun in this mode, or room was made by a discard or a message. With
+ * is tried. Mode out_of_space only tells of it, until a first write succeeds that was
+ * begun in this mode, or room was made by a discard or a message; where none but
+ * rewrites have lacked space, until a rewrite succeeds; and where none but commits
+ * have, until a commit does. With
  * queue_if_no_space such writes are kept, in the order in which they came, and
  * those that come later queue behind them; the first is tried again every
  * second, and when it succeeds then the next. Those for which units are reserved are
@@ -213,6 +215,16 @@ static const char * const cow_mode_names[] = {
 	[COW_MODE_RO] = "ro",
 	[COW_MODE_FAIL] = "fail",
 	[COW_MODE_CLOSED] = "closed",
+};
+
+/*
+ * Who has found no space in mode out_of_space. That one of these finds some says the same
+ * of those before it, which need no more than to write again what is there.
+ */
+enum cow_lack {
+	COW_LACK_COMMIT,
+	COW_LACK_REWRITE,
+	COW_LACK_UNITS,		/* first writes, and what is not known better */
 };
 
 /* Optional parameters, as given on the table line; 0 where not given. */
@@ -315,6 +327,7 @@ struct cowloop {
 	u64 space_since;		/* when out_of_space was left, in jiffies */
 	u64 unsure_since;		/* when errors began that may be for want of it; or 0 */
 	bool found_space;		/* too soon after that, and nothing was short of it since */
+	u8 lacks;			/* BIT(enum cow_lack); mode out_of_space */
 	struct ratelimit_state space_log;
 
 	struct workqueue_struct *rdo_wq;	/* who waits for whom: see the top */
@@ -362,16 +375,23 @@ enum cow_io_state {
 
 /* What goes with a bio of COW_FLIGHT_WRITES. */
 struct cow_io {
+	/* accept_write() sets these eight as one */
 	u8 state;
 	u8 awaited;			/* COW_AWAITED_BY_* */
-	bool commit;			/* ends with a commit */
-	bool committed;			/* which has begun, at least */
+	bool committed;			/* its commit has begun, at least, or it fails for one */
+	bool for_units;			/* it fails as a first write, or might be one */
 	bool unsure;			/* has failed, it may be for want of space */
 	bool kept;			/* for want of space, or is to be */
 	bool retried;			/* is the first of those kept, tried again */
-	bool seeks_space;		/* was begun in mode out_of_space */
-	bool read_failed;
 	bool blocked;			/* a discard, by what is in the table */
+	union {
+		struct {
+			bool commit;		/* ends with a commit */
+			bool seeks_space;	/* was begun in mode out_of_space */
+		};
+		u16 at_end;		/* either of these */
+	};
+	bool read_failed;
 	unsigned int nr;		/* units */
 	u64 unit;
 	struct cow_hold hold;		/* of them, while in the table */
@@ -602,14 +622,16 @@ static noinline int defer_bio(struct cowloop *cow, struct bio *bio)
 /*
  * Bios that map does not decide on alone: all but reads and writes; in general
  * those that have to do with durability, or are polled and the rest of another
- * one; and all writes, where they are refused, held back, or may have to be kept.
+ * one; and all writes, where they are refused, held back, or may have to be kept, or
+ * where it matters whether a rewrite finds space.
  */
 static void set_map_state(struct cowloop *cow, enum cow_mode mode)
 {
 	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | REQ_DRV | (REQ_OP_MASK & ~REQ_OP_WRITE);
 	const bool owes = cow_md_owes_commit(cow->md);
 
-	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags || owes)
+	if (mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->write_flags ||
+	    owes || cow->lacks & BIT(COW_LACK_REWRITE))
 		opf |= REQ_OP_WRITE;
 	WRITE_ONCE(cow->owes_commit, owes);
 	WRITE_ONCE(cow->state_opf, opf);
@@ -783,6 +805,7 @@ static void leave_out_of_space(struct cowloop *cow)
 	if (cow->mode != COW_MODE_OUT_OF_SPACE)
 		return;
 	WRITE_ONCE(cow->mode, COW_MODE_RW);
+	set_map_state(cow, COW_MODE_RW);
 	cow->space_since = get_jiffies_64();
 	queue_work(cow->io_wq, &cow->event_work);
 }
@@ -797,33 +820,54 @@ static void do_leave(struct work_struct *work)
 	spin_unlock_irq(&cow->lock);
 }
 
-/*
- * There is room again: it was @made, or @made is false and a write has found some.
- * Where writes succeed and fail in turn the mode does not follow each of them: it is
- * left a little later then, if none has failed meanwhile. Any context.
- */
-static void space_found(struct cowloop *cow, bool made)
+/* Room was made for whoever lacks it. Any context. */
+static void space_made(struct cowloop *cow)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&cow->lock, flags);
 	cow->unsure_since = 0;
-	if (made || time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY)) {
-		leave_out_of_space(cow);
-	} else if (cow->mode == COW_MODE_OUT_OF_SPACE) {
-		WRITE_ONCE(cow->found_space, true);
-		queue_delayed_work(cow->io_wq, &cow->leave_work, COW_SPACE_DELAY);
-	}
-	if (made)
-		retry_kept(cow, 0);
+	cow->lacks = 0;
+	leave_out_of_space(cow);
+	retry_kept(cow, 0);
 	spin_unlock_irqrestore(&cow->lock, flags);
 }
 
-/* Tell that a write has found no space. Any context. */
-static void out_of_space(struct cowloop *cow)
+/*
+ * What could have been for want of space, as @lack says, has found some. Where writes
+ * succeed and fail in turn the mode does not follow each of them: it is left a little later
+ * then, if none has failed meanwhile. Any context.
+ */
+static noinline void space_found(struct cowloop *cow, enum cow_lack lack)
 {
+	unsigned long flags;
+
+	spin_lock_irqsave(&cow->lock, flags);
+	if (lack == COW_LACK_UNITS)
+		cow->unsure_since = 0;
+	cow->lacks &= ~GENMASK(lack, 0);
+	if (cow->mode == COW_MODE_OUT_OF_SPACE && !cow->lacks) {
+		if (time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY)) {
+			leave_out_of_space(cow);
+		} else {
+			WRITE_ONCE(cow->found_space, true);
+			queue_delayed_work(cow->io_wq, &cow->leave_work, COW_SPACE_DELAY);
+		}
+	}
+	spin_unlock_irqrestore(&cow->lock, flags);
+}
+
+/* Tell that there was no space, and what it was lacking for. Any context. */
+static void out_of_space(struct cowloop *cow, enum cow_lack lack)
+{
+	unsigned long flags;
+
 	atomic_long_inc(&cow->no_space);
 	WRITE_ONCE(cow->found_space, false);
+	spin_lock_irqsave(&cow->lock, flags);
+	cow->lacks |= BIT(lack);
+	set_map_state(cow, cow->mode);
+	spin_unlock_irqrestore(&cow->lock, flags);
 	if (change_mode(cow, COW_MODE_OUT_OF_SPACE))
 		queue_work(cow->io_wq, &cow->event_work);
 	if (__ratelimit(&cow->space_log))
@@ -964,6 +1008,7 @@ static void restore_bio(struct bio *bio)
 	bio->bi_status = BLK_STS_OK;
 	let_wait(bio);
 	io->committed = false;
+	io->for_units = false;
 	/* It was chained to, if the cow device has split it. */
 	atomic_set(&bio->__bi_remaining, 1);
 }
@@ -1028,6 +1073,8 @@ static void commit_done(struct cowloop *cow)
 
 static int commit(struct cowloop *cow)
 {
+	/* One that writes nothing says nothing of space. */
+	const bool writes = cow_md_changed(cow->md);
 	int r;
 
 	if (READ_ONCE(cow->mode) == COW_MODE_FAIL)
@@ -1037,11 +1084,13 @@ static int commit(struct cowloop *cow)
 	if (!r)
 		commit_done(cow);
 	else if (r == -ENOSPC)
-		out_of_space(cow);
+		out_of_space(cow, COW_LACK_COMMIT);
 	else
 		metadata_failed(cow, "commit", r);
 	if (r == -ENOSPC && cow_md_unsure(cow->md))
 		unsure_error(cow);
+	if (!r && writes && unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE))
+		space_found(cow, COW_LACK_COMMIT);
 
 	return r;
 }
@@ -1075,8 +1124,10 @@ static void end_committed(struct cowloop *cow, struct bio_list *bios, int r)
 	struct bio *bio;
 
 	while ((bio = bio_list_pop(bios))) {
-		if (!(bio->bi_opf & REQ_PREFLUSH))
+		if (!(bio->bi_opf & REQ_PREFLUSH)) {
+			bio_to_io(bio)->committed = true;
 			bio_to_io(bio)->unsure = unsure;
+		}
 		end_bio(bio, errno_to_blk_status(r));
 	}
 }
@@ -1234,6 +1285,7 @@ static noinline int not_entered(struct cowloop *cow, struct bio *bio, int reason
 		return defer_bio(cow, bio);
 	if (reason == -EINPROGRESS)
 		return DM_MAPIO_SUBMITTED;
+	bio_to_io(bio)->for_units = true;
 	return end_bio(bio, errno_to_blk_status(reason));
 }
 
@@ -1286,7 +1338,7 @@ static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *
 	if (likely(!status)) {
 		check_low_water(cow);
 		if (unlikely(io->seeks_space))
-			space_found(cow, false);
+			space_found(cow, COW_LACK_UNITS);
 	}
 	/* Whoever waits for the entry has marked it under the lock. */
 	if (unlikely(awaited)) {
@@ -1429,7 +1481,7 @@ static int commit_and_clean(struct cowloop *cow, int counted)
 	if (!r && !counted) {
 		r = cow_md_clean(cow->md);
 		if (r == -ENOSPC)
-			out_of_space(cow);
+			out_of_space(cow, COW_LACK_COMMIT);
 		else if (r)
 			metadata_failed(cow, "marking the cowfile clean", r);
 	}
@@ -1884,6 +1936,7 @@ static void copyup_end(struct cow_io *io, blk_status_t status, bool unsure)
 	end_first_write(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios))) {
+		bio_to_io(bio)->for_units = status;
 		bio_to_io(bio)->unsure = unsure;
 		end_bio(bio, status);
 	}
@@ -2083,6 +2136,7 @@ static bool may_have_space(struct cowloop *cow, struct bio *bio, sector_t end)
 /* The end of a first write that is not to be tried. */
 static noinline int not_tried(struct cowloop *cow, struct bio *bio)
 {
+	bio_to_io(bio)->for_units = true;
 	return end_bio(bio, still_there(cow) ? BLK_STS_NOSPC : BLK_STS_IOERR);
 }
 
@@ -2293,7 +2347,6 @@ static void publish_ranges(struct cowloop *cow)
 	while ((bio = bio_list_pop(&bios))) {
 		struct cow_io *io = bio_to_io(bio);
 
-		io->blocked = false;
 		bio_list_init(&io->waiters);
 		bio_list_add(&cow->blocked_discards, bio);
 		spin_lock_irq(&cow->lock);
@@ -2485,7 +2538,7 @@ static void do_discards(struct work_struct *work)
 			bio->bi_status = give_back(cow, bio, r);
 		withdraw_range(cow, bio_to_io(bio));
 		if (discarded && !r)
-			space_found(cow, true);
+			space_made(cow);
 		bio_endio(bio);
 		cond_resched();
 	}
@@ -2505,11 +2558,13 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	bio->bi_private = io;
 	io->state = COW_IO_WRITE;
 	io->awaited = 0;
-	io->commit = false;
 	io->committed = false;
+	io->for_units = false;
 	io->unsure = false;
 	io->kept = false;
 	io->retried = false;
+	io->blocked = false;
+	io->commit = false;
 	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
 			  !is_reserved_for(cow, bio);
 
@@ -2574,6 +2629,7 @@ static void deferred_write(struct cowloop *cow, struct bio *bio)
 		if (!r)
 			r = open_gate(cow);
 	}
+	bio_to_io(bio)->for_units = r;
 	if (r == -ENOSPC)
 		bio_to_io(bio)->unsure = cow_md_unsure(cow->md);
 	if (r)
@@ -3362,7 +3418,8 @@ static noinline bool write_failed(struct cowloop *cow, struct bio *bio, blk_stat
 
 	/* Those that only queue behind others have not been tried. */
 	if (!io->kept)
-		out_of_space(cow);
+		out_of_space(cow, io->committed ? COW_LACK_COMMIT :
+				  io->for_units ? COW_LACK_UNITS : COW_LACK_REWRITE);
 	if (!cow->opt.queue_if_no_space)
 		return true;
 	restore_bio(bio);
@@ -3382,16 +3439,22 @@ static noinline int end_write(struct cowloop *cow, struct bio *bio, blk_status_t
 	const bool committed = io->committed;
 
 	if (io->state == COW_IO_FIRST) {
-		if (unlikely(*error))
+		if (unlikely(*error)) {
+			io->for_units = true;
 			io->unsure = may_lack_space(cow, *error);
+		}
 		end_first_write(cow, io, *error);
 	}
 	if (unlikely(*error) && !write_failed(cow, bio, error))
 		return DM_ENDIO_INCOMPLETE;
-	if (unlikely(io->commit) && !io->committed && !*error) {
-		io->committed = true;
-		commit_bio(cow, bio);
-		return DM_ENDIO_INCOMPLETE;
+	if (unlikely(io->at_end) && !*error) {
+		if (io->seeks_space)
+			space_found(cow, COW_LACK_REWRITE);
+		if (io->commit && !io->committed) {
+			io->committed = true;
+			commit_bio(cow, bio);
+			return DM_ENDIO_INCOMPLETE;
+		}
 	}
 	if (unlikely(io->retried))
 		end_retried(cow);
@@ -3434,7 +3497,7 @@ static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
 
 	if (error == BLK_STS_NOSPC) {
 		if (flight == COW_FLIGHT_REWRITES)
-			out_of_space(cow);
+			out_of_space(cow, COW_LACK_REWRITE);
 		/* A flush that had to wait for space to commit. */
 		else if (cow->opt.queue_if_no_space && dm_noflush_suspending(cow->ti))
 			r = DM_ENDIO_REQUEUE;
@@ -3567,7 +3630,7 @@ static int change_units(struct cowloop *cow, char **argv, u64 *option)
 	if (cow->mode <= COW_MODE_OUT_OF_SPACE) {
 		check_low_water(cow);
 		if (option == &cow->opt.limit && space_limit(cow) > cow_md_used(cow->md))
-			space_found(cow, true);
+			space_made(cow);
 	}
 	flush_work(&cow->event_work);
 

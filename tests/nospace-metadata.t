@@ -222,7 +222,8 @@ for format in 2 1; do
 				problems="$problems; $n: nobody was told"
 			[ "$met" != 0 ] || [ $result = 0 ] || problems="$problems; $n: failed: $(cat out)"
 			case $(cowstat t mode) in
-			rw) [ "$met" = 0 ] || problems="$problems; $n: mode rw" ;;
+			# it is left when the timer's commit has found space
+			rw) [ "$met" = 0 ] || [ "$(cowstat t no_space)" != 0 ] || problems="$problems; $n: mode rw" ;;
 			out_of_space) [ "$met" != 0 ] || problems="$problems; $n: mode out_of_space" ;;
 			*) problems="$problems; $n: mode $(cowstat t mode)" ;;
 			esac
@@ -312,7 +313,29 @@ arm write 1 enospc 0
 no_space 'timer: a flush' flush
 disarm
 settles 19 'timer: commits when there is room' on_disk popcount
+settles rw 'timer: and nothing lacks space then' cowstat t mode
 finish timer
+
+# the mode is left by what tells that there is space for whoever lacked it
+fresh limit:19
+put 32 3
+no_space 'limit: a first write' put 100
+runs 'limit: a flush' flush
+is "$(cowstat t mode)" out_of_space 'limit: a commit says nothing of space for first writes'
+runs 'limit: a rewrite' put 3
+is "$(cowstat t mode)" out_of_space 'limit: nor does a rewrite'
+dmsetup remove t
+for options in '' queue_if_no_space; do
+	# shellcheck disable=SC2086 # none, or one word
+	fresh $options
+	arm write 1 enospc
+	put 3 >out 2>&1
+	[ "$(cowstat t no_space)" -gt 0 ]
+	ok $? "rewrite ${options:-fails}: finds no space"
+	put 3 1
+	settles rw "rewrite ${options:-fails}: mode rw when another does" cowstat t mode
+	finish "rewrite ${options:-fails}"
+done
 
 # --- Flushes that wait --------------------------------------------------------------------------------------
 
