@@ -158,7 +158,7 @@ struct cow_md {
 	struct cow_region *scratch;	/* to read a region into */
 	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
 	atomic_t nr_pages;		/* in regions[] */
-	bool keep_all;			/* nothing is evicted, or is not as long as others can wait */
+	bool keep_all;			/* nothing is evicted but for want of memory here */
 	u64 evict_next;
 	struct shrinker *shrinker;
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */

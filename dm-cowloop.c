@@ -71,7 +71,7 @@
  * it is deferred, and the worker sets DIRTY and opens the gate. A sync shuts
  * the gate, waits until every bucket is empty and no discard at work, and then
  * cleans the head. So that nobody else waits for a write that hangs, it first
- * waits, with the gate open, for the end of what is in the table when it begins;
+ * waits, with the gate open, for the end of what is in flight when it begins;
  * and it shuts the gate for a short time only, at first, to open it and begin anew
  * if what has come meanwhile takes longer.
  *
@@ -301,11 +301,12 @@ struct cowloop {
 	struct cow_bucket *buckets;
 	bool gate_open;
 	bool discards_at_work;		/* the gate stays open */
+	unsigned int discard_runs;	/* that have begun */
 	unsigned int nr_ranges;		/* in cow->ranges */
 	struct mutex gate_lock;		/* opens or shuts the gate; held by a sync */
 	wait_queue_head_t drained;	/* of what a sync waits for */
 
-	spinlock_t lock;		/* lists of bios, ranges, modes, and all that is about space */
+	spinlock_t lock;		/* lists of bios, ranges, modes, all that is about space */
 	struct bio_list deferred;	/* writes */
 	struct bio_list rdo_bios;	/* of deferred reads, to be sent to rdo */
 	struct bio_list commit_bios;
@@ -1238,9 +1239,17 @@ static struct cow_io *find_copyup(struct cow_bucket *bucket, u64 unit, unsigned 
 	return NULL;
 }
 
-#define RANGE_START(io)	((io)->unit)
-#define RANGE_LAST(io)	((io)->unit + (io)->nr - 1)
-INTERVAL_TREE_DEFINE(struct cow_io, range, u64, last_below, RANGE_START, RANGE_LAST,
+static u64 first_unit(const struct cow_io *io)
+{
+	return io->unit;
+}
+
+static u64 last_unit(const struct cow_io *io)
+{
+	return io->unit + io->nr - 1;
+}
+
+INTERVAL_TREE_DEFINE(struct cow_io, range, u64, last_below, first_unit, last_unit,
 		     static inline, cow_range)
 
 /*
@@ -1271,6 +1280,7 @@ static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 u
 {
 	struct cow_io *io = bio_to_io(bio);
 
+	/* Whoever finds the gate open comes after DIRTY is on disk: see open_gate_locked(). */
 	if (unlikely(!smp_load_acquire(&cow->gate_open)))
 		return 0;
 	if (unlikely(READ_ONCE(cow->nr_ranges)) && wait_for_discard(cow, bio, unit, nr))
@@ -1410,12 +1420,16 @@ static bool is_drained(struct cowloop *cow, bool all)
 static int shut_gate(struct cowloop *cow)
 {
 	unsigned long delay = COW_GATE_DELAY;
+	unsigned int run;
 	long r;
 
 	for (;; delay *= 2) {
 		/* First writes go on, whatever hangs. */
-		if (!is_drained(cow, true) &&
-		    wait_event_interruptible(cow->drained, is_drained(cow, false)))
+		is_drained(cow, true);
+		run = READ_ONCE(cow->discard_runs);
+		if (wait_event_interruptible(cow->drained, is_drained(cow, false) &&
+					     (!READ_ONCE(cow->discards_at_work) ||
+					      READ_ONCE(cow->discard_runs) != run)))
 			return -EINTR;
 
 		mutex_lock(&cow->gate_lock);
@@ -1424,7 +1438,10 @@ static int shut_gate(struct cowloop *cow)
 						     !READ_ONCE(cow->discards_at_work), delay);
 		if (r > 0)
 			return 0;
-		/* There is something in flight, and so DIRTY is still set. */
+		/*
+		 * There is something in flight, and so DIRTY is still set. Pairs with
+		 * may_enter().
+		 */
 		smp_store_release(&cow->gate_open, true);
 		mutex_unlock(&cow->gate_lock);
 		if (r < 0)
@@ -2372,7 +2389,7 @@ static void withdraw_range(struct cowloop *cow, struct cow_io *io)
 /* Have the discards wait that @io, in the table, is in the way of. With the bucket's lock. */
 static void block_discards(struct cowloop *cow, struct cow_io *io)
 {
-	const u64 first = RANGE_START(io), last = RANGE_LAST(io);
+	const u64 first = first_unit(io), last = last_unit(io);
 	struct cow_io *discard;
 
 	spin_lock(&cow->lock);
@@ -2419,6 +2436,7 @@ static int begin_discards(struct cowloop *cow)
 
 	mutex_lock(&cow->gate_lock);
 	r = open_gate_locked(cow);
+	WRITE_ONCE(cow->discard_runs, cow->discard_runs + 1);
 	WRITE_ONCE(cow->discards_at_work, !r);
 	mutex_unlock(&cow->gate_lock);
 
