@@ -816,7 +816,7 @@ static void do_leave(struct work_struct *work)
 	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, leave_work);
 
 	spin_lock_irq(&cow->lock);
-	if (READ_ONCE(cow->found_space))
+	if (READ_ONCE(cow->found_space) && !cow->lacks)
 		leave_out_of_space(cow);
 	spin_unlock_irq(&cow->lock);
 }
@@ -829,6 +829,7 @@ static void space_made(struct cowloop *cow)
 	spin_lock_irqsave(&cow->lock, flags);
 	cow->unsure_since = 0;
 	cow->lacks = 0;
+	set_map_state(cow, cow->mode);
 	leave_out_of_space(cow);
 	retry_kept(cow, 0);
 	spin_unlock_irqrestore(&cow->lock, flags);
@@ -847,6 +848,7 @@ static noinline void space_found(struct cowloop *cow, enum cow_lack lack)
 	if (lack == COW_LACK_UNITS)
 		cow->unsure_since = 0;
 	cow->lacks &= ~GENMASK(lack, 0);
+	set_map_state(cow, cow->mode);
 	if (cow->mode == COW_MODE_OUT_OF_SPACE && !cow->lacks) {
 		if (time_after64(get_jiffies_64(), cow->space_since + COW_SPACE_DELAY)) {
 			leave_out_of_space(cow);
@@ -864,13 +866,15 @@ static void out_of_space(struct cowloop *cow, enum cow_lack lack)
 	unsigned long flags;
 
 	atomic_long_inc(&cow->no_space);
-	WRITE_ONCE(cow->found_space, false);
 	spin_lock_irqsave(&cow->lock, flags);
+	WRITE_ONCE(cow->found_space, false);
 	cow->lacks |= BIT(lack);
+	if (cow->mode < COW_MODE_OUT_OF_SPACE) {
+		WRITE_ONCE(cow->mode, COW_MODE_OUT_OF_SPACE);
+		queue_work(cow->io_wq, &cow->event_work);
+	}
 	set_map_state(cow, cow->mode);
 	spin_unlock_irqrestore(&cow->lock, flags);
-	if (change_mode(cow, COW_MODE_OUT_OF_SPACE))
-		queue_work(cow->io_wq, &cow->event_work);
 	if (__ratelimit(&cow->space_log))
 		DMWARN("%s: cow device %pg: no space for a write: %llu of %llu units used; %s",
 		       cow_name(cow), cow->cow->bdev, cow_md_used(cow->md), space_limit(cow),
@@ -1419,6 +1423,7 @@ static bool is_drained(struct cowloop *cow, bool all)
  */
 static int shut_gate(struct cowloop *cow)
 {
+	/* It ends when it suffices for what comes; what hangs is waited for before. */
 	unsigned long delay = COW_GATE_DELAY;
 	unsigned int run;
 	long r;
@@ -1435,7 +1440,9 @@ static int shut_gate(struct cowloop *cow)
 		mutex_lock(&cow->gate_lock);
 		WRITE_ONCE(cow->gate_open, false);
 		r = wait_event_interruptible_timeout(cow->drained, is_drained(cow, true) &&
-						     !READ_ONCE(cow->discards_at_work), delay);
+						     /* Pairs with end_discards(). */
+						     !smp_load_acquire(&cow->discards_at_work),
+						     delay);
 		if (r > 0)
 			return 0;
 		/*
@@ -1496,11 +1503,15 @@ static int commit_and_clean(struct cowloop *cow, int counted)
 		return r;
 	r = commit(cow);
 	if (!r && !counted) {
+		const bool writes = cow_md_is_dirty(cow->md);
+
 		r = cow_md_clean(cow->md);
 		if (r == -ENOSPC)
 			out_of_space(cow, COW_LACK_COMMIT);
 		else if (r)
 			metadata_failed(cow, "marking the cowfile clean", r);
+		else if (writes && READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE)
+			space_found(cow, COW_LACK_COMMIT);
 	}
 	mutex_unlock(&cow->gate_lock);
 
@@ -2336,6 +2347,8 @@ static int map_discard(struct cowloop *cow, struct bio *bio)
 	u64 unit;
 
 	atomic_long_inc(&cow->nr_discards);
+	/* It takes no space. */
+	io->seeks_space = false;
 	io->unit = sector_to_unit(cow, bio->bi_iter.bi_sector + (1U << cow->unit_shift) - 1);
 	for (unit = io->unit; unit < end; unit += run.nr) {
 		run = lookup(cow, unit, min_t(u64, end - unit, UINT_MAX));
@@ -2445,7 +2458,8 @@ static int begin_discards(struct cowloop *cow)
 
 static void end_discards(struct cowloop *cow)
 {
-	WRITE_ONCE(cow->discards_at_work, false);
+	/* What it has changed is seen by whoever sees this: pairs with shut_gate(). */
+	smp_store_release(&cow->discards_at_work, false);
 	wake_up(&cow->drained);
 }
 
@@ -3305,8 +3319,14 @@ bad:
 
 static void cowloop_dtr(struct dm_target *ti)
 {
-	renew_devices(ti->private);
-	free_cowloop(ti->private);
+	struct cowloop *cow = ti->private;
+
+	renew_devices(cow);
+	/* A message to the suspended device may have begun them; queues wait for no timers. */
+	cancel_delayed_work_sync(&cow->leave_work);
+	cancel_delayed_work_sync(&cow->retry_work);
+	cancel_delayed_work_sync(&cow->commit_timer);
+	free_cowloop(cow);
 }
 
 /* ---- Target interface ---- */
@@ -3564,12 +3584,13 @@ static void cowloop_presuspend(struct dm_target *ti)
 {
 	struct cowloop *cow = ti->private;
 
+	if (!mutex_lock_interruptible(&cow->message_lock)) {
+		if (!READ_ONCE(cow->opt.read_only))
+			count_all(cow);
+		mutex_unlock(&cow->message_lock);
+	}
+	/* Last: until then, writes that find no space are still kept. */
 	stop_queueing(cow);
-	if (mutex_lock_interruptible(&cow->message_lock))
-		return;
-	if (!READ_ONCE(cow->opt.read_only))
-		count_all(cow);
-	mutex_unlock(&cow->message_lock);
 }
 
 static void cowloop_presuspend_undo(struct dm_target *ti)

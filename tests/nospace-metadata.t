@@ -316,6 +316,16 @@ settles 19 'timer: commits when there is room' on_disk popcount
 settles rw 'timer: and nothing lacks space then' cowstat t mode
 finish timer
 
+fresh
+put 32 3
+flush
+arm write 1 enospc
+fails 'head: a sync finds no space' message sync
+is "$(cowstat t mode)" out_of_space 'head: mode out_of_space'
+runs 'head: the next one does' message sync
+settles rw 'head: mode rw' cowstat t mode
+finish head
+
 # the mode is left by what tells that there is space for whoever lacked it
 fresh limit:19
 put 32 3
@@ -332,6 +342,10 @@ for options in '' queue_if_no_space; do
 	put 3 >out 2>&1
 	[ "$(cowstat t no_space)" -gt 0 ]
 	ok $? "rewrite ${options:-fails}: finds no space"
+	[ "$options" ] || {
+		cowtest io $dev $((200 * 4096)) 8192 --discard
+		is "$(cowstat t mode)" out_of_space "rewrite fails: a discard of what is in rdo says nothing of space"
+	}
 	put 3 1
 	settles rw "rewrite ${options:-fails}: mode rw when another does" cowstat t mode
 	finish "rewrite ${options:-fails}"
