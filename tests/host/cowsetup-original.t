@@ -59,7 +59,7 @@ runs "which changes nothing" cmp c lost.cow
 exits 0 "check tells of what its driver has lost" cowsetup check lost.cow
 says 'note: 1 unit is not in the bitmap, but not zero either' "says so: lost"
 exits 0 "repair --dry-run --force" cowsetup repair --dry-run --force c
-says '1 unit with data that the bitmap did not have' "says what it would do"
+says 'would be mended: 1 unit with data that the bitmap does not have, then added' "says what it would do"
 runs "which changes nothing, either" cmp c lost.cow
 exits 0 "repair --force" cowsetup repair --force c
 equals found.cow c

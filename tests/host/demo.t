@@ -24,7 +24,7 @@ IMAGE=$tmp/disk scripts/demo >"$tmp/out" 2>&1
 said $? 'the demo runs'
 [ "$(grep -cE '^ +/dev/mapper/(alice|bob)$' "$tmp/out")" = 4 ]
 said $? 'it opens two devices, twice'
-[ "$(grep -cE '(alice|bob) +32 MiB +[1-9][0-9.]* [KM]iB +[0-9.]+% dirty rw +/dev/vda1 /tmp/(alice|bob).cow$' "$tmp/out")" = 2 ]
+[ "$(grep -cE '(alice|bob) +32 MiB +[1-9][0-9.]* [KM]iB +[0-9.]+ [KMGT]iB +[0-9.]+% dirty rw +/dev/vda1 /tmp/(alice|bob).cow$' "$tmp/out")" = 2 ]
 said $? 'and what is in both cowfiles'
 grep -q 'as it was' "$tmp/out" && grep -q 'What to try next' "$tmp/out"
 said $? 'and that the image has not changed, and goes on from there'
