@@ -13,16 +13,34 @@
 #include "sysfs.h"
 #include "text.h"
 
+/* ---- Texts ---- */
+
+typedef void print_fn(FILE *to, const struct dm_device *d, const struct space *s);
+
+/* All that @print prints, to be freed; NULL: nothing, or there is no memory for it. */
+static char *printed(print_fn *print, const struct dm_device *d, const struct space *s)
+{
+	char *text = NULL;
+	size_t size;
+	FILE *to = open_memstream(&text, &size);
+
+	if (!to)
+		return NULL;
+	print(to, d, s);
+	fclose(to);
+	if (text && *text)
+		return text;
+	free(text);
+	return NULL;
+}
+
 /* ---- Commands ---- */
 
 /* The path by which a device of @d can be given to cowsetup open: its file's, if cowsetup has attached that. */
 static char *given_path(dev_t dev)
 {
-	char *autoclear = dev_attribute(dev, "loop/autoclear");
-	const bool ours = autoclear && !strcmp(autoclear, "1");
-	char *file = ours ? loop_file(dev) : NULL;
+	char *file = loop_autoclear(dev) ? loop_file(dev) : NULL;
 
-	free(autoclear);
 	return file ? file : dev_path(dev);
 }
 
@@ -102,15 +120,7 @@ static void print_space(FILE *to, const struct dm_device *d, const struct space 
 
 char *advice_space_text(const struct dm_device *d, const struct space *s)
 {
-	char *text = NULL;
-	size_t size;
-	FILE *to = open_memstream(&text, &size);
-
-	if (!to)
-		return NULL;
-	print_space(to, d, s);
-	fclose(to);
-	return text;
+	return printed(print_space, d, s);
 }
 
 char *advice_no_space(const char *name)
@@ -171,16 +181,5 @@ static void print_advice(FILE *to, const struct dm_device *d, const struct space
 
 char *advice_text(const struct dm_device *d, const struct space *s)
 {
-	char *text = NULL;
-	size_t size;
-	FILE *to = open_memstream(&text, &size);
-
-	if (!to)
-		return NULL;
-	print_advice(to, d, s);
-	fclose(to);
-	if (text && *text)
-		return text;
-	free(text);
-	return NULL;
+	return printed(print_advice, d, s);
 }

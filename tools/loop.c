@@ -32,15 +32,6 @@
 
 /* ---- What sysfs says ---- */
 
-bool loop_autoclear(dev_t dev)
-{
-	char *text = dev_attribute(dev, "loop/autoclear");
-	const bool autoclear = text && !strcmp(text, "1");
-
-	free(text);
-	return autoclear;
-}
-
 bool loop_read_only(dev_t dev)
 {
 	char *text = dev_attribute(dev, "ro");

@@ -35,9 +35,6 @@ bool loop_has_file(dev_t dev, const struct file *f);
 
 bool loop_read_only(dev_t dev);
 
-/* Does it go away by itself? */
-bool loop_autoclear(dev_t dev);
-
 /* Wait until it has gone away; false if it is still there after some seconds. */
 bool loop_wait_gone(dev_t dev, const char *file);
 

@@ -230,6 +230,15 @@ bool dev_is_our_loop(dev_t dev)
 	       !strncmp((const char *)info.lo_file_name, LOOP_MARK, sizeof(LOOP_MARK) - 1);
 }
 
+bool loop_autoclear(dev_t dev)
+{
+	char *text = dev_attribute(dev, "loop/autoclear");
+	const bool autoclear = text && !strcmp(text, "1");
+
+	free(text);
+	return autoclear;
+}
+
 bool loop_may_be_asked(dev_t dev)
 {
 	char *path = dev_path(dev);

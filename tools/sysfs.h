@@ -40,6 +40,9 @@ bool dev_is_our_loop(dev_t dev);
 /* Is it, or the disk it is a partition of, a part of a cowloop device: its rdo or its cow device? */
 bool dev_is_part_of_cowloop(dev_t dev);
 
+/* Does a loop device go away by itself, as those do that cowsetup attaches? */
+bool loop_autoclear(dev_t dev);
+
 /* Only root and its like may. */
 bool loop_may_be_asked(dev_t dev);
 
