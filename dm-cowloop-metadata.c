@@ -749,7 +749,7 @@ static struct cow_region *region_evict(struct cow_md *md)
 	mutex_lock(&md->commit_lock);
 	r = region_unlink(md, &nr);
 	mutex_unlock(&md->commit_lock);
-	/* Whoever wanted to have all of it in memory has to try again. */
+	/* A close that wanted to have the whole bitmap in memory has to try again. */
 	if (r)
 		WRITE_ONCE(md->keep_all, false);
 

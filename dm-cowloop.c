@@ -34,8 +34,8 @@
  * may wait for memory, for the bitmap to be read, or for a sync, and a sync may
  * wait for the table to empty.
  *
- * Who waits for whom. Either device may hang, or take long. What needs neither goes on;
- * and what needs the cow device does not wait for rdo, but where memory is so short
+ * Who waits for whom. Either device may hang, or take long. I/O that needs neither goes on;
+ * and I/O that needs the cow device does not wait for rdo, but where memory is so short
  * that there is none but what others will give back. Each queue waits for nothing but
  * what is said here, so that there is no circle:
  *
@@ -61,8 +61,8 @@
  *	          a short time only; read_only and close for all writes, and close for reads
  *	          of the cow device: until a signal comes
  *
- * Nobody waits for a message, or for the load or deferred queue, but who has sent the
- * bio that is in it, and a suspend.
+ * A message, and the load and deferred queues, are waited for by the sender of the bio
+ * that is in them, and by a suspend; by nobody else.
  *
  * The gate. DIRTY must be on disk before any first write is (see
  * dm-cowloop-metadata.c), and must not be cleared while one is in flight. The
@@ -99,7 +99,7 @@
  *
  *	While a discard is at work, nothing in the table covers any of its units.
  *
- * It holds because the range of a discard is published before it looks at the table,
+ * This holds because the range of a discard is published before it looks at the table,
  * and is withdrawn when it has done its work. A write looks for ranges under the lock
  * of its bucket, before it enters. One that finds a range in its way waits for that
  * discard's end, and then looks again: others may overlap. The discard goes through
@@ -218,8 +218,8 @@ static const char * const cow_mode_names[] = {
 };
 
 /*
- * Who has found no space in mode out_of_space. That one of these finds some says the same
- * of those before it, which need no more than to write again what is there.
+ * The kinds of I/O that have found no space in mode out_of_space. When one kind finds some,
+ * so would those before it, which need no more than to write again what is there.
  */
 enum cow_lack {
 	COW_LACK_COMMIT,
@@ -836,7 +836,7 @@ static void space_made(struct cowloop *cow)
 }
 
 /*
- * What could have been for want of space, as @lack says, has found some. Where writes
+ * I/O of the kind @lack, which takes space, has found some. Where writes
  * succeed and fail in turn the mode does not follow each of them: it is left a little later
  * then, if none has failed meanwhile. Any context.
  */
@@ -1284,7 +1284,7 @@ static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 u
 {
 	struct cow_io *io = bio_to_io(bio);
 
-	/* Whoever finds the gate open comes after DIRTY is on disk: see open_gate_locked(). */
+	/* DIRTY is on disk before the gate is open: see open_gate_locked(). */
 	if (unlikely(!smp_load_acquire(&cow->gate_open)))
 		return 0;
 	if (unlikely(READ_ONCE(cow->nr_ranges)) && wait_for_discard(cow, bio, unit, nr))
@@ -1354,7 +1354,7 @@ static __always_inline void end_first_write(struct cowloop *cow, struct cow_io *
 		if (unlikely(io->seeks_space))
 			space_found(cow, COW_LACK_UNITS);
 	}
-	/* Whoever waits for the entry has marked it under the lock. */
+	/* A sync or a discard that waits for the entry has marked it under the lock. */
 	if (unlikely(awaited)) {
 		io->awaited = 0;
 		awaited_ended(cow, awaited);
