@@ -106,11 +106,14 @@ LIBS_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(LIBS))
 LIBS_LDFLAGS = $(shell $(PKG_CONFIG) --libs $(LIBS))
 
 GUEST := $(patsubst tests/%.c,build/guest/%,$(wildcard tests/*.c))
-TOOL_OBJS = $(patsubst tools/%.c,$(1)/%.o,$(wildcard tools/*.c))
+# lib/ is what any program could use, cowsetup/ the command, boot/ what opens devices by itself
+TOOL_SRCS = $(wildcard lib/*.c boot/*.c cowsetup/*.c)
+TOOL_HEADERS = $(wildcard lib/*.h boot/*.h cowsetup/*.h) dm-cowloop.h
+TOOL_OBJS = $(TOOL_SRCS:%.c=build/%.o)
 
 # The plugin for dmeventd, which looks it up by its name. It takes what it shares with cowsetup from there.
 PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
-PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix tools/,advice.c device.c mountinfo.c size.c space.c sysfs.c text.c)
+PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix lib/,advice.c device.c mountinfo.c size.c space.c sysfs.c text.c)
 
 tools: $(GUEST) cowsetup
 	@:
@@ -129,16 +132,17 @@ build/tools/libs:
 		$(PKG_CONFIG) --print-errors --exists $(LIBS) 2>&1 | sed 's/^/make: /' >&2; exit 1; }
 	@mkdir -p $(@D) && touch $@
 
-build/tools/%.o: tools/%.c build/tools/libs $(wildcard tools/*.h) dm-cowloop.h CHANGELOG
+$(TOOL_OBJS): build/%.o: %.c build/tools/libs $(TOOL_HEADERS) CHANGELOG
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
-build/tools/cowsetup: $(call TOOL_OBJS,build/tools)
+build/tools/cowsetup: $(TOOL_OBJS)
+	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_LDFLAGS)
 
-$(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(wildcard tools/*.h) dm-cowloop.h
+$(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(TOOL_HEADERS)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
@@ -146,34 +150,34 @@ $(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(wildcard tools/*.h) dm-cowloop.h
 
 # cowsetup with the compiler's checks, for the tests: errors are found where they are made.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-build/tools-asan/cowsetup: $(wildcard tools/*.[ch]) dm-cowloop.h CHANGELOG build/tools/libs
+build/tools-asan/cowsetup: $(TOOL_SRCS) $(TOOL_HEADERS) CHANGELOG build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
-	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(wildcard tools/*.c) \
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TOOL_SRCS) \
 		$(LIBS_LDFLAGS)
 
 # Anything may come as a cowfile: tests/fuzz/cowfuzz.c
-FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
-build/tools-asan/cowfuzz: $(FUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out cowsetup/cowsetup.c,$(TOOL_SRCS))
+build/tools-asan/cowfuzz: $(FUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # What users can write into /proc/self/mountinfo: tests/fuzz/mountfuzz.c
-MOUNTFUZZ_SRCS = tests/fuzz/mountfuzz.c tools/mountinfo.c tools/sysfs.c
-build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) build/tools/libs
+MOUNTFUZZ_SRCS = tests/fuzz/mountfuzz.c lib/mountinfo.c lib/sysfs.c
+build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(MOUNTFUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # Any table: tests/fuzz/tabfuzz.c
-TABFUZZ_SRCS = tests/fuzz/tabfuzz.c $(filter-out tools/cowsetup.c,$(wildcard tools/*.c))
-build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/random.h $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+TABFUZZ_SRCS = tests/fuzz/tabfuzz.c $(filter-out cowsetup/cowsetup.c,$(TOOL_SRCS))
+build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TABFUZZ_SRCS) $(LIBS_LDFLAGS)
 
-build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(wildcard tools/*.h) dm-cowloop.h build/tools/libs
+build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)clang $(STRICT) -DLIBFUZZER $(LIBS_CFLAGS) $(SANITIZE) -fsanitize=fuzzer -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)

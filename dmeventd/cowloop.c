@@ -17,7 +17,7 @@
  * and what a daemon of root's runs should depend on nothing but files of root's.
  *
  * This is a guest in a daemon that has other devices to look after: it never
- * exits, and what it calls from tools/ does not either.
+ * exits, and what it calls from lib/ does not either.
  */
 
 #include <errno.h>
@@ -34,8 +34,8 @@
 #include <libdevmapper.h>
 #include <libdevmapper-event.h>
 
-#include "../tools/advice.h"
-#include "../tools/text.h"
+#include "../lib/advice.h"
+#include "../lib/text.h"
 
 /* Names that dmeventd looks up; all others stay hidden, or they would clash with names of the C library. */
 #define EXPORTED	__attribute__((visibility("default")))

@@ -30,7 +30,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "../../tools/cowfile.h"
+#include "../../lib/cowfile.h"
 
 #ifndef LIBFUZZER
 #include "random.h"

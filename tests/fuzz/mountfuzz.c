@@ -18,7 +18,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include "../../tools/mountinfo.h"
+#include "../../lib/mountinfo.h"
 #include "random.h"
 
 #define MAX_MOUNTS	6

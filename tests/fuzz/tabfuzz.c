@@ -16,9 +16,9 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#include "../../tools/cowtab.h"
-#include "../../tools/open.h"
-#include "../../tools/spec.h"
+#include "../../boot/cowtab.h"
+#include "../../lib/open.h"
+#include "../../lib/spec.h"
 #include "random.h"
 
 struct options opt;

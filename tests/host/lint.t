@@ -31,8 +31,8 @@ files() { scripts/files "$@"; }
 scripts() { files '*' | xargs -d '\n' awk -v regex="$1" 'FNR == 1 && $0 ~ regex { print FILENAME } FNR == 2 { nextfile }'; }
 
 mapfile -t kernel < <(files 'dm-cowloop*.[ch]' 'tests/kmod/*.[ch]')
-mapfile -t user < <(files 'tools/*.[ch]' 'dmeventd/*.[ch]')
-mapfile -t programs < <(files 'tools/*.c' 'dmeventd/*.c' 'tests/*.c' | grep -v '^tests/kmod/')
+mapfile -t user < <(files 'lib/*.[ch]' 'boot/*.[ch]' 'cowsetup/*.[ch]' 'dmeventd/*.[ch]')
+mapfile -t programs < <(files 'lib/*.c' 'boot/*.c' 'cowsetup/*.c' 'dmeventd/*.c' 'tests/*.c' | grep -v '^tests/kmod/')
 mapfile -t man < <(files 'man/*')
 
 # --- The checks: each says what it finds, and when there is nothing, nothing ----------------------------------

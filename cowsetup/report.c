@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: what people read, and scripts. Messages, questions, sizes, reports.
+ */
+
+#include "cowsetup.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "progress.h"
+#include "report.h"
+#include "../lib/text.h"
+
+/* ---- Messages ---- */
+
+static void message(const char *prefix, const char *fmt, va_list ap, const char *suffix)
+{
+	progress_clear();
+	fflush(stdout);
+	fprintf(stderr, "cowsetup: %s", prefix);
+	text_vprint(stderr, fmt, ap);
+	if (suffix)
+		fprintf(stderr, ": %s.", suffix);
+	fputc('\n', stderr);
+}
+
+void tell(const char *fmt, ...)
+{
+	va_list ap;
+
+	progress_clear();
+	va_start(ap, fmt);
+	text_vprint(stdout, fmt, ap);
+	va_end(ap);
+	putchar('\n');
+}
+
+int error(enum exit_code code, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	message("", fmt, ap, NULL);
+	va_end(ap);
+
+	return code;
+}
+
+void warn(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	message("Warning: ", fmt, ap, NULL);
+	va_end(ap);
+}
+
+void verbose(const char *fmt, ...)
+{
+	va_list ap;
+
+	if (!opt.verbose)
+		return;
+	va_start(ap, fmt);
+	message("", fmt, ap, NULL);
+	va_end(ap);
+}
+
+static enum exit_code code_of_errno(int err)
+{
+	switch (err) {
+	case EPERM:
+	case EACCES:
+	case EROFS:
+		return DENIED;
+	case ENOMEM:
+		return NO_MEMORY;
+	case EEXIST:
+	case EBUSY:
+	case ETXTBSY:
+		return BUSY;
+	case EINTR:
+		return USAGE;
+	default:
+		return WRONG;
+	}
+}
+
+int error_errno(const char *fmt, ...)
+{
+	const int err = errno;
+	const char *text = strerror(err);
+	va_list ap;
+
+	if (err == EINTR && interrupted)
+		text = "interrupted";
+	else if (err == EACCES && geteuid())
+		text = "permission denied (are you root?)";
+	va_start(ap, fmt);
+	message("", fmt, ap, text);
+	va_end(ap);
+
+	return code_of_errno(err);
+}
+
+void *xmalloc(size_t size)
+{
+	void *p = malloc(size);
+
+	if (!p)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return p;
+}
+
+char *xasprintf(const char *fmt, ...)
+{
+	va_list ap;
+	char *text;
+	int r;
+
+	va_start(ap, fmt);
+	r = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (r < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return text;
+}
+
+int confirm(const char *fmt, ...)
+{
+	char answer[16] = "";
+	va_list ap;
+
+	if (opt.batch_mode)
+		return OK;
+
+	fprintf(stderr, "\nWARNING!\n========\n");
+	va_start(ap, fmt);
+	text_vprint(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "\n\nAre you sure? (Type 'yes' in capital letters): ");
+	fflush(stderr);
+	if (!fgets(answer, sizeof(answer), stdin))
+		fputc('\n', stderr);
+	if (!strcmp(answer, "YES\n") || !strcmp(answer, "YES"))
+		return OK;
+	return error(USAGE, "Not confirmed; nothing was changed.");
+}
+
+/* ---- Reports ---- */
+
+static struct json_object *report;
+
+/* The lines of a report for people: titles and values, in turn. They are printed when all widths are known. */
+static char **items;
+static size_t nr_items;
+
+void report_start(const char *key, const char *title, const char *name)
+{
+	if (opt.json)
+		report = json_object_new_object();
+	report_text(key, title, name);
+}
+
+void report_json(const char *key, struct json_object *value)
+{
+	json_object_object_add(report, key, value);
+}
+
+static void add_item(const char *title, const char *value)
+{
+	char **grown = realloc(items, (nr_items + 2) * sizeof(*grown));
+
+	if (!grown)
+		exit(error(NO_MEMORY, "Out of memory."));
+	items = grown;
+	items[nr_items++] = xasprintf("%s", title);
+	items[nr_items++] = xasprintf("%s", value);
+}
+
+static void print_items(void)
+{
+	report_table(items, nr_items / 2, 2, 0);
+	while (nr_items)
+		free(items[--nr_items]);
+	free(items);
+	items = NULL;
+}
+
+void report_table(char *const *cells, size_t lines, unsigned int columns, u32 right)
+{
+	unsigned int *width = xmalloc(columns * sizeof(*width)), n;
+
+	for (unsigned int c = 0; c < columns; c++) {
+		width[c] = 0;
+		for (size_t i = 0; i < lines; i++) {
+			n = text_columns(cells[i * columns + c]);
+			width[c] = n > width[c] ? n : width[c];
+		}
+	}
+	progress_clear();
+	for (size_t i = 0; i < lines; i++) {
+		for (unsigned int c = 0; c < columns; c++) {
+			const char *cell = cells[i * columns + c];
+
+			n = width[c] - text_columns(cell);
+			printf("%*s", right >> c & 1 ? (int)n : 0, "");
+			text_print(stdout, cell);
+			if (c + 1 < columns)
+				printf("%*s", 1 + (right >> c & 1 ? 0 : (int)n), "");
+		}
+		putchar('\n');
+	}
+	free(width);
+}
+
+void report_text(const char *key, const char *title, const char *value)
+{
+	if (opt.json)
+		report_json(key, json_text(value));
+	else
+		add_item(title, *value ? value : "-");
+}
+
+void report_number(const char *key, const char *title, u64 value)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%llu", value);
+	if (opt.json)
+		report_json(key, json_object_new_uint64(value));
+	else
+		add_item(title, text);
+}
+
+void report_hex(const char *key, const char *title, u64 value, int digits)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "0x%0*llx", digits, value);
+	report_text(key, title, text);
+}
+
+void report_bool(const char *key, const char *title, bool value)
+{
+	if (opt.json)
+		report_json(key, json_object_new_boolean(value));
+	else
+		add_item(title, value ? "yes" : "no");
+}
+
+void report_size(const char *key, const char *title, u64 bytes)
+{
+	char text[80];
+
+	if (bytes < 1024)
+		snprintf(text, sizeof(text), "%s", size_text(bytes));
+	else
+		snprintf(text, sizeof(text), "%s (%llu bytes)", size_text(bytes), bytes);
+	if (opt.json)
+		report_json(key, json_object_new_uint64(bytes));
+	else
+		add_item(title, text);
+}
+
+void report_print(struct json_object *o)
+{
+	json_print(stdout, o, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_SPACED);
+	putchar('\n');
+}
+
+struct json_object *report_take(void)
+{
+	struct json_object *o = report;
+
+	report = NULL;
+	return o;
+}
+
+void report_end(void)
+{
+	if (opt.json)
+		report_print(report_take());
+	else
+		print_items();
+}
+
+/* ---- Texts ---- */
+
+char *text_word(const char *text)
+{
+	char *word = NULL;
+	size_t size;
+	FILE *to = open_memstream(&word, &size);
+
+	if (to)
+		text_print_word(to, text);
+	if (!to || fclose(to) || !word)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return word;
+}
+
+void text_vprint(FILE *to, const char *fmt, va_list ap)
+{
+	char *text;
+
+	if (vasprintf(&text, fmt, ap) < 0) {
+		fputs("Out of memory.\n", stderr);
+		exit(NO_MEMORY);
+	}
+	text_print(to, text);
+	free(text);
+}
+
+/* Controls are left by json-c as they are. Its own blanks and newlines between values are for the reader. */
+void json_print(FILE *to, struct json_object *o, int flags)
+{
+	const char *text = json_object_to_json_string_ext(o, flags | JSON_C_TO_STRING_NOSLASHESCAPE);
+	unsigned int n, code;
+	bool control;
+
+	for (const u8 *p = (const u8 *)text; *p; p += n) {
+		n = text_char((const char *)p, &control);
+		n = n ? n : 1;
+		code = n == 1 ? *p : n == 2 ? (*p & 31) << 6 | (p[1] & 63) :
+			       (*p & 15) << 12 | (p[1] & 63) << 6 | (p[2] & 63);
+		if (control && *p != '\n')
+			fprintf(to, "\\u%04x", code);
+		else
+			fwrite(p, 1, n, to);
+	}
+	json_object_put(o);
+}
+
+struct json_object *json_text(const char *text)
+{
+	char *copy = xasprintf("%s", text);
+	struct json_object *o;
+
+	text_make_utf8(copy);
+	o = json_object_new_string(copy);
+	free(copy);
+	return o;
+}

@@ -1,0 +1,487 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup check: reads all of a cowfile, reports every fault, changes nothing.
+ *
+ * A fault is what breaks a rule of the format, costs data or makes the driver
+ * refuse the cowfile. What is unusual without being wrong is a note.
+ */
+
+#include "cowfile.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <json-c/json.h>
+
+#include "changed.h"
+#include "container.h"
+#include "holders.h"
+#include "../cowsetup/progress.h"
+#include "record.h"
+#include "repair.h"
+#include "../cowsetup/report.h"
+#include "scan.h"
+
+/* More of the same are counted, not listed. */
+#define MAX_LISTED	1000
+
+struct check {
+	struct cow_faults faults;
+	struct cowfile c;
+	struct json_object *fault_list;
+	struct json_object *note_list;
+	u64 nr_faults;
+	bool mendable;		/* repair is for one of them at least */
+	u64 used;		/* units in the bitmap, damaged sectors left out */
+	u64 last;		/* the last of them, if there is any */
+	u64 nr_bad;		/* damaged sectors */
+	u64 nr_lost;		/* units beyond the file's end */
+	u64 nr_hidden;		/* units with data that are not in the bitmap */
+	struct cow_merge_record record;
+	enum record_state record_state;
+};
+
+static void print_line(const char *kind, const struct check *k, const char *text)
+{
+	tell("%s: %s: %s.", k->c.file.path, kind, text);
+}
+
+/* Can repair mend a fault, in a cowfile whose head is in order, or can be mended? */
+static bool is_mendable(const char *id)
+{
+	static const char *const never[] = {
+		"blank", "compressed", "data-long", "data-unreadable", "incompat", "magic", "merging",
+		"rdo-changed", "rdo-fingerprint", "rdo-merge", "rdo-size", "rdosectors", "short", "version",
+	};
+
+	for (unsigned int i = 0; i < sizeof(never) / sizeof(never[0]); i++)
+		if (!strcmp(id, never[i]))
+			return false;
+	return true;
+}
+
+static void found_fault(struct cow_faults *faults, const char *id, const char *text)
+{
+	struct check *k = (struct check *)faults;
+	struct json_object *o;
+
+	k->mendable |= is_mendable(id);
+	if (++k->nr_faults > MAX_LISTED)
+		return;
+	if (!opt.json) {
+		print_line("fault", k, text);
+		return;
+	}
+	o = json_object_new_object();
+	json_object_object_add(o, "id", json_object_new_string(id));
+	json_object_object_add(o, "message", json_text(text));
+	json_object_array_add(k->fault_list, o);
+}
+
+static __attribute__((format(printf, 2, 3)))
+void note(struct check *k, const char *fmt, ...)
+{
+	char *text;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	if (opt.json)
+		json_object_array_add(k->note_list, json_text(text));
+	else
+		print_line("note", k, text);
+	free(text);
+}
+
+/* ---- The bitmap ---- */
+
+/* Everything about one bitmap sector. */
+static void check_sector(struct check *k, const struct cow_map *m)
+{
+	const struct cowfile *c = &k->c;
+	const u64 in_file = cow_units_in_file(c);
+	u32 nr, set, all;
+	const u64 first = cow_sector_units(c, m->sector, &nr);
+
+	if (!m->good) {
+		k->nr_bad++;
+		if (nr)
+			cow_fault(&k->faults, "map-csum", "bitmap sector %llu, units %llu to %llu: found checksum 0x%08x, expected 0x%08x",
+				  m->sector, first, first + nr - 1, m->csum, m->expected);
+		else
+			cow_fault(&k->faults, "map-csum", "bitmap sector %llu, which has no units: found checksum 0x%08x, expected 0x%08x",
+				  m->sector, m->csum, m->expected);
+		return;
+	}
+	set = count_bits(m->bits, nr);
+	all = count_bits(m->bits, c->sector_units);
+	if (all > set)
+		cow_fault(&k->faults, "map-beyond", "bitmap sector %llu has %u bits set beyond the last unit, %llu",
+			  m->sector, all - set, c->geo.nr_units - 1);
+	if (!set)
+		return;
+
+	k->used += set;
+	for (k->last = first + nr - 1; !bit_is_set(m->bits, k->last - first); k->last--)
+		;
+	if (c->state != COW_PACKED && first + nr > in_file)
+		k->nr_lost += set - (in_file > first ? count_bits(m->bits, in_file - first) : 0);
+}
+
+static int check_bitmap(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	const u64 found = le64(c->head.cowused);
+	struct cow_map m;
+
+	progress_start(c->file.path, c->geo.mapsize, "of bitmap read");
+	cow_map_start(&m, c);
+	while (cow_map_next(&m)) {
+		check_sector(k, &m);
+		progress_update(m.sector * COW_MAP_SECTOR);
+	}
+	cow_map_end(&m);
+	progress_end(!m.error);
+	if (m.error)
+		return m.error;
+
+	if (k->nr_lost)
+		cow_fault(&k->faults, "data-short", "%llu unit%s, up to unit %llu, should be in the cowfile, but it ends at %llu",
+			  k->nr_lost, k->nr_lost == 1 ? "" : "s", k->last, c->file.size);
+	if (c->state != COW_DIRTY && !k->nr_bad && found != k->used)
+		cow_fault(&k->faults, "cowused", "found cowused %llu, expected %llu, as the bitmap has",
+			  found, k->used);
+	return OK;
+}
+
+/* ---- The data ---- */
+
+/* Whether the data that is there can be read. */
+static int read_extent(struct check *k, u8 *buf, u64 start, u64 end)
+{
+	const struct cowfile *c = &k->c;
+	u64 extent_end, n;
+	int r = OK;
+
+	while (start < end && !r) {
+		r = file_next_data(&c->file, &start, &extent_end, end);
+		if (r || start >= end)
+			break;
+		n = min_u64(extent_end - start, FILE_CHUNK);
+		if (file_read_padded(&c->file, start, buf, n)) {
+			if (interrupted)
+				return USAGE;
+			cow_fault(&k->faults, "data-unreadable", "%llu bytes of data at %llu cannot be read", n, start);
+		}
+		if (interrupted)
+			return error(USAGE, "%s: interrupted.", c->file.path);
+		start += n;
+	}
+	return r;
+}
+
+/* Format 2, and packed files: the units that the bitmap has. */
+static int check_data(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	struct cow_runs runs;
+	u64 first, nr, nr_read = 0;
+	u8 *buf = xmalloc(FILE_CHUNK);
+	int r = OK;
+
+	progress_start(c->file.path, k->used * c->geo.mapunit, "read");
+	cow_runs_start(&runs, c);
+	runs.skip_bad = true;
+	runs.quiet = true;
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		const u64 place = c->state == COW_PACKED ? nr_read : first;
+		const u64 start = c->geo.doffset + place * c->geo.mapunit;
+		u64 end = start + nr * c->geo.mapunit;
+
+		if (end > c->file.size)
+			end = c->file.size;
+		r = read_extent(k, buf, start, end);
+		nr_read += nr;
+		progress_update(nr_read * c->geo.mapunit);
+	}
+	if (!r)
+		r = runs.error;
+	cow_runs_end(&runs);
+	progress_end(!r);
+	free(buf);
+
+	return r;
+}
+
+/* Format 1: also those that the bitmap does not have. */
+static int check_data_v1(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	u8 bits[COW_V1_SECTOR_BYTES];
+	struct cow_scan s;
+	u64 sector = 0;
+	int r;
+
+	progress_start(c->file.path, c->geo.nr_units * c->geo.mapunit, "read");
+	for (;;) {
+		r = cow_scan_next(c, &sector);
+		if (r || sector >= c->nr_sectors)
+			break;
+		s.sector = sector;
+		if (cow_scan_sector(c, &s)) {
+			r = interrupted ? USAGE : OK;
+			if (r)
+				break;
+			cow_fault(&k->faults, "data-unreadable", "data of units %llu to %llu cannot be read",
+				  sector * c->sector_units, (sector + 1) * c->sector_units - 1);
+		}
+		r = cow_read_bits(c, sector, bits);
+		if (r)
+			break;
+		for (unsigned int i = 0; i < sizeof(bits); i++)
+			k->nr_hidden += __builtin_popcount(s.nonzero[i] & ~bits[i]);
+		sector++;
+		progress_update(sector * c->sector_units * c->geo.mapunit);
+	}
+	progress_end(!r);
+
+	if (k->nr_hidden && c->state == COW_CLEAN)
+		note(k, "%llu unit%s not in the bitmap, but not zero either; the driver does not mind, but after a crash they would be taken for written",
+		     k->nr_hidden, k->nr_hidden == 1 ? " is" : "s are");
+	return r;
+}
+
+static void check_packed_length(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	const u64 end = c->geo.doffset + k->used * c->geo.mapunit;
+
+	if (k->nr_bad)
+		return;
+	if (k->used && c->file.size < end)
+		cow_fault(&k->faults, "data-short", "the packed data should end at %llu, but the file ends at %llu",
+			  end, c->file.size);
+	else if (!c->file.block && c->file.size > (end > c->geo.doffset ? end : c->geo.doffset))
+		cow_fault(&k->faults, "data-long", "the packed data should end at %llu, but the file goes on to %llu",
+			  end, c->file.size);
+}
+
+/* ---- The whole ---- */
+
+static void check_state(struct check *k)
+{
+	struct cowfile *c = &k->c;
+
+	switch (c->state) {
+	case COW_DIRTY:
+		if (c->format == 2)
+			note(k, "dirty: in use now, or when the machine crashed; the units in use have to be counted again, which the driver does by itself");
+		else
+			cow_fault(&k->faults, "dirty", "dirty: in use now, or when the machine crashed; the bitmap may lack units");
+		break;
+	case COW_MERGING:
+	case COW_MERGED:
+		cow_fault(&k->faults, "merging", "a merge was interrupted; run cowsetup merge again to complete it");
+		break;
+	case COW_CLEAN:
+		if (cow_units_in_file(c) < c->geo.nr_units)
+			note(k, "there is room for %llu of %llu units", cow_units_in_file(c),
+			     c->geo.nr_units);
+		break;
+	case COW_PACKED:
+		break;
+	}
+}
+
+/* Of a merge that is going on, or what is left of one that did not begin. */
+static int check_record(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	int r = record_read(c, &k->record, &k->record_state);
+
+	if (r)
+		return r;
+	if (c->state == COW_MERGING && k->record_state == RECORD_DAMAGED)
+		cow_fault(&k->faults, "merge-record", "the record of the merge is damaged; without it the merge can't tell its read-only device from another");
+	else if (c->state == COW_MERGING && k->record_state == RECORD_NONE)
+		note(k, "there is no record of the merge, which was begun by an older cowsetup: that its read-only device is the same still can be checked only in part");
+	else if ((c->state == COW_CLEAN || c->state == COW_DIRTY) && record_has_magic(&k->record))
+		note(k, "there is the record of a merge that did not come to begin; nobody minds it, and cowsetup repair removes it");
+	return OK;
+}
+
+/* In a merge: is each sector of the samples what it was, or what it is to be? */
+static int compare_record(struct check *k, const struct file *rdo)
+{
+	bool same;
+	u64 sector;
+	int r = record_compare(&k->c, rdo, &k->record, &same, &sector);
+
+	if (!r && !same)
+		cow_fault(&k->faults, "rdo-merge", "the merge was begun with another read-only device, or %s has changed: sector %llu of it is neither what it was then nor what the cowfile has for it",
+			  rdo->path, sector);
+	return r;
+}
+
+static void note_container(struct check *k, const struct file *rdo)
+{
+	char *found = container_text(rdo);
+
+	if (found)
+		note(k, "%s: %s", rdo->path, found);
+	free(found);
+}
+
+/* The samples of the fingerprint agree; has it changed elsewhere? A merge changes it, and in each of its states. */
+static void check_changed(struct check *k, const struct file *rdo)
+{
+	bool proof;
+	char *text = k->c.state == COW_MERGING ? NULL : changed_since(&k->c.head, rdo, &proof);
+
+	if (text && proof)
+		cow_fault(&k->faults, "rdo-changed", "%s", text);
+	else if (text)
+		note(k, "%s; if that is more than a copy of it, what is in the cowfile does not go with it any more",
+		     text);
+	free(text);
+}
+
+static int check_rdo(struct check *k)
+{
+	struct file rdo = FILE_CLOSED;
+	int r = file_open(&rdo, opt.rdo, FILE_READ);
+	const struct cowfile *masked = k->c.state == COW_MERGING ? &k->c : NULL;
+	struct cow_geometry geo;
+	u64 is, made_for = le64(k->c.head.rdofingerprint);
+
+	if (r)
+		return r;
+	note_container(k, &rdo);
+	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
+	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
+		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors, and %s has %llu",
+			  k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
+	} else if (masked && k->nr_bad) {
+		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", opt.rdo);
+	} else {
+		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
+		if (!r && is != made_for)
+			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx",
+				  opt.rdo, made_for, opt.rdo, is);
+		else if (!r)
+			check_changed(k, &rdo);
+		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
+			r = compare_record(k, &rdo);
+	}
+	file_close(&rdo);
+	return r;
+}
+
+/* An exit code if it can't be checked; faults are no reason. */
+static int check_all(struct check *k, const char *path)
+{
+	struct cowfile *c = &k->c;
+	char *user;
+	int r;
+
+	r = cow_open_faulty(c, path, FILE_READ, &k->faults);
+	c->file.path = path;
+	if (r && (c->file.fd < 0 || !k->nr_faults))
+		return r;
+	user = file_used_by(&c->file);
+	if (user)
+		note(k, "in use (%s): what is found here may be out of date", user);
+	free(user);
+	if (c->format)
+		cow_check_strictly(c, &k->faults);
+	if (r)
+		return OK;	/* there is nothing to go by */
+
+	check_state(k);
+	r = check_record(k);
+	if (!r)
+		r = check_bitmap(k);
+	if (!r && c->state == COW_PACKED)
+		check_packed_length(k);
+	if (!r)
+		r = c->format == 1 && c->state != COW_PACKED ? check_data_v1(k) : check_data(k);
+	if (!r && opt.rdo)
+		r = check_rdo(k);
+	return r;
+}
+
+/* What to do about what was found, for people. */
+static void print_advice(const struct check *k, bool repairable)
+{
+	const struct cowfile *c = &k->c;
+	const char *s = k->nr_faults == 1 ? "" : "s";
+	char *word = text_word(c->file.path);
+
+	if (repairable)
+		tell("%s: %llu fault%s; to see what can be done: cowsetup repair -n %s", c->file.path,
+		     k->nr_faults, s, word);
+	else if (c->format && c->state == COW_PACKED)
+		tell("%s: %llu fault%s; a packed file is not repaired: get another copy of it.",
+		     c->file.path, k->nr_faults, s);
+	else
+		tell("%s: %llu fault%s; cowsetup repair can do nothing about %s.", c->file.path,
+		     k->nr_faults, s, k->nr_faults == 1 ? "it" : "them");
+	free(word);
+}
+
+static void print_result(struct check *k)
+{
+	const struct cowfile *c = &k->c;
+	const bool repairable = k->mendable && !(c->format && c->state == COW_PACKED) && repair_can_mend_head(c);
+
+	if (opt.json) {
+		report_start("cowfile", "", c->file.path);
+		report_bool("ok", "", !k->nr_faults);
+		if (c->format) {
+			report_number("format", "", c->format);
+			report_text("state", "", cow_state_text(c->state));
+			report_number("units_used", "", k->used);
+			report_number("units_total", "", c->geo.nr_units);
+		}
+		report_number("nr_faults", "", k->nr_faults);
+		report_bool("repairable", "", repairable);
+		report_json("faults", json_object_get(k->fault_list));
+		report_json("notes", json_object_get(k->note_list));
+		report_end();
+		return;
+	}
+	if (k->nr_faults > MAX_LISTED)
+		tell("%s: and %llu more faults.", c->file.path, k->nr_faults - MAX_LISTED);
+	if (k->nr_faults)
+		print_advice(k, repairable);
+	else
+		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", c->file.path,
+		     c->format, cow_state_text(c->state), k->used, c->geo.nr_units,
+		     size_text(k->used * c->geo.mapunit), percent_text(k->used, c->geo.nr_units));
+}
+
+int cmd_check(int argc, char **argv)
+{
+	struct check k = { .faults.found = found_fault };
+	int r;
+
+	(void)argc;
+	if (opt.json)
+		progress_to_stderr();
+	k.fault_list = json_object_new_array();
+	k.note_list = json_object_new_array();
+	r = check_all(&k, argv[0]);
+	if (!r)
+		print_result(&k);
+	cow_close(&k.c);
+	json_object_put(k.fault_list);
+	json_object_put(k.note_list);
+
+	return r ? r : k.nr_faults ? WRONG : OK;
+}

@@ -1,0 +1,914 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: the cowfile on disk, both formats.
+ *
+ * A cowfile may come from anywhere, so all that its head says is checked before
+ * it is used for anything, and no amount of memory or time depends on it: the
+ * bitmap is read in pieces, its holes are skipped, and it must lie within the
+ * file. The largest size that is believed leaves room for every sum and product
+ * of 64 bits that is made here.
+ */
+
+#include "cowfile.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <uuid/uuid.h>
+
+#include "container.h"
+#include "../cowsetup/progress.h"
+#include "../cowsetup/report.h"
+#include "stream.h"
+
+/* ---- Checksums ---- */
+
+/* Table k is for the byte that has k more behind it. */
+static u32 crc_table[8][256];
+
+static void crc32c_init(void)
+{
+	for (u32 i = 0; i < 256; i++) {
+		u32 c = i;
+
+		for (int bit = 0; bit < 8; bit++)
+			c = c & 1 ? c >> 1 ^ 0x82f63b78 : c >> 1;
+		crc_table[0][i] = c;
+	}
+	for (int k = 1; k < 8; k++)
+		for (u32 i = 0; i < 256; i++)
+			crc_table[k][i] = crc_table[k - 1][i] >> 8 ^
+					  crc_table[0][crc_table[k - 1][i] & 255];
+}
+
+u32 crc32c(u32 crc, const void *data, size_t length)
+{
+	const u8 *p = data;
+	u64 word;
+
+	if (!crc_table[0][1])
+		crc32c_init();
+	crc = ~crc;
+	for (; length >= 8; length -= 8, p += 8) {
+		memcpy(&word, p, 8);
+		word = le64(word) ^ crc;
+		crc = 0;
+		for (int k = 0; k < 8; k++)
+			crc ^= crc_table[7 - k][word >> 8 * k & 255];
+	}
+	for (; length; length--)
+		crc = crc >> 8 ^ crc_table[0][(crc ^ *p++) & 255];
+	return ~crc;
+}
+
+u32 cow_sector_csum(const u8 *bits, u64 sector)
+{
+	const u64 index = htole64(sector);
+
+	return crc32c(crc32c(0, bits, COW_V2_SECTOR_BYTES), &index, sizeof(index));
+}
+
+static u32 head_csum(const struct cow_head *head)
+{
+	return crc32c(0, head, offsetof(struct cow_head, csum));
+}
+
+/* ---- Geometry ---- */
+
+void cow_set_geometry(struct cowfile *c, const struct cow_geometry *geo)
+{
+	c->geo = *geo;
+	c->format = geo->format;
+	c->sector_bytes = geo->format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
+	c->sector_units = c->sector_bytes * 8;
+	c->nr_sectors = geo->mapsize / COW_MAP_SECTOR;
+}
+
+u64 cow_full_size(const struct cow_geometry *geo)
+{
+	return geo->doffset + geo->nr_units * geo->mapunit;
+}
+
+void cow_warn_short(const struct cow_geometry *geo, const struct file *f)
+{
+	const u64 room = f->size > geo->doffset ? (f->size - geo->doffset) / geo->mapunit * geo->mapunit : 0;
+
+	if (f->block && f->size < cow_full_size(geo))
+		warn("%s: has room for changes in the first %s of the device only; in the other %s writes will get ENOSPC.",
+		     f->path, size_text(room), size_text(geo->rdo_sectors * 512 - room));
+}
+
+u64 cow_sector_units(const struct cowfile *c, u64 sector, u32 *nr)
+{
+	const u64 first = sector * c->sector_units;
+
+	if (first >= c->geo.nr_units)
+		*nr = 0;
+	else if (c->geo.nr_units - first < c->sector_units)
+		*nr = c->geo.nr_units - first;
+	else
+		*nr = c->sector_units;
+	return first;
+}
+
+/* ---- Heads ---- */
+
+const char *cow_state_text(enum cow_state state)
+{
+	static const char *const texts[] = {
+		[COW_CLEAN] = "clean",
+		[COW_DIRTY] = "dirty",
+		[COW_PACKED] = "packed",
+		[COW_MERGING] = "merging",
+		[COW_MERGED] = "merged",
+	};
+
+	return texts[state];
+}
+
+int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
+{
+	char *text;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	if (n < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	faults->found(faults, id, text);
+	free(text);
+
+	return WRONG;
+}
+
+/* Tell what is in a compressed file, and how to get at it. */
+static int check_compressed(const struct cowfile *c, enum compress compress, struct cow_faults *faults)
+{
+	const char *how = compress == COMPRESS_GZIP ? "gzip" : "zstd";
+	struct cow_head head;
+	char *word;
+
+	/* Without a file this is a part of a stream that was decompressed once. */
+	if (c->file.fd < 0)
+		return cow_fault(faults, "compressed", "this is compressed twice: %s -d first, then unpack it", how);
+	if (!in_look(&c->file, &head, sizeof(head)) || le32(head.magic) != COW_MAGIC)
+		return cow_fault(faults, "compressed", "this is %s data, and no cowfile is in it", how);
+	if (!(le16(head.flags) & COW_FLAG_PACKED))
+		return cow_fault(faults, "compressed", "this is %s of a cowfile that is not a packed one: %s -d first", how, how);
+	word = text_word(c->file.path);
+	cow_fault(faults, "compressed", "this is %s of a packed cowfile of format %u, unpack it first: cowsetup unpack %s NEW.cow",
+		  how, le16(head.version), word);
+	free(word);
+	return WRONG;
+}
+
+/* What helps where the bitmap is damaged. */
+static const char *bitmap_help(const struct cowfile *c)
+{
+	return c->state == COW_PACKED ? "a packed file is not repaired: get another copy of it" : "see cowsetup repair";
+}
+
+static int check_magic(const struct cowfile *c, struct cow_faults *faults)
+{
+	const u32 magic = le32(c->head.magic);
+	char *contents;
+
+	if (magic == COW_MAGIC)
+		return OK;
+	/* Other contents may begin with zeroes: ext4 does. */
+	contents = file_contents(&c->file);
+	if (contents) {
+		cow_fault(faults, "magic", "not a cowfile: found %s", contents);
+		free(contents);
+		return WRONG;
+	}
+	if (all_zero(&c->head, sizeof(c->head)))
+		return cow_fault(faults, "blank", "not a cowfile: it begins with zeroes");
+	return cow_fault(faults, "magic", "not a cowfile: found magic 0x%08x, expected 0x%08x", magic, COW_MAGIC);
+}
+
+static enum cow_state state_of(const struct cow_head *head, unsigned int format)
+{
+	const unsigned int version = le16(head->version), flags = le16(head->flags);
+	const u32 incompat = le32(head->incompat);
+
+	if (format == 1 ? version == COW_V1_MERGED : incompat & COW_INCOMPAT_MERGED)
+		return COW_MERGED;
+	if (format == 1 ? version == COW_V1_MERGING : incompat & COW_INCOMPAT_MERGING)
+		return COW_MERGING;
+	if (flags & COW_FLAG_PACKED)
+		return COW_PACKED;
+	return flags & COW_FLAG_DIRTY ? COW_DIRTY : COW_CLEAN;
+}
+
+/* Check the fields that both formats have, once the geometry has been worked out. */
+static int check_layout(struct cowfile *c, const struct cow_geometry *geo,
+			struct cow_faults *faults)
+{
+	int r = OK;
+	u64 found;
+
+	found = le64(c->head.rdoblocks);
+	if (found != geo->nr_units)
+		r = cow_fault(faults, "rdoblocks", "found rdoblocks %llu, expected %llu, as follows from the size of the read-only device",
+			      found, geo->nr_units);
+	found = le64(c->head.mapsize);
+	if (found != geo->mapsize)
+		r = cow_fault(faults, "mapsize", "found mapsize %llu, expected %llu, as follows from the number of units",
+			      found, geo->mapsize);
+	if (c->file.size < geo->moffset + geo->mapsize)
+		r = cow_fault(faults, "short", "the file ends at %llu, its bitmap at %llu",
+			      c->file.size, geo->moffset + geo->mapsize);
+	return r;
+}
+
+static int check_count(struct cowfile *c, struct cow_faults *faults)
+{
+	const u64 used = le64(c->head.cowused);
+
+	if (c->state != COW_DIRTY && used > c->geo.nr_units)
+		cow_fault(faults, "cowused", "found cowused %llu, expected at most %llu",
+			  used, c->geo.nr_units);
+	return OK;
+}
+
+static int check_head_v1(struct cowfile *c, struct cow_faults *faults)
+{
+	const u64 nr_units = le64(c->head.rdoblocks);
+	struct cow_geometry geo;
+	int r = OK;
+	u64 found;
+
+	c->state = state_of(&c->head, 1);
+	if (nr_units > COW_MAX_BYTES / COW_V1_MAPUNIT || !nr_units)
+		return cow_fault(faults, "rdoblocks", "found rdoblocks %llu, expected 1 to %llu",
+				 nr_units, COW_MAX_BYTES / COW_V1_MAPUNIT);
+	cow_geometry_init(&geo, 1, COW_V1_MAPUNIT, nr_units * (COW_V1_MAPUNIT / 512));
+	cow_set_geometry(c, &geo);
+
+	found = le64(c->head.mapunit);
+	if (found != COW_V1_MAPUNIT)
+		r = cow_fault(faults, "mapunit", "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
+	if (check_layout(c, &geo, faults))
+		r = WRONG;
+	found = le64(c->head.doffset);
+	if (found != geo.doffset)
+		r = cow_fault(faults, "doffset", "found doffset %llu, expected %llu", found, geo.doffset);
+
+	return r ? r : check_count(c, faults);
+}
+
+static int check_head_v2(struct cowfile *c, struct cow_faults *faults)
+{
+	const u32 csum = le32(c->head.csum), expected = head_csum(&c->head);
+	const u64 sectors = le64(c->head.rdosectors);
+	struct cow_geometry geo;
+	u64 found, align;
+	u32 unknown;
+	int r = OK;
+
+	c->state = state_of(&c->head, 2);
+	if (csum != expected)
+		r = cow_fault(faults, "head-csum", "the head is damaged: found checksum 0x%08x, expected 0x%08x",
+			      csum, expected);
+	unknown = le32(c->head.incompat) & ~(COW_INCOMPAT_KNOWN | COW_INCOMPAT_TOOLS);
+	if (unknown)
+		return cow_fault(faults, "incompat", "it needs features that this version lacks: found incompat 0x%08x, expected none but 0x%08x",
+				 le32(c->head.incompat), COW_INCOMPAT_KNOWN | COW_INCOMPAT_TOOLS);
+
+	found = le64(c->head.mapunit);
+	if (!cow_v2_mapunit_valid(found))
+		return cow_fault(faults, "mapunit", "found mapunit %llu, expected a power of two from %u to %u",
+				 found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
+	if (!sectors || sectors > COW_MAX_BYTES / 512)
+		return cow_fault(faults, "rdosectors", "found rdosectors %llu, expected 1 to %llu",
+				 sectors, COW_MAX_BYTES / 512);
+	cow_geometry_init(&geo, 2, found, sectors);
+
+	found = le64(c->head.moffset);
+	if (found != geo.moffset)
+		r = cow_fault(faults, "moffset", "found moffset %llu, expected %llu", found, geo.moffset);
+	if (check_layout(c, &geo, faults))
+		r = WRONG;
+	align = geo.mapunit;
+	found = le64(c->head.doffset);
+	if (found < geo.doffset || found & (align - 1) || found > COW_MAX_BYTES)
+		r = cow_fault(faults, "doffset", "found doffset %llu, expected a multiple of %llu from %llu on",
+			      found, align, geo.doffset);
+	else
+		geo.doffset = found;
+	cow_set_geometry(c, &geo);
+
+	return r ? r : check_count(c, faults);
+}
+
+int cow_check_head(struct cowfile *c, struct cow_faults *faults)
+{
+	const enum compress compress = compress_of((const u8 *)&c->head, sizeof(c->head));
+	unsigned int version;
+	int r;
+
+	if (compress != COMPRESS_NONE)
+		return check_compressed(c, compress, faults);
+	if (c->file.size < COW_V1_MAPUNIT)
+		return cow_fault(faults, "short", "shorter than a head: found %llu bytes, expected at least %u",
+				 c->file.size, COW_V1_MAPUNIT);
+	r = check_magic(c, faults);
+	if (r)
+		return r;
+
+	version = le16(c->head.version);
+	switch (version) {
+	case 1:
+	case COW_V1_MERGING:
+	case COW_V1_MERGED:
+		return check_head_v1(c, faults);
+	case 2:
+		return check_head_v2(c, faults);
+	}
+	return cow_fault(faults, "version", "unknown version: found %u, expected 1 or 2", version);
+}
+
+static int load_head(struct cowfile *c, struct cow_faults *faults)
+{
+	int r = file_read_padded(&c->file, 0, &c->head, sizeof(c->head));
+
+	return r ? r : cow_check_head(c, faults);
+}
+
+int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags,
+		    struct cow_faults *faults)
+{
+	int r;
+
+	*c = (struct cowfile){ .file = FILE_CLOSED };
+	r = file_open(&c->file, path, file_flags);
+	return r ? r : load_head(c, faults);
+}
+
+/* The sink of cow_open(): any fault is too much. */
+struct refusal {
+	struct cow_faults faults;
+	const char *path;
+	bool refused;
+};
+
+static void refuse(struct cow_faults *faults, const char *id, const char *text)
+{
+	struct refusal *refusal = (struct refusal *)faults;
+
+	(void)id;
+	error(WRONG, "%s: %s.", refusal->path, text);
+	refusal->refused = true;
+}
+
+static int check_accepted(const struct cowfile *c, unsigned int file_flags, unsigned int accept)
+{
+	const char *path = c->file.path;
+
+	if (c->state == COW_DIRTY && c->format == 1 && !(accept & COW_ACCEPT_DIRTY))
+		return error(WRONG, "%s: dirty: it was in use in a crash, or is in use now; see cowsetup repair.",
+			     path);
+	if (c->state == COW_PACKED && !(accept & COW_ACCEPT_PACKED))
+		return error(WRONG, "%s: packed; unpack it first (cowsetup unpack).", path);
+	if ((c->state == COW_MERGING || c->state == COW_MERGED) && !(accept & COW_ACCEPT_MERGE))
+		return error(WRONG, "%s: a merge of it was interrupted; run cowsetup merge again to complete it.",
+			     path);
+	if (file_flags & FILE_WRITE && c->format == 2 &&
+	    le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
+		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
+			     path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
+	return OK;
+}
+
+int cow_open_file(struct cowfile *c, struct file *f, unsigned int file_flags, unsigned int accept)
+{
+	struct refusal refusal = { .faults.found = refuse, .path = f->path };
+	int r;
+
+	*c = (struct cowfile){ .file = *f };
+	*f = FILE_CLOSED;
+	r = load_head(c, &refusal.faults);
+	if (!r && refusal.refused)
+		r = WRONG;
+	if (!r)
+		r = check_accepted(c, file_flags, accept);
+	if (r)
+		cow_close(c);
+	return r;
+}
+
+int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept)
+{
+	struct file f;
+	int r = file_open(&f, path, file_flags);
+
+	*c = (struct cowfile){ .file = FILE_CLOSED };
+	return r ? r : cow_open_file(c, &f, file_flags, accept);
+}
+
+void cow_close(struct cowfile *c)
+{
+	file_close(&c->file);
+}
+
+void cow_new_head(struct cowfile *c, const struct cow_geometry *geo, u64 fingerprint)
+{
+	struct cow_head *head = &c->head;
+
+	memset(head, 0, sizeof(*head));
+	head->magic = htole32(COW_MAGIC);
+	head->version = htole16(geo->format);
+	head->mapunit = htole64(geo->mapunit);
+	head->mapsize = htole64(geo->mapsize);
+	head->doffset = htole64(geo->doffset);
+	head->rdoblocks = htole64(geo->nr_units);
+	head->rdofingerprint = htole64(fingerprint);
+	if (geo->format == 2) {
+		head->rdosectors = htole64(geo->rdo_sectors);
+		head->moffset = htole64(geo->moffset);
+		uuid_generate_random(head->uuid);
+	}
+	cow_set_geometry(c, geo);
+}
+
+static void set_state(struct cow_head *head, unsigned int format, enum cow_state state)
+{
+	unsigned int flags = le16(head->flags) & ~(COW_FLAG_DIRTY | COW_FLAG_PACKED);
+	u32 incompat = le32(head->incompat) & ~COW_INCOMPAT_TOOLS;
+	unsigned int version = format;
+
+	switch (state) {
+	case COW_CLEAN:
+		break;
+	case COW_DIRTY:
+		flags |= COW_FLAG_DIRTY;
+		break;
+	case COW_PACKED:
+		flags |= COW_FLAG_PACKED;
+		break;
+	case COW_MERGING:
+		version = COW_V1_MERGING;
+		incompat |= COW_INCOMPAT_MERGING;
+		break;
+	case COW_MERGED:
+		version = COW_V1_MERGED;
+		incompat |= COW_INCOMPAT_MERGED;
+		break;
+	}
+	head->flags = htole16(flags);
+	if (format == 1)
+		head->version = htole16(version);
+	else
+		head->incompat = htole32(incompat);
+}
+
+void cow_finish_head(struct cowfile *c, enum cow_state state, u64 used)
+{
+	c->state = state;
+	set_state(&c->head, c->format, state);
+	c->head.cowused = htole64(used);
+	if (c->format == 2)
+		c->head.csum = htole32(head_csum(&c->head));
+}
+
+int cow_write_head(struct cowfile *c, enum cow_state state, u64 used)
+{
+	int r = file_sync(&c->file);
+
+	cow_finish_head(c, state, used);
+	if (!r)
+		r = file_write(&c->file, 0, &c->head, sizeof(c->head));
+	return r ? r : file_sync(&c->file);
+}
+
+/* ---- Bitmaps ---- */
+
+/* Bitmap sectors that are read at a time. */
+#define MAP_BUFFER_SECTORS	512
+
+static void judge_sector(struct cow_map *m, u64 sector, const u8 *data)
+{
+	u32 csum;
+
+	m->sector = sector;
+	m->bits = data;
+	m->good = true;
+	if (m->c->format == 2) {
+		memcpy(&csum, data + COW_V2_SECTOR_BYTES, sizeof(csum));
+		m->csum = le32(csum);
+		m->expected = cow_sector_csum(data, sector);
+		m->good = m->csum == m->expected;
+	}
+}
+
+void cow_map_start(struct cow_map *m, const struct cowfile *c)
+{
+	*m = (struct cow_map){ .c = c };
+	m->buffer = xmalloc(MAP_BUFFER_SECTORS * COW_MAP_SECTOR);
+}
+
+void cow_map_end(struct cow_map *m)
+{
+	free(m->buffer);
+	m->buffer = NULL;
+}
+
+/* Fill the buffer from m->next on, having skipped a hole; false at the end or for an error. */
+static bool fill_buffer(struct cow_map *m)
+{
+	const struct cow_geometry *geo = &m->c->geo;
+	u64 start = geo->moffset + m->next * COW_MAP_SECTOR, data_end;
+	const u64 end = geo->moffset + m->c->nr_sectors * COW_MAP_SECTOR;
+
+	if (interrupted) {
+		m->error = error(USAGE, "%s: interrupted.", m->c->file.path);
+		return false;
+	}
+	m->error = file_next_data(&m->c->file, &start, &data_end, end);
+	if (m->error || start >= end)
+		return false;
+
+	m->buffered = (start - geo->moffset) / COW_MAP_SECTOR;
+	m->buffered_end = (data_end - geo->moffset + COW_MAP_SECTOR - 1) / COW_MAP_SECTOR;
+	if (m->buffered_end - m->buffered > MAP_BUFFER_SECTORS)
+		m->buffered_end = m->buffered + MAP_BUFFER_SECTORS;
+	m->error = file_read(&m->c->file, geo->moffset + m->buffered * COW_MAP_SECTOR, m->buffer,
+			     (m->buffered_end - m->buffered) * COW_MAP_SECTOR);
+	if (m->error)
+		return false;
+	m->next = m->buffered;
+	return true;
+}
+
+bool cow_map_next(struct cow_map *m)
+{
+	for (;;) {
+		if (m->next >= m->c->nr_sectors)
+			return false;
+		if (m->next >= m->buffered_end && !fill_buffer(m))
+			return false;
+		for (; m->next < m->buffered_end; m->next++) {
+			const u8 *data = m->buffer + (m->next - m->buffered) * COW_MAP_SECTOR;
+
+			if (!all_zero(data, COW_MAP_SECTOR)) {
+				judge_sector(m, m->next++, data);
+				return true;
+			}
+		}
+	}
+}
+
+void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *data)
+{
+	u32 csum;
+
+	memset(data, 0, COW_MAP_SECTOR);
+	memcpy(data, bits, c->sector_bytes);
+	if (c->format == 2 && !all_zero(bits, c->sector_bytes)) {
+		csum = htole32(cow_sector_csum(bits, sector));
+		memcpy(data + COW_V2_SECTOR_BYTES, &csum, sizeof(csum));
+	}
+}
+
+int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits)
+{
+	u8 data[COW_MAP_SECTOR];
+
+	cow_encode_bits(c, sector, bits, data);
+	return file_write(&c->file, c->geo.moffset + sector * COW_MAP_SECTOR, data, sizeof(data));
+}
+
+/* ---- Runs ---- */
+
+void cow_runs_start(struct cow_runs *r, const struct cowfile *c)
+{
+	*r = (struct cow_runs){ 0 };
+	cow_map_start(&r->map, c);
+}
+
+void cow_runs_end(struct cow_runs *r)
+{
+	cow_map_end(&r->map);
+}
+
+/* The first bit from @from on that is @set, or @nr. */
+static u32 find_bit(const u8 *bits, u32 nr, u32 from, bool set)
+{
+	const u8 skip = set ? 0 : 0xff;
+
+	while (from < nr && bit_is_set(bits, from) != set) {
+		if (!(from & 7) && bits[from / 8] == skip)
+			from += 8;
+		else
+			from++;
+	}
+	return from < nr ? from : nr;
+}
+
+/* Go to the next bitmap sector; damaged ones are passed by, or end the walk. */
+static bool next_sector(struct cow_runs *r)
+{
+	const struct cowfile *c = r->map.c;
+	u64 first;
+	u32 nr;
+
+	for (;;) {
+		if (!cow_map_next(&r->map)) {
+			r->error = r->map.error;
+			return false;
+		}
+		first = cow_sector_units(c, r->map.sector, &nr);
+		if (r->map.good || !nr)
+			return true;
+		r->nr_bad++;
+		if (!r->quiet)
+			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; %s.",
+			      c->file.path, r->map.sector, r->map.csum, r->map.expected,
+			      first, first + nr - 1, bitmap_help(c));
+		if (!r->skip_bad) {
+			r->error = WRONG;
+			return false;
+		}
+	}
+}
+
+bool cow_runs_next(struct cow_runs *r, u64 *first, u64 *nr)
+{
+	const struct cowfile *c = r->map.c;
+	u64 base, found;
+	u32 nr_bits, end;
+
+	for (;;) {
+		if (!r->have_sector) {
+			if (!next_sector(r))
+				break;
+			r->have_sector = true;
+			r->bit = 0;
+		}
+		base = cow_sector_units(c, r->map.sector, &nr_bits);
+		r->bit = find_bit(r->map.bits, nr_bits, r->bit, true);
+		if (r->bit == nr_bits) {
+			r->have_sector = false;
+			continue;
+		}
+		end = find_bit(r->map.bits, nr_bits, r->bit, false);
+		found = base + r->bit;
+		if (r->nr && r->first + r->nr != found) {
+			/* The bit is found again by the next call. */
+			*first = r->first;
+			*nr = r->nr;
+			r->nr = 0;
+			return true;
+		}
+		if (!r->nr)
+			r->first = found;
+		r->nr += end - r->bit;
+		r->bit = end;
+	}
+	*first = r->first;
+	*nr = r->nr;
+	r->nr = 0;
+	return !r->error && *nr;
+}
+
+int cow_count(const struct cowfile *c, u64 *used, u64 *end)
+{
+	struct cow_runs r;
+	u64 first, nr;
+
+	*used = *end = 0;
+	cow_runs_start(&r, c);
+	while (cow_runs_next(&r, &first, &nr)) {
+		*used += nr;
+		*end = first + nr;
+	}
+	cow_runs_end(&r);
+
+	if (!r.error && (c->state == COW_CLEAN || c->state == COW_PACKED) &&
+	    le64(c->head.cowused) != *used)
+		return error(WRONG, "%s: found cowused %llu, expected %llu, as the bitmap has; see cowsetup check.",
+			     c->file.path, le64(c->head.cowused), *used);
+	return r.error;
+}
+
+int cow_check_end(const struct cowfile *c, u64 end)
+{
+	u64 need;
+
+	if (!end)
+		return OK;
+	need = c->geo.doffset + (end - 1) * c->geo.mapunit + cow_run_bytes(c, end - 1, 1);
+	if (c->file.size >= need)
+		return OK;
+	return error(WRONG, "%s: ends at %llu, but should have data up to %llu: it was cut off; see cowsetup check and cowsetup repair.",
+		     c->file.path, c->file.size, need);
+}
+
+/* ---- Fingerprints ---- */
+
+int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set)
+{
+	struct cow_map m = { .c = c };
+	u8 data[COW_MAP_SECTOR];
+	int r;
+
+	r = file_read(&c->file, c->geo.moffset + unit / c->sector_units * COW_MAP_SECTOR,
+		      data, sizeof(data));
+	if (r)
+		return r;
+	judge_sector(&m, unit / c->sector_units, data);
+	if (!m.good && !all_zero(data, sizeof(data)))
+		return error(WRONG, "%s: bitmap sector %llu is damaged; %s.", c->file.path, m.sector,
+			     bitmap_help(c));
+	*set = bit_is_set(data, unit % c->sector_units);
+	return OK;
+}
+
+u64 cow_sample_offset(u64 size, unsigned int i)
+{
+	const u64 nr_blocks = size < COW_SAMPLE_SIZE ? 1 : size / COW_SAMPLE_SIZE;
+
+	return (unsigned __int128)(nr_blocks - 1) * i / (COW_SAMPLES - 1) * COW_SAMPLE_SIZE;
+}
+
+/* CRC-32C of samples spread over the device. */
+static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, u64 *fingerprint)
+{
+	const u64 size = rdo_sectors(rdo) * 512;
+	u8 sample[COW_SAMPLE_SIZE];
+	u32 crc = 0;
+	int r;
+
+	for (unsigned int i = 0; i < COW_SAMPLES; i++) {
+		const u64 at = cow_sample_offset(size, i);
+		bool set = false;
+
+		memset(sample, 0, sizeof(sample));
+		r = masked ? cow_unit_is_set(masked, at / masked->geo.mapunit, &set) : OK;
+		if (!r && !set)
+			r = file_read(rdo, at, sample, min_u64(size, COW_SAMPLE_SIZE));
+		if (r)
+			return r;
+		crc = crc32c(crc, sample, sizeof(sample));
+	}
+	*fingerprint = crc;
+	return OK;
+}
+
+/* The original's fingerprint of sums of blocks, as far as it has got. */
+struct sums {
+	u64 fingerprint;
+	unsigned int found;	/* sums that are not zero, of four */
+	u64 blocks[4];		/* whose they are */
+};
+
+/* Add the sums of the blocks from @start to @end, bytes. */
+static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sums)
+{
+	u64 data_end;
+	u8 *buf;
+	int r = OK;
+
+	buf = xmalloc(FILE_CHUNK);
+	while (start < end && sums->found < 4 && !r) {
+		u64 length;
+
+		progress_update(start);
+
+		/* Holes are zeroes, which don't count. */
+		r = file_next_data(rdo, &start, &data_end, end);
+		if (r || start >= end)
+			break;
+		start -= start % COW_V1_MAPUNIT;
+		length = min_u64(end - start, FILE_CHUNK);
+		r = file_read(rdo, start, buf, length);
+		if (!r && interrupted)
+			r = error(USAGE, "%s: interrupted.", rdo->path);
+
+		for (u64 at = 0; at < length && sums->found < 4 && !r; at += COW_V1_MAPUNIT) {
+			u8 sum = 0;
+
+			for (unsigned int i = 0; i < COW_V1_MAPUNIT; i++)
+				sum += buf[at + i];
+			if (!sum)
+				continue;
+			/* Shifted as 32 bits, of which the highest is a sign. */
+			sums->fingerprint |= (int64_t)(int32_t)((u32)sum << 8 * sums->found);
+			sums->blocks[sums->found] = (start + at) / COW_V1_MAPUNIT;
+			sums->found++;
+		}
+		start += length;
+	}
+	free(buf);
+	return r;
+}
+
+static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, u64 *fingerprint)
+{
+	const u64 end = rdo->size - rdo->size % COW_V1_MAPUNIT;
+	struct sums sums = { 0 };
+	struct cow_runs runs;
+	u64 at = 0, first, nr;
+	int r = OK;
+
+	/* Almost always it is the first few blocks, but all of a device that is all zeroes. */
+	progress_start(rdo->path, end, "of fingerprint read");
+	if (masked) {
+		cow_runs_start(&runs, masked);
+		while (!r && sums.found < 4 && cow_runs_next(&runs, &first, &nr)) {
+			r = add_sums(rdo, at, first * COW_V1_MAPUNIT, &sums);
+			at = (first + nr) * COW_V1_MAPUNIT;
+		}
+		if (!r)
+			r = runs.error;
+		cow_runs_end(&runs);
+	}
+	if (!r)
+		r = add_sums(rdo, at, end, &sums);
+	progress_end(false);
+	*fingerprint = sums.fingerprint;
+
+	return r;
+}
+
+int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr)
+{
+	const u64 end = rdo->size - rdo->size % COW_V1_MAPUNIT;
+	struct sums sums = { 0 };
+	int r;
+
+	progress_start(rdo->path, end, "of fingerprint read");
+	r = add_sums(rdo, 0, end, &sums);
+	progress_end(false);
+	memcpy(blocks, sums.blocks, sizeof(sums.blocks));
+	*nr = sums.found;
+	return r;
+}
+
+int cow_fingerprint(const struct file *rdo, unsigned int format, const struct cowfile *masked,
+		    u64 *fingerprint)
+{
+	return format == 1 ? fingerprint_v1(rdo, masked, fingerprint) :
+			     fingerprint_v2(rdo, masked, fingerprint);
+}
+
+/* ---- The read-only device ---- */
+
+static int check_rdo_size(const struct cowfile *c, const struct file *rdo)
+{
+	struct cow_geometry geo;
+
+	cow_geometry_init(&geo, c->format, c->geo.mapunit, rdo_sectors(rdo));
+	if (geo.rdo_sectors != c->geo.rdo_sectors)
+		return error(WRONG, "%s: belongs to a read-only device of %llu sectors, and %s has %llu. Is it the right one?",
+			     c->file.path, c->geo.rdo_sectors, rdo->path, geo.rdo_sectors);
+	return OK;
+}
+
+static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
+{
+	const u64 made_for = le64(c->head.rdofingerprint);
+	u64 is;
+	int r;
+
+	r = cow_fingerprint(rdo, c->format, c->state == COW_MERGING ? c : NULL, &is);
+	if (!r && is != made_for)
+		r = error(WRONG, "%s: belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx.",
+			  c->file.path, rdo->path, made_for, rdo->path, is);
+	return r;
+}
+
+/* Once a cowfile belongs to it, and may have changes, that is how it has to be used. */
+static void warn_container(const struct file *rdo)
+{
+	char *found = container_text(rdo);
+
+	if (found)
+		warn("%s: %s.", rdo->path, found);
+	free(found);
+}
+
+int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
+		 unsigned int file_flags)
+{
+	int r;
+
+	*rdo = FILE_CLOSED;
+	if (file_is_at(&c->file, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	r = file_open(rdo, path, file_flags);
+	if (!r)
+		r = check_rdo_size(c, rdo);
+	if (!r)
+		r = check_fingerprint(c, rdo);
+	if (r)
+		file_close(rdo);
+	else
+		warn_container(rdo);
+	return r;
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup: how the file of a cowfile gets its length, on whatever filesystem.
+ *
+ * A cowfile is as long as its device, and sparse. FAT, exFAT, HFS+ and others have
+ * no sparse files: a file that grows takes space, and the kernel fills it with
+ * zeroes in one call, which nothing interrupts. By their names such filesystems
+ * cannot be known (FUSE, network filesystems). So the file grows by one step
+ * first, and the space that this takes shows what the filesystem does. From there
+ * on it grows in steps, each of them synced: what is only in memory would be
+ * waited for at the end, all of it at once.
+ *
+ * btrfs writes nothing in its place: to write what has been written before takes
+ * new space, and when there is none, the changes in a cowfile can neither be
+ * changed again nor be synced. The attribute "no copy-on-write" ends that. A file
+ * takes it only while it is empty.
+ */
+
+#include "grow.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+
+#include "newcow.h"
+#include "../cowsetup/progress.h"
+
+/* The step that shows what the filesystem does, and those after it. */
+#define FIRST_STEP	(1024 * 1024)
+#define STEP		(32 * 1024 * 1024)
+
+/* ---- Filesystems without sparse files ---- */
+
+static u64 space_taken(const struct file *f)
+{
+	struct stat st;
+
+	return fstat(f->fd, &st) ? 0 : (u64)st.st_blocks * 512;
+}
+
+/* Does all of the file take space? */
+static bool is_solid(const struct file *f)
+{
+	return f->size && space_taken(f) >= f->size;
+}
+
+/* Is there room for @more bytes, as far as the filesystem knows? */
+static int check_room(const struct file *f, u64 more)
+{
+	struct statfs fs;
+	u64 room;
+
+	if (fstatfs(f->fd, &fs))
+		return OK;
+	room = (u64)fs.f_bavail * fs.f_bsize;
+	if (room >= more)
+		return OK;
+	return error(WRONG, "%s: there are no sparse files on its filesystem, so that it takes %s more at once: %s are free. A filesystem with sparse files or a device takes what is changed only.",
+		     f->path, size_text(more), size_text(room));
+}
+
+static int grow_in_steps(struct file *f, u64 size)
+{
+	const u64 start = f->size;
+	int r = check_room(f, size - start);
+
+	if (r)
+		return r;
+	warn("%s: there are no sparse files on its filesystem: it takes all of its %s at once, which are written now.",
+	     f->path, size_text(size));
+	progress_start(f->path, size - start, "written");
+	while (!r && f->size < size) {
+		r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
+				  file_resize(f, f->size + min_u64(size - f->size, STEP));
+		if (!r)
+			r = file_sync(f);
+		progress_update(f->size - start);
+	}
+	progress_end(!r);
+	return r;
+}
+
+/* A file of this length is refused before anything is written, which file_resize() has words for. */
+static bool is_too_long(const struct file *f, u64 size)
+{
+	return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, size - 1, 1) && errno == EFBIG;
+}
+
+int grow_file(struct file *f, u64 size)
+{
+	const u64 old_size = f->size, taken = space_taken(f);
+	u64 first;
+	int r;
+
+	if (size <= old_size || is_too_long(f, size))
+		return file_resize(f, size);
+	first = min_u64(size - old_size, FIRST_STEP);
+	r = file_resize(f, old_size + first);
+	if (!r && space_taken(f) >= taken + first / 2)
+		r = grow_in_steps(f, size);
+	else if (!r)
+		r = file_resize(f, size);
+	if (r && f->size != old_size && file_resize(f, old_size))
+		warn("%s: could not be made as short as it was.", f->path);
+	return r;
+}
+
+/* ---- btrfs ---- */
+
+/* For an empty file. -1 with errno set. */
+static int set_nocow(const struct file *f)
+{
+	int flags;
+
+	if (ioctl(f->fd, FS_IOC_GETFLAGS, &flags))
+		return -1;
+	/* Compressed data is never written in its place, so one has to go before the other comes. */
+	if (flags & (FS_COMPR_FL | FS_NOCOMP_FL)) {
+		flags &= ~(FS_COMPR_FL | FS_NOCOMP_FL);
+		if (ioctl(f->fd, FS_IOC_SETFLAGS, &flags))
+			return -1;
+	}
+	flags |= FS_NOCOW_FL;
+	return ioctl(f->fd, FS_IOC_SETFLAGS, &flags);
+}
+
+static void refuse_copies(const struct file *f)
+{
+	struct statfs fs;
+
+	if (fstatfs(f->fd, &fs) || fs.f_type != BTRFS_SUPER_MAGIC || !set_nocow(f))
+		return;
+	warn("%s: copy-on-write cannot be turned off for it (chattr +C): %s. When the filesystem is full, what has been changed cannot be changed again.",
+	     f->path, strerror(errno));
+}
+
+/* ---- New cowfiles ---- */
+
+/* All of its space is taken: each of its bytes is written once. */
+static int blank_solid(struct file *f, u64 size)
+{
+	const u64 old_size = f->size;
+	int r = grow_file(f, size);
+
+	return r ? r : zero_in_steps(f, 0, min_u64(old_size, size));
+}
+
+int grow_blank(struct file *f, u64 size)
+{
+	int r = OK;
+
+	if (f->size && !file_can_punch(f) && is_solid(f))
+		return blank_solid(f, size);
+	if (f->size && f->size < size)
+		r = grow_file(f, size);
+	if (!r && f->size)
+		r = file_resize(f, 0);
+	if (r)
+		return r;
+	refuse_copies(f);
+	return grow_file(f, size);
+}
+
+int grow_undo(struct file *f, u64 size, u64 used)
+{
+	int r;
+
+	/* The length is there still, and may have taken long. */
+	if (f->size >= size && !file_can_punch(f) && is_solid(f)) {
+		r = file_resize(f, size);
+		return r ? r : file_zero(f, 0, used);
+	}
+	r = file_resize(f, 0);
+	return r ? r : file_resize(f, size);
+}

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup merge: writes what is in a cowfile into its read-only device.
+ *
+ * Once the first unit is written there is no way back, and no way to use the
+ * cowfile with a half-merged device either: what it does not hold is right
+ * there, but the fingerprint says that it is another device. So the cowfile
+ * carries a mark, durably before the first write:
+ *
+ *	MERGING	rdo is being written. The units in the cowfile have to be written
+ *		all over again, which does no harm. In the place of rdo's fingerprint
+ *		stands one in which the units of the cowfile count as zeroes: it
+ *		is the same at any time of the merge.
+ *	MERGED	rdo has it all, durably, and the fingerprint is that of the device as
+ *		it is now. What is left to do is to empty the cowfile.
+ *
+ * and then neither, and an empty bitmap: the cowfile can't be merged into
+ * anything else, and can be used again with the device as it is now. Every mark
+ * is made by writing the head, a single sector, after everything before it is
+ * durable. At any point the command can be run again, and goes on.
+ *
+ * A merge must not go on with another device, and that fingerprint does not tell one
+ * that differs in units of the cowfile only. So, before the first mark, a record
+ * of what the true fingerprint was made of is written behind the head: see
+ * record.c. MERGING says that it is there, but for a merge that a version without
+ * it has begun. It is made zeroes of before the last mark is cleared. A crash before
+ * the first leaves it in a cowfile that is in order: whoever reads that has no
+ * interest in it, check has a note about it, and the next merge or repair removes
+ * it.
+ *
+ * The driver and the tools, the original's too, refuse marked cowfiles: in
+ * format 2 the marks are incompat bits, in format 1 versions, that none knows.
+ */
+
+#include "cowfile.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "changed.h"
+#include "newcow.h"
+#include "../cowsetup/progress.h"
+#include "record.h"
+
+/* Bytes that are written before they are made durable. */
+#define SYNC_INTERVAL	(64 * 1024 * 1024)
+
+/* Bytes that are made zeroes of at a time. */
+#define ZERO_STEP	(16 * 1024 * 1024)
+
+static int write_units(const struct cowfile *c, const struct file *rdo, u64 used)
+{
+	u8 *buf = xmalloc(FILE_CHUNK);
+	u64 first, nr, done = 0, synced = 0;
+	struct cow_runs runs;
+	int r = OK;
+
+	progress_start(rdo->path, used * c->geo.mapunit, "written");
+	cow_runs_start(&runs, c);
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		const u64 start = first * c->geo.mapunit, bytes = cow_run_bytes(c, first, nr);
+
+		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
+			const size_t n = min_u64(bytes - at, FILE_CHUNK);
+
+			r = interrupted ? error(USAGE, "%s: interrupted.", rdo->path) :
+					  file_read(&c->file, c->geo.doffset + start + at, buf, n);
+			if (!r)
+				r = file_write(rdo, start + at, buf, n);
+			done += n;
+			if (!r && done - synced >= SYNC_INTERVAL) {
+				r = file_sync(rdo);
+				synced = done;
+			}
+			progress_update(done);
+		}
+	}
+	if (!r)
+		r = runs.error;
+	cow_runs_end(&runs);
+	free(buf);
+	if (!r)
+		r = file_sync(rdo);
+	progress_end(!r);
+
+	return r;
+}
+
+/* Mark the cowfile before anything is written. */
+static int begin(struct cowfile *c, const struct file *rdo, u64 used)
+{
+	u64 fingerprint;
+	int r = cow_fingerprint(rdo, c->format, c, &fingerprint);
+
+	if (r)
+		return r;
+	c->head.rdofingerprint = htole64(fingerprint);
+	r = record_write(c, rdo);
+	return r ? r : cow_write_head(c, COW_MERGING, used);
+}
+
+/* Before a merge goes on: is it the device that it was begun with? */
+static int check_record(const struct cowfile *c, const struct file *rdo)
+{
+	struct cow_merge_record record;
+	enum record_state state;
+	u64 sector;
+	bool same;
+	int r = record_read(c, &record, &state);
+
+	if (r)
+		return r;
+	switch (state) {
+	case RECORD_NONE:
+		warn("%s: this merge was begun by an older cowsetup, which left no record of %s: that it is the same device still is checked only where %s has nothing for it.",
+		     c->file.path, rdo->path, c->file.path);
+		return OK;
+	case RECORD_DAMAGED:
+		return error(WRONG, "%s: the record of the merge is damaged, so that %s cannot be told from another device; see cowsetup repair.",
+			     c->file.path, rdo->path);
+	case RECORD_VALID:
+		break;
+	}
+	r = record_compare(c, rdo, &record, &same, &sector);
+	if (!r && !same)
+		r = error(WRONG, "%s: its merge was begun with another device than %s, or %s has been changed since: sector %llu of it is neither what it was then nor what %s has for it. Run merge with the device with which it was begun.",
+			  c->file.path, rdo->path, rdo->path, sector, c->file.path);
+	return r;
+}
+
+/* From MERGING to MERGED. */
+static int merge_units(struct cowfile *c, const struct file *rdo, u64 used)
+{
+	u64 fingerprint;
+	int r = write_units(c, rdo, used);
+
+	if (!r)
+		r = cow_fingerprint(rdo, c->format, NULL, &fingerprint);
+	if (r)
+		return r;
+	c->head.rdofingerprint = htole64(fingerprint);
+	if (c->format == 2)
+		changed_remember(&c->head, rdo);
+	return cow_write_head(c, COW_MERGED, used);
+}
+
+/* On a device, in format 1: what is not zero would be taken for written by a repair. */
+static int zero_units(const struct cowfile *c)
+{
+	struct cow_runs runs;
+	u64 first, nr;
+	int r = OK;
+
+	progress_start(c->file.path, c->geo.nr_units * c->geo.mapunit, "zeroed");
+	cow_runs_start(&runs, c);
+	while (!r && cow_runs_next(&runs, &first, &nr)) {
+		const u64 start = first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
+
+		for (u64 at = 0; at < bytes && !r; at += ZERO_STEP) {
+			r = interrupted ? error(USAGE, "%s: interrupted.", c->file.path) :
+					  file_zero(&c->file, c->geo.doffset + start + at,
+						    min_u64(bytes - at, ZERO_STEP));
+			progress_update(start + at);
+		}
+	}
+	if (!r)
+		r = runs.error;
+	cow_runs_end(&runs);
+	progress_end(!r);
+	return r;
+}
+
+/* From MERGED to an empty cowfile. The bitmap tells where the data is, so it goes last. */
+static int empty(struct cowfile *c)
+{
+	int r = OK;
+
+	if (file_can_punch(&c->file))
+		r = zero_in_steps(&c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
+	else if (!c->file.block || c->format == 1)
+		r = zero_units(c);
+	if (!r)
+		r = file_sync(&c->file);
+	if (!r)
+		r = file_zero(&c->file, c->geo.moffset, c->geo.mapsize);
+	if (!r)
+		r = record_remove(c);
+	return r ? r : cow_write_head(c, COW_CLEAN, 0);
+}
+
+/* All that is left to do, whatever that is. */
+static int merge(struct cowfile *c, const struct file *rdo, u64 used)
+{
+	int r = OK;
+
+	if (c->state != COW_MERGING && c->state != COW_MERGED)
+		r = begin(c, rdo, used);
+	if (!r && c->state == COW_MERGING)
+		r = merge_units(c, rdo, used);
+	return r ? r : empty(c);
+}
+
+static int ask(const struct cowfile *c, const struct file *rdo, u64 used)
+{
+	if (c->state == COW_MERGED)
+		return OK;	/* nothing more is written to it */
+	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s Any other cowfile over %s cannot be used any more.",
+		       used, size_text(used * c->geo.mapunit), rdo->path, c->file.path,
+		       c->state == COW_MERGING ? " This has begun; it can only be completed." : "",
+		       rdo->path);
+}
+
+/* Somebody may have given the arguments the wrong way round. */
+static void check_order(const char *rdo_path, const char *path)
+{
+	struct cow_head head;
+	struct file f;
+
+	if (file_open(&f, rdo_path, FILE_READ))
+		return;
+	if (!file_read_padded(&f, 0, &head, sizeof(head)) && le32(head.magic) == COW_MAGIC)
+		error(WRONG, "%s is a cowfile: the read-only device comes first, then the cowfile (merge %s %s).",
+		      rdo_path, path, rdo_path);
+	file_close(&f);
+}
+
+int cmd_merge(int argc, char **argv)
+{
+	struct file rdo = FILE_CLOSED;
+	struct cowfile c;
+	u64 used = 0, end = 0;
+	bool begun = false;
+	int r;
+
+	(void)argc;
+	if (file_same_path(argv[0], argv[1]))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", argv[0]);
+	r = cow_open(&c, argv[1], FILE_WRITE | FILE_EXCLUSIVE, COW_ACCEPT_MERGE);
+	if (r == WRONG)
+		check_order(argv[0], argv[1]);
+	if (r)
+		return r;
+	r = cow_open_rdo(&c, &rdo, argv[0], FILE_WRITE | FILE_EXCLUSIVE);
+	if (!r && c.state != COW_MERGED)
+		r = cow_count(&c, &used, &end);
+	if (!r)
+		r = cow_check_end(&c, end);
+	if (!r && c.state == COW_MERGING)
+		r = check_record(&c, &rdo);
+	if (!r && !used && (c.state == COW_CLEAN || c.state == COW_DIRTY)) {
+		tell("%s: nothing to merge: no unit is used.", argv[1]);
+	} else if (!r) {
+		r = ask(&c, &rdo, used);
+		if (!r) {
+			begun = true;
+			r = merge(&c, &rdo, used);
+		}
+		if (!r)
+			tell("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
+			     argv[1], argv[0], argv[1], argv[0]);
+	}
+	if (r && begun && (c.state == COW_MERGING || c.state == COW_MERGED))
+		error(r, "%s: the merge is not complete; run the same command again to complete it.", argv[1]);
+	file_close(&rdo);
+	cow_close(&c);
+
+	return r;
+}

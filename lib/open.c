@@ -1,0 +1,722 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup open: makes a writable device of a read-only device and a cowfile.
+ *
+ * All that can be checked is checked before the kernel is asked, since all that
+ * the kernel answers is yes or no. What is made on the way (a cowfile, room
+ * in it, loop devices) is unmade when a later step fails, or when it is
+ * interrupted: see undo_cow(). Only a device that somebody has open by then
+ * stays, with all that it is made of; and so does what a repair has found. The
+ * kernel could repair a cowfile as well, but nobody could see how far it has
+ * got, or stop it.
+ */
+
+#include "cowfile.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <linux/fs.h>
+#include <uuid/uuid.h>
+
+#include "changed.h"
+#include "dm.h"
+#include "grow.h"
+#include "holders.h"
+#include "loop.h"
+#include "monitor.h"
+#include "newcow.h"
+#include "open.h"
+#include "../cowsetup/progress.h"
+#include "repair.h"
+
+/* An open in progress. */
+struct opening {
+	const char *rdo_path;
+	const char *cow_path;
+	char *name;
+	bool make;		/* a cowfile, when there is none */
+	struct file rdo;
+	struct cowfile c;
+	struct loop rdo_loop, cow_loop;
+	bool created;		/* the cowfile was missing */
+	bool formatted;		/* it was blank */
+	bool extended;		/* it was too short */
+	bool repaired;		/* it was dirty; that is not undone */
+	u64 old_size;		/* of a file that was there */
+	bool kept;		/* the device could not be removed again, and has all of it */
+};
+
+/* ---- Who has it ---- */
+
+static bool is_device(dev_t dev, const struct file *f)
+{
+	struct stat st;
+
+	if (!dev)
+		return false;
+	if (f->block && !fstat(f->fd, &st) && st.st_rdev == dev)
+		return true;
+	return loop_has_file(dev, f);
+}
+
+/* One that has let go of its cowfile has but a number, which may be another's by now. */
+static bool has_cowfile(const struct dm_device *d, const struct file *f)
+{
+	return d->mode != DM_MODE_CLOSED && is_device(d->cow, f);
+}
+
+/* Refuse what an active cowloop device has; many may share a read-only device, though. */
+static int refuse_active(const char *path, bool as_rdo)
+{
+	struct dm_device *devices;
+	struct file f = FILE_CLOSED;
+	size_t nr;
+	int r;
+
+	if (access(path, F_OK) && errno == ENOENT && !as_rdo)
+		return OK;
+	r = file_open(&f, path, FILE_READ);
+	if (r)
+		return r;
+	r = dm_list(&devices, &nr);
+	for (size_t i = 0; i < nr && !r; i++) {
+		if (has_cowfile(&devices[i], &f))
+			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
+				  DM_NODES, devices[i].name);
+		else if (!as_rdo && is_device(devices[i].rdo, &f))
+			r = error(BUSY, "%s: in use: it is the read-only device of %s/%s, which is active.",
+				  path, DM_NODES, devices[i].name);
+	}
+	free(devices);
+	file_close(&f);
+	return r;
+}
+
+int find_active(const char *cow, char **name)
+{
+	struct dm_device *devices;
+	struct file f = FILE_CLOSED;
+	size_t nr;
+	int r;
+
+	*name = NULL;
+	r = file_open(&f, cow, FILE_READ);
+	if (r)
+		return r;
+	r = dm_list(&devices, &nr);
+	for (size_t i = 0; i < nr && !r && !*name; i++)
+		if (has_cowfile(&devices[i], &f))
+			*name = xasprintf("%s", devices[i].name);
+	free(devices);
+	file_close(&f);
+	return r;
+}
+
+/* ---- The name ---- */
+
+static bool name_char(char c)
+{
+	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
+}
+
+bool name_is_plain(const char *name)
+{
+	while (*name && name_char(*name))
+		name++;
+	return !*name;
+}
+
+void name_make_plain(char *name)
+{
+	for (; *name; name++)
+		if (!name_char(*name))
+			*name = '_';
+}
+
+/* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
+static char *default_name(const char *cow_path)
+{
+	char *copy = xasprintf("%s", cow_path), *base = basename(copy), *name;
+	const size_t n = strlen(base);
+
+	if (n > 4 && !strcmp(base + n - 4, ".cow"))
+		base[n - 4] = 0;
+	if (strlen(base) > 90)
+		base[90] = 0;
+	name_make_plain(base);
+	name = xasprintf("%s", base);
+	for (unsigned int i = 2; dm_name_is_special(name) || dm_name_exists(name); i++) {
+		free(name);
+		name = xasprintf("%s-%u", base, i);
+	}
+	free(copy);
+	return name;
+}
+
+static int choose_name(struct opening *o, const char *name)
+{
+	int r;
+
+	if (!name) {
+		o->name = default_name(o->cow_path);
+		return OK;
+	}
+	r = dm_check_name(name);
+	if (r)
+		return r;
+	if (!name_is_plain(name))
+		return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
+	r = dm_refuse_name(name);
+	if (r)
+		return r;
+	o->name = xasprintf("%s", name);
+	return OK;
+}
+
+/*
+ * In the manner of CRYPT-VERITY-<uuid>-<name>. Copies of a cowfile have the
+ * same UUID, and format 1 has none: there one is derived from the path.
+ */
+static char *make_uuid(const struct opening *o)
+{
+	char hex[33], *url, *path;
+	uuid_t uuid;
+
+	if (o->c.format == 2) {
+		uuid_copy(uuid, o->c.head.uuid);
+	} else {
+		path = realpath(o->cow_path, NULL);
+		url = xasprintf("file://%s", path ? path : o->cow_path);
+		uuid_generate_sha1(uuid, *uuid_get_template("url"), url, strlen(url));
+		free(url);
+		free(path);
+	}
+	for (unsigned int i = 0; i < sizeof(uuid); i++)
+		snprintf(hex + 2 * i, 3, "%02x", uuid[i]);
+	/* No longer than device-mapper has room for. */
+	return xasprintf(DM_UUID_PREFIX "%s-%.80s", hex, o->name);
+}
+
+/* ---- The cowfile ---- */
+
+/* Is it missing, or does it begin with so many zeroes that it counts as blank? */
+static int look_at_cow(struct opening *o, bool *blank)
+{
+	u8 start[COW_BLANK_SIZE];
+	struct file f;
+	int r;
+
+	*blank = false;
+	if (access(o->cow_path, F_OK) && errno == ENOENT) {
+		if (opt.read_only)
+			return error(WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
+		if (!o->make)
+			return error(WRONG, "%s: there is no such cowfile.", o->cow_path);
+		o->created = *blank = true;
+		return OK;
+	}
+	r = file_open(&f, o->cow_path, FILE_READ);
+	if (r)
+		return r;
+	r = file_read_padded(&f, 0, start, sizeof(start));
+	if (!r && all_zero(start, sizeof(start))) {
+		if (opt.read_only)
+			r = error(WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
+		else if (!o->make)
+			r = error(WRONG, "%s: blank; no cowfile is made of it unless the option create says so.",
+				  o->cow_path);
+		*blank = true;
+	}
+	o->old_size = f.size;
+	file_close(&f);
+	return r;
+}
+
+/* Do the options of a new cowfile go with the one that is there? */
+static int check_agreement(const struct cowfile *c)
+{
+	if (opt.format && opt.format != c->format)
+		return error(WRONG, "%s: a cowfile of format %u; --format %u is for new cowfiles%s.",
+			     c->file.path, c->format, opt.format,
+			     opt.format == 2 ? " (cowsetup upgrade makes format 2 of it)" : "");
+	if (opt.mapunit && opt.mapunit != c->geo.mapunit)
+		return error(WRONG, "%s: has units of %s; --mapunit %u is for new cowfiles.",
+			     c->file.path, size_text(c->geo.mapunit), opt.mapunit);
+	return OK;
+}
+
+/* The cowfile, made if need be, open and in order. */
+static int open_cow(struct opening *o)
+{
+	const unsigned int flags = FILE_EXCLUSIVE | FILE_OURS | (opt.read_only ? FILE_READ : FILE_WRITE);
+	bool blank;
+	int r = look_at_cow(o, &blank);
+	struct file made;
+	char *how;
+
+	if (!r && blank) {
+		/* Nothing is overwritten on the way to a device. */
+		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
+		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how, &made);
+		free(how);
+		/* After a failure cow_make() has removed what it made. */
+		o->created &= !r;
+		o->formatted = !r && !o->created;
+		/* Of several that find it missing the one that makes it has it; none would, if it let go of it. */
+		if (!r)
+			r = cow_open_file(&o->c, &made, flags, COW_ACCEPT_DIRTY);
+	} else if (!r) {
+		r = cow_open(&o->c, o->cow_path, flags, COW_ACCEPT_DIRTY);
+	}
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && opt.repair && opt.read_only)
+		r = error(WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
+			  o->cow_path);
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !opt.repair)
+		r = error(WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
+			  o->cow_path);
+	if (!r)
+		r = check_agreement(&o->c);
+	return r;
+}
+
+/* Units that a file was too short for would be zeroes, without an error, in a longer one. */
+static int refuse_truncated(const struct cowfile *c)
+{
+	u64 first, nr, end = 0;
+	struct cow_runs runs;
+
+	cow_runs_start(&runs, c);
+	/* Where the bitmap is damaged the driver gives errors. */
+	runs.skip_bad = true;
+	runs.quiet = true;
+	while (cow_runs_next(&runs, &first, &nr))
+		end = first + nr;
+	cow_runs_end(&runs);
+	return runs.error ? runs.error : cow_check_end(c, end);
+}
+
+/* A loop device cannot grow with its file, so make room for all units now. A device is as long as it is. */
+static int extend_cow(struct opening *o)
+{
+	const u64 full = cow_full_size(&o->c.geo);
+	struct file *f = &o->c.file;
+	int r;
+
+	if (opt.read_only)
+		return OK;
+	if (f->block) {
+		/* One that was made just now has had its warning. */
+		if (!o->formatted)
+			cow_warn_short(&o->c.geo, f);
+		return OK;
+	}
+	if (f->size >= full)
+		return OK;
+	r = refuse_truncated(&o->c);
+	if (r)
+		return r;
+	r = grow_file(f, full);
+	o->extended = !r;
+	return r;
+}
+
+static int repair_cow(struct opening *o)
+{
+	int r;
+
+	if (o->c.format != 1 || o->c.state != COW_DIRTY)
+		return OK;
+	/* There is no use in adding units to a bitmap that has some for which there is no room. */
+	r = refuse_truncated(&o->c);
+	if (!r)
+		r = repair_dirty(&o->c);
+	o->repaired = !r;
+	return r;
+}
+
+/* ---- The device ---- */
+
+static dev_t device_of(const struct file *f, const struct loop *l)
+{
+	struct stat st = { 0 };
+
+	if (l->fd >= 0)
+		return l->dev;
+	fstat(f->fd, &st);
+	return st.st_rdev;
+}
+
+/* Bytes in a block of the device that is or will be made of a file or device. */
+static int block_size(const struct file *f)
+{
+	int size;
+
+	return f->block && !ioctl(f->fd, BLKSSZGET, &size) && size > LOOP_BLOCK ? size : LOOP_BLOCK;
+}
+
+/*
+ * Needs the cow device a loop device over it? What is in an image may need the
+ * blocks that the image has: partition tables count in them, and xfs, FAT and
+ * others do not mount where blocks are larger. Larger blocks of the cow device
+ * must not become those of the device, and those of a loop device are small.
+ * Larger blocks of the image stay.
+ *
+ * Such a loop device has no direct I/O: what is written is in the page cache
+ * until it is flushed. Where the cow device may be out of space, a write that has
+ * none must fail itself, as it would not.
+ */
+static bool needs_small_blocks(const struct opening *o)
+{
+	const int rdo = block_size(&o->rdo), cow = block_size(&o->c.file);
+
+	if (!o->c.file.block || cow <= rdo)
+		return false;
+	if (!dm_is_thin(device_of(&o->c.file, &o->cow_loop)))
+		return true;
+	warn("%s: blocks of %d bytes, those of %s are %d: a partition table in it is not found, and xfs, FAT and small blocks of ext4 cannot be mounted. They can with a cowfile that is a file on a filesystem there.",
+	     o->cow_path, cow, o->rdo_path, rdo);
+	return false;
+}
+
+static int attach(struct opening *o)
+{
+	int r = OK;
+
+	if (!o->rdo.block)
+		r = loop_attach(&o->rdo_loop, &o->rdo);
+	if (!r && (!o->c.file.block || needs_small_blocks(o)))
+		r = loop_attach(&o->cow_loop, &o->c.file);
+	return r;
+}
+
+/* Add an option to *@options: @fmt, with a number of units. */
+static void add_option(char **options, const char *fmt, u64 units)
+{
+	char *one = xasprintf(fmt, units), *all = xasprintf("%s %s", *options, one);
+
+	free(one);
+	free(*options);
+	*options = all;
+}
+
+/* The table's options, to be freed; NULL if they can't be what was asked for. */
+static char *table_options(const struct opening *o)
+{
+	const u32 unit = o->c.geo.mapunit;
+	char *options;
+
+	if (opt.limit && opt.limit < unit) {
+		error(USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
+		return NULL;
+	}
+	if (opt.reserve && opt.reserve >= opt.limit) {
+		error(USAGE, "--reserve: %s of a limit of %s: it must be a part of the limit.",
+		      size_text(opt.reserve), size_text(opt.limit));
+		return NULL;
+	}
+	options = xasprintf("%s%s%s", opt.read_only ? "read_only" : "",
+			    opt.queue ? " queue_if_no_space" : "",
+			    opt.no_passdown ? " no_discard_passdown" : "");
+	if (opt.limit)
+		add_option(&options, "limit:%llu", opt.limit / unit);
+	if (opt.reserve)
+		add_option(&options, "reserve:%llu", opt.reserve / unit + !!(opt.reserve % unit));
+	if (opt.low_water)
+		add_option(&options, "low_water:%llu",
+			   opt.low_water / unit + !!(opt.low_water % unit));
+	return options;
+}
+
+/* All of the device, in whole blocks of either device. */
+static u64 device_sectors(const struct opening *o)
+{
+	const u64 sectors = o->c.geo.rdo_sectors;
+	int block = block_size(&o->rdo);
+
+	if (o->cow_loop.fd < 0 && block_size(&o->c.file) > block)
+		block = block_size(&o->c.file);
+	if (sectors % (block / 512))
+		warn("%s: its end (%s) does not fill a block of %d bytes and is left out.",
+		     o->rdo_path, size_text(sectors % (block / 512) * 512), block);
+	return sectors - sectors % (block / 512);
+}
+
+/* Both devices are as they should be, but the kernel finds one in use: say which, and by whom. */
+static int explain_busy(const struct opening *o)
+{
+	struct holders h = HOLDERS_NONE;
+	char *user;
+	int r;
+
+	if (dm_name_exists(o->name))
+		return error(BUSY, "%s: there is a device of this name already.", o->name);
+	if (o->rdo.block)
+		holders_find(&h, &o->rdo, HOLDERS_CLAIMS | HOLDERS_OPEN);
+	user = holders_text(&h, true);
+	if (user)
+		r = error(BUSY, "%s: in use: %s. Or, as long as nobody writes it: losetup --find --show --read-only %s prints a loop device that can be the read-only device.",
+			  o->rdo_path, user, o->rdo_path);
+	else
+		r = error(BUSY, "%s: the kernel finds %s or %s in use, by a program that has it open for itself alone.",
+			  o->name, o->rdo_path, o->cow_path);
+	free(user);
+	holders_free(&h);
+	return r;
+}
+
+/* Say why the kernel has refused a table, as far as that can be known. */
+static int explain(const struct opening *o, dev_t dev, int err)
+{
+	char *reason = dm_log_last(dev);
+	int r;
+
+	errno = err;
+	if (err == EBUSY)
+		r = explain_busy(o);
+	else if (reason && strstr(reason, "Unrecognised optional parameter"))
+		r = error(WRONG, "The module dm-cowloop that is loaded is older than this cowsetup: %s",
+			  reason);
+	else if (reason)
+		r = error_errno("%s: the kernel refuses it: %s", o->name, reason);
+	else
+		r = error_errno("%s: the kernel refuses it; dmesg may say why", o->name);
+	free(reason);
+	return r;
+}
+
+static int create(struct opening *o)
+{
+	const dev_t rdo = device_of(&o->rdo, &o->rdo_loop);
+	const dev_t cow = device_of(&o->c.file, &o->cow_loop);
+	char *options = table_options(o), *params, *uuid;
+	u64 sectors;
+	dev_t dev;
+	int err;
+
+	if (!options)
+		return USAGE;
+	sectors = device_sectors(o);
+	/* dm wants a block device for itself alone, which it is not while we have it so. */
+	if (o->c.file.block && o->cow_loop.fd < 0)
+		file_close(&o->c.file);
+	params = dm_params(rdo, cow, options);
+	uuid = make_uuid(o);
+	dm_log_mark();
+	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &dev, &o->kept);
+	free(uuid);
+	free(params);
+	free(options);
+	if (o->kept)
+		warn("%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
+		     o->name, o->cow_path, o->name);
+
+	return err ? explain(o, dev, err) : OK;
+}
+
+/* ---- Undoing it ---- */
+
+static void drop_loop(struct loop *l)
+{
+	char *file;
+
+	if (l->fd < 0)
+		return;
+	file = loop_file(l->dev);
+	loop_close(l);
+	if (file)
+		loop_wait_gone(l->dev, file);
+	free(file);
+}
+
+static int unformat(struct file *f, const struct cow_geometry *geo, u64 old_size)
+{
+	u8 zeroes[COW_BLANK_SIZE] = { 0 };
+
+	if (f->block)
+		return file_write(f, 0, zeroes, sizeof(zeroes));
+	return grow_undo(f, old_size, geo->doffset);
+}
+
+/* Take away the room, unless the driver has put something there. */
+static int shorten(struct file *f, u64 old_size)
+{
+	u8 block[4096];
+	const size_t tail = -old_size % sizeof(block);
+	u64 start = old_size + tail, end;
+	int r = file_read_padded(f, old_size, block, tail);
+
+	/* The block in which the file ended counts as data, whatever is in it. */
+	if (r || !all_zero(block, tail))
+		return r;
+	if (start < f->size)
+		r = file_next_data(f, &start, &end, f->size);
+	return r || start < f->size ? r : file_resize(f, old_size);
+}
+
+/* Only with the cowfile for ourselves alone: somebody else may have opened it, which is why we fail. */
+static void undo_cow(struct opening *o)
+{
+	struct file *f = &o->c.file;
+	int r = OK;
+
+	if (!o->created && !o->formatted && !o->extended)
+		return;
+	if (f->fd < 0 && file_open(f, o->cow_path, FILE_WRITE | FILE_EXCLUSIVE))
+		return;
+	if (o->created)
+		r = unlink(o->cow_path);
+	else if (o->formatted)
+		r = unformat(f, &o->c.geo, o->old_size);
+	else
+		r = shorten(f, o->old_size);
+	if (r)
+		warn("%s: could not be put back as it was.", o->cow_path);
+}
+
+/* ---- The command ---- */
+
+static int step_done(const struct opening *o, int r)
+{
+	if (!r && interrupted && o->repaired)
+		return error(USAGE, "Interrupted; everything is as it was, but for %s, which has been repaired.",
+			     o->cow_path);
+	if (!r && interrupted)
+		return error(USAGE, "Interrupted; everything is as it was.");
+	return r;
+}
+
+/* Interrupted, but the device was there by then. */
+static int take_back(struct opening *o)
+{
+	struct dm_device d;
+
+	if (dm_look(o->name, &d))
+		return OK;
+	errno = dm_remove(&d, false);
+	if (!errno || errno == ENXIO)
+		return step_done(o, OK);
+	o->kept = true;
+	if (errno == EBUSY)
+		return error(BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
+			     o->name, o->name);
+	return error_errno("%s: interrupted, but it cannot be removed, and so it stays; cowsetup close %s closes it",
+			   o->name, o->name);
+}
+
+/*
+ * The fingerprint is right; warn if rdo has been modified all the same. With proof
+ * of that each time; else once, since from now on the two have been used together.
+ * A time that cannot be noted now is noted later.
+ */
+static int follow_rdo(struct opening *o)
+{
+	struct cowfile *c = &o->c;
+	bool proof;
+	char *text;
+
+	if (c->format != 2)
+		return OK;
+	text = changed_since(&c->head, &o->rdo, &proof);
+	if (text)
+		warn("%s: %s. If its contents have changed, what is in the cowfile does not go with them, and filesystems on the device may be damaged.",
+		     o->cow_path, text);
+	free(text);
+	if ((text && proof) || opt.read_only || c->state != COW_CLEAN ||
+	    !changed_remember(&c->head, &o->rdo))
+		return OK;
+	return cow_write_head(c, COW_CLEAN, le64(c->head.cowused));
+}
+
+static int do_open(struct opening *o)
+{
+	int r;
+
+	if (file_same_path(o->rdo_path, o->cow_path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", o->rdo_path);
+	r = refuse_active(o->rdo_path, true);
+	if (!r)
+		r = refuse_active(o->cow_path, false);
+	if (!r)
+		r = open_plain_rdo(&o->rdo, o->rdo_path);
+	if (!r)
+		r = refuse_writers(&o->rdo);
+	file_close(&o->rdo);
+	if (!r)
+		r = step_done(o, open_cow(o));
+	if (!r)
+		r = step_done(o, cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
+	if (!r)
+		r = extend_cow(o);
+	if (!r)
+		r = step_done(o, repair_cow(o));
+	if (!r)
+		r = follow_rdo(o);
+	if (!r)
+		r = step_done(o, attach(o));
+	if (!r)
+		r = create(o);
+	return !r && interrupted ? take_back(o) : r;
+}
+
+/* A device that is not monitored is a device all the same. */
+static void monitor_opened(const char *name)
+{
+	struct dm_device d;
+	int r = dm_find(name, &d);
+
+	if (!r)
+		r = monitor_start(&d);
+	if (r)
+		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
+}
+
+int open_pair(const char *rdo, const char *cow, const char *name, bool make)
+{
+	struct opening o = {
+		.rdo_path = rdo,
+		.cow_path = cow,
+		.make = make,
+		.rdo = FILE_CLOSED,
+		.c = { .file = FILE_CLOSED },
+		.rdo_loop = LOOP_CLOSED,
+		.cow_loop = LOOP_CLOSED,
+	};
+	int r;
+
+	/* The device's path is what stdout is for. */
+	progress_to_stderr();
+	r = dm_check_kernel();
+	if (!r)
+		r = choose_name(&o, name);
+	if (!r)
+		r = do_open(&o);
+	if (r && !o.kept) {
+		drop_loop(&o.cow_loop);
+		drop_loop(&o.rdo_loop);
+		undo_cow(&o);
+	} else if (!r) {
+		printf("%s/%s\n", DM_NODES, o.name);
+	}
+	loop_close(&o.cow_loop);
+	loop_close(&o.rdo_loop);
+	cow_close(&o.c);
+	file_close(&o.rdo);
+	if (!r && opt.monitor)
+		monitor_opened(o.name);
+	free(o.name);
+
+	return r;
+}
+
+int cmd_open(int argc, char **argv)
+{
+	return open_pair(argv[0], argv[1], argc > 2 ? argv[2] : NULL, true);
+}
