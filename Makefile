@@ -57,7 +57,7 @@ install install-module: KDIR = $(or $(wildcard /lib/modules/$(shell uname -r)/bu
 endif
 
 Q := $(if $(V),,@)
-KBUILD = scripts/kbuild "$$kdir" "$$dir" $(if $(V),V=1)
+KBUILD = scripts/kernels/kbuild "$$kdir" "$$dir" $(if $(V),V=1)
 KBUILD_DIR = kdir="$(strip $(1))" && [ -n "$$kdir" ] && \
 	release=$$(sed -n 's/.*UTS_RELEASE "\(.*\)"/\1/p' "$$kdir/include/generated/utsrelease.h") && dir="$(CURDIR)/build/$$release"
 
@@ -268,15 +268,15 @@ install-dkms:
 	$(Q)[ "$(DESTDIR)" ] || dkms install dm-cowloop/$(VERSION)
 
 deb:
-	$(Q)scripts/deb
+	$(Q)scripts/package/deb
 
 rpm:
-	$(Q)scripts/rpm
+	$(Q)scripts/package/rpm
 
 # The module as a part of a kernel
 patch:
 	$(Q)[ "$(KTREE)" ] || { echo "make: which tree? make patch KTREE=/path/to/linux" >&2; exit 1; }
-	$(Q)scripts/patch "$(KTREE)"
+	$(Q)scripts/package/patch "$(KTREE)"
 
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
@@ -365,7 +365,7 @@ bench: setup
 
 bench-cpus bench-scale bench-shared: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
-	$(Q)scripts/$@
+	$(Q)scripts/measure/$(@:bench-%=%)
 
 demo: setup
 	$(Q)$(MAKE) --no-print-directory modules tools

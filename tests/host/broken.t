@@ -45,7 +45,7 @@ caught() {
 	mkdir "$dir"
 	cp Kbuild ./*.[ch] "$dir"
 	(cd "$dir" && GIT_DIR=/dev/null git apply "$OLDPWD/tests/broken/$1.patch") &&
-		scripts/kbuild "$kdir" "$dir" -s modules >"$dir/log" 2>&1 ||
+		scripts/kernels/kbuild "$kdir" "$dir" -s modules >"$dir/log" 2>&1 ||
 		{ echo "could not be built"; cat "$dir/log"; return 1; }
 	$test --module "$dir/dm-cowloop.ko" || { echo "not caught"; cat "$dir/out"; return 1; }
 }

@@ -17,7 +17,7 @@ trap 'rm -rf "$tmp"' EXIT
 export LC_ALL=C.UTF-8
 unset V MAKEFLAGS # make lint V=1 is not about these makes
 
-if ! said=$(scripts/setup build lint 2>&1 && scripts/kernel-source scripts 2>&1 && scripts/kernel "${KERNEL:-}" 2>&1); then
+if ! said=$(scripts/setup build lint 2>&1 && scripts/kernels/source scripts 2>&1 && scripts/kernel "${KERNEL:-}" 2>&1); then
 	printf '%s\n' "$said" | sed 's/^/# /'
 	echo "1..0 # SKIP what it takes is not to be had here"
 	exit
@@ -25,7 +25,7 @@ fi
 source='' kdir='' # for these to say
 eval "$(grep -E '^(source|kdir)=' <<<"$said")"
 
-files() { scripts/files "$@"; }
+files() { scripts/package/files "$@"; }
 # scripts REGEX: those whose first line is like that
 # shellcheck disable=SC2016 # awk's variables
 scripts() { files '*' | xargs -d '\n' awk -v regex="$1" 'FNR == 1 && $0 ~ regex { print FILENAME } FNR == 2 { nextfile }'; }

@@ -9,12 +9,12 @@ set -uo pipefail
 cd "$(dirname "$(realpath "$0")")/../.." || exit 1
 # shellcheck source=tests/lib.sh
 . tests/lib.sh
-scripts/mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" >/dev/null 2>&1 ||
+scripts/apt/mirror "$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release)" >/dev/null 2>&1 ||
 	plan skip_all "udev, LVM and mdadm come from Debian's archive, which this machine does not reach"
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
-lines=$(scripts/guest-udev) || exit 1
+lines=$(scripts/guest/udev) || exit 1
 usr=''
 eval "$lines"
 truncate --size 32M "$tmp/disk"

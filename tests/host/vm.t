@@ -81,7 +81,7 @@ MODULE_LICENSE("GPL");
 END
 echo 'obj-m := splat.o' >module/Kbuild
 # shellcheck disable=SC2154 # scripts/kernel says what kdir is
-"$top/scripts/kbuild" "$kdir" "$work/module" -s modules >make.log 2>&1
+"$top/scripts/kernels/kbuild" "$kdir" "$work/module" -s modules >make.log 2>&1
 ok $? "a module builds for the stock kernel" || sed 's/^/# /' make.log
 splat=$work/module/splat.ko
 

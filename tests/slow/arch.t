@@ -39,7 +39,7 @@ for arch; do
 	scripts/setup qemu-user "$system" binutils
 
 	rm -rf "build/$arch"
-	scripts/cross-build "$arch" modules kmod tools >"$tmp/lines" 2>"$tmp/out"
+	scripts/cross/build "$arch" modules kmod tools >"$tmp/lines" 2>"$tmp/out"
 	said $? "$arch: the module and the tools can be built"
 	root='' gnu='' out='' release='' # for these lines to say
 	eval "$(cat "$tmp/lines")"

@@ -40,9 +40,9 @@ serve() {
 		read -r word disk <<<"$line"
 		case $word in
 		plug)
-			"$top/scripts/qmp" qmp "drive_add 0 if=none,id=d-$disk,format=raw,cache=unsafe,file=$tmp/$disk" \
+			"$top/scripts/guest/qmp" qmp "drive_add 0 if=none,id=d-$disk,format=raw,cache=unsafe,file=$tmp/$disk" \
 				"device_add virtio-blk-pci,drive=d-$disk,id=$disk,serial=$disk" 2>&1 ;;
-		unplug) "$top/scripts/qmp" qmp "device_del $disk" 2>&1 ;;
+		unplug) "$top/scripts/guest/qmp" qmp "device_del $disk" 2>&1 ;;
 		*) echo "    $line" ;;
 		esac
 	done
@@ -51,7 +51,7 @@ serve() {
 [ $# -gt 0 ] || set -- bookworm trixie
 plan $(($# * 5))
 for suite; do
-	lines=$("$top/scripts/distro-tree" "$suite") || exit 1
+	lines=$("$top/scripts/distro/tree" "$suite") || exit 1
 	tree=''
 	eval "$lines"
 

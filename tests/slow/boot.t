@@ -132,7 +132,7 @@ serve() {
 scripts/setup build vm e2fsprogs qemu-utils squashfs-tools erofs-utils procps
 for suite; do
 	disk='' tree='' release='' # for these to say
-	lines=$(scripts/distro-image "$suite" && scripts/distro-tree "$suite")
+	lines=$(scripts/distro/image "$suite" && scripts/distro/tree "$suite")
 	ok $? "Debian $suite: there is a disk with it" || continue
 	eval "$lines"
 

@@ -17,7 +17,7 @@ trap 'rm -rf "$tmp"' EXIT
 
 [ $# -gt 0 ] || set -- bookworm trixie
 plan $(($# + 3))
-scripts/deb >"$tmp/out" 2>&1
+scripts/package/deb >"$tmp/out" 2>&1
 said $? "they can be built"
 [ $tap_failed = 0 ] || exit
 

@@ -27,7 +27,7 @@ unset V MAKEFLAGS MAKELEVEL KERNEL
 	'scripts/vm tests/target.t' \
 	'scripts/vm --kernel 6.12 tests/target.t' \
 	'make check-smoke' \
-	'scripts/bench-cpus' \
+	'scripts/measure/cpus' \
 	'make deb'
 
 for command; do

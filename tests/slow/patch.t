@@ -20,14 +20,14 @@ trap 'rm -rf "$tmp"' EXIT
 scripts/setup build vm flex bison bc libelf-dev sparse perl patch git
 if [ $# = 0 ]; then
 	source=''
-	eval "$(scripts/kernel-source all)"
+	eval "$(scripts/kernels/source all)"
 	ktree=$source
 fi
 [ -d "${ktree:-}" ] || plan skip_all 'no kernel tree'
 
 export GIT_AUTHOR_NAME='An Author' GIT_AUTHOR_EMAIL=author@dm-cowloop.invalid GIT_COMMITTER_NAME=Committer
 export GIT_COMMITTER_EMAIL=committer@dm-cowloop.invalid
-scripts/patch "$ktree" >"$tmp/out" 2>&1
+scripts/package/patch "$ktree" >"$tmp/out" 2>&1
 said $? "patches are made"
 [ $tap_failed = 0 ] || exit
 patches=("$top"/build/patch/*.patch)
@@ -97,10 +97,10 @@ while read -r version; do
 	headers=${kdir%%/usr/src/*}${headers:-$kdir}
 	rm -rf "$tmp/module"
 	mkdir "$tmp/module"
-	scripts/in-tree "$headers" "$tmp/module" >"$tmp/out" 2>&1 &&
+	scripts/package/in-tree "$headers" "$tmp/module" >"$tmp/out" 2>&1 &&
 		printf '%s\n' 'obj-m := dm-cowloop.o' 'dm-cowloop-y := dm-cowloop-target.o dm-cowloop-metadata.o' \
 			>"$tmp/module/Kbuild" &&
-		scripts/kbuild "$kdir" "$tmp/module" -s W=1 modules >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
+		scripts/kernels/kbuild "$kdir" "$tmp/module" -s W=1 modules >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
 	said $? "what it becomes for $release builds, too, without a warning"
 done < <(scripts/kernel --all)
 
@@ -109,7 +109,7 @@ rm -rf "$tmp/build"
 mkdir "$tmp/build"
 {
 	"${make[@]}" allnoconfig && {
-		grep -vE 'SCSI|BLK_DEV_SD|NBD|NULL_BLK|XFS|INET|BLK_DEV_DM|CONFIG_DM_' scripts/kernel-configs/base
+		grep -vE 'SCSI|BLK_DEV_SD|NBD|NULL_BLK|XFS|INET|BLK_DEV_DM|CONFIG_DM_' scripts/kernels/configs/base
 		printf 'CONFIG_%s\n' BLK_DEV_DM=y DM_COWLOOP=y
 	} >>"$tmp/build/.config" && "${make[@]}" olddefconfig && "${make[@]}" bzImage modules &&
 		"${make[@]}" INSTALL_MOD_PATH="$tmp/build" modules_install
