@@ -113,7 +113,7 @@ TOOL_OBJS = $(TOOL_SRCS:%.c=build/%.o)
 
 # The plugin for dmeventd, which looks it up by its name. It takes what it shares with cowsetup from there.
 PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
-PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix lib/,advice.c device.c mountinfo.c size.c space.c sysfs.c text.c)
+PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix lib/,advice.c device.c loopfile.c mountinfo.c size.c space.c sysfs.c text.c)
 
 tools: $(GUEST) cowsetup
 	@:

@@ -27,7 +27,8 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
-#include "../lib/loop.h"
+#include "../lib/loopfile.h"
+#include "../lib/sysfs.h"
 #include "../cowsetup/report.h"
 #include "../lib/spec.h"
 #include "../lib/text.h"

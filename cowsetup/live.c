@@ -26,6 +26,7 @@
 #include "../lib/holders.h"
 #include "../lib/loop.h"
 #include "../lib/monitor.h"
+#include "../lib/sysfs.h"
 #include "report.h"
 
 /* ---- What there is ---- */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "loopfile.h"
 #include "sysfs.h"
 #include "text.h"
 

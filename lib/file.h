@@ -8,6 +8,7 @@
 
 #include "../cowsetup/cowsetup.h"
 
+#include <sys/stat.h>
 #include <sys/types.h>
 
 struct file {
@@ -86,46 +87,16 @@ int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
 /* The same file or device, by whatever paths and links? */
 bool file_same_path(const char *a, const char *b);
 bool file_is_at(const struct file *f, const char *path);
-struct stat;
-bool stat_same(const struct stat *a, const struct stat *b);
+static inline bool stat_same(const struct stat *a, const struct stat *b)
+{
+	if (S_ISBLK(a->st_mode) && S_ISBLK(b->st_mode))
+		return a->st_rdev == b->st_rdev;
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
 
 bool all_zero(const void *data, size_t length);
 
 /* The contents, as libblkid sees them: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
 char *file_contents(const struct file *f);
-
-/* ---- Mounts ---- */
-
-/* Where @mountinfo has a block device mounted, to be written if it is so anywhere, to be freed; or NULL. */
-char *device_mount(const char *mountinfo, dev_t dev, bool *writable);
-
-/* ---- New files ---- */
-
-/*
- * A new file under a temporary name beside its own, which it gets when it is
- * complete: until then whatever was there is there still.
- */
-struct new_file {
-	struct file file;
-	char *target;		/* what it is going to be called */
-	char *temporary;
-};
-
-/*
- * For its owner alone. But what takes the place of a file, @replaced, has the owner
- * and the permissions of that, and what holds what is in another, @source, those
- * of that, and never more; either may be NULL. Of a device nothing is taken.
- */
-int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
-		    const struct stat *source);
-
-/*
- * Sync it and give it its name. Without @replace, refuses if something of that
- * name has come into being.
- */
-int new_file_commit(struct new_file *n, bool replace);
-
-/* Remove it, if it is not committed. */
-void new_file_abort(struct new_file *n);
 
 #endif /* COWSETUP_FILE_H */

@@ -30,7 +30,6 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 
-#include "newcow.h"
 #include "../cowsetup/progress.h"
 
 /* The step that shows what the filesystem does, and those after it. */
@@ -143,6 +142,24 @@ static void refuse_copies(const struct file *f)
 }
 
 /* ---- New cowfiles ---- */
+
+int zero_in_steps(const struct file *f, u64 offset, u64 length)
+{
+	/* Where zeroes have to be written, they take their time. */
+	const u64 step = (f->block || file_can_punch(f) ? 256 : 16) * 1024 * 1024;
+	u64 at;
+	int r = OK;
+
+	progress_start(f->path, length, "zeroed");
+	for (at = 0; at < length && !r; at += step) {
+		r = file_zero(f, offset + at, min_u64(length - at, step));
+		if (!r && interrupted)
+			r = error(USAGE, "%s: interrupted.", f->path);
+		progress_update(at + step);
+	}
+	progress_end(!r);
+	return r;
+}
 
 /* All of its space is taken: each of its bytes is written once. */
 static int blank_solid(struct file *f, u64 size)

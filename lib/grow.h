@@ -28,4 +28,7 @@ int grow_blank(struct file *f, u64 size);
  */
 int grow_undo(struct file *f, u64 size, u64 used);
 
+/* As file_zero() does, but with its progress, and until it is interrupted: it may take long. */
+int zero_in_steps(const struct file *f, u64 offset, u64 length);
+
 #endif /* COWSETUP_GROW_H */

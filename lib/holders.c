@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "dm.h"
+#include "loopfile.h"
 #include "mountinfo.h"
 #include "sysfs.h"
 
@@ -161,21 +162,6 @@ static dev_t read_dev(const char *path)
 	if (f)
 		fclose(f);
 	return dev;
-}
-
-/* For a partition: the disk. For others: 0. */
-static dev_t disk_of(dev_t dev)
-{
-	char *partition = dev_attribute(dev, "partition"), *path;
-	dev_t disk = 0;
-
-	if (partition) {
-		path = xasprintf("/sys/dev/block/%u:%u/../dev", major(dev), minor(dev));
-		disk = read_dev(path);
-		free(path);
-	}
-	free(partition);
-	return disk;
 }
 
 /* The next device that is an entry of a directory in sysfs, and has a file called @mark; 0 after the last. */
@@ -464,7 +450,7 @@ static void find_partition_uses(struct holders *h, dev_t dev, unsigned int depth
 /* At depth 0 the texts speak of the device, further up they go on from "part of /dev/mapper/x, ". */
 static void find_uses(struct holders *h, dev_t dev, unsigned int depth)
 {
-	const dev_t disk = depth ? 0 : disk_of(dev);
+	const dev_t disk = depth ? 0 : dev_disk(dev);
 	char *path, *subject;
 
 	find_own_uses(h, dev, depth ? "which is " : "", depth);
@@ -652,7 +638,7 @@ static void find_device_processes(struct holders *h, dev_t dev)
 	char *at = xasprintf("/sys/dev/block/%u:%u", major(dev), minor(dev)), *path, *called;
 	struct stat st = block_stat(dev);
 	DIR *dir = opendir(at);
-	dev_t other = disk_of(dev);
+	dev_t other = dev_disk(dev);
 
 	find_processes(h, &st, "it", false);
 	if (other) {

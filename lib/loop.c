@@ -27,6 +27,8 @@
 #include <linux/loop.h>
 #include <linux/major.h>
 
+#include "sysfs.h"
+
 /* A direct read of so much, so aligned, suits any file and any device that can be used. */
 #define DIRECT_READ	4096
 

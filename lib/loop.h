@@ -7,7 +7,7 @@
 #define COWSETUP_LOOP_H
 
 #include "file.h"
-#include "sysfs.h"
+#include "loopfile.h"
 
 /* A loop device that we have open. */
 struct loop {

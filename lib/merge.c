@@ -38,6 +38,7 @@
 #include <stdlib.h>
 
 #include "changed.h"
+#include "grow.h"
 #include "newcow.h"
 #include "../cowsetup/progress.h"
 #include "record.h"

@@ -89,3 +89,21 @@ bool mount_is_of(const struct mount *m, dev_t dev)
 	free(own);
 	return same;
 }
+
+char *device_mount(const char *mountinfo, dev_t dev, bool *writable)
+{
+	struct mounts *mounts = mounts_read(mountinfo);
+	char *found = NULL;
+	struct mount m;
+
+	*writable = false;
+	while (mounts && !*writable && mounts_next(mounts, &m)) {
+		if (!mount_is_of(&m, dev))
+			continue;
+		free(found);
+		found = strdup(m.point);
+		*writable = m.writable;
+	}
+	mounts_free(mounts);
+	return found;
+}

@@ -35,4 +35,7 @@ void mounts_free(struct mounts *mounts);
 /* Is this a mount of a filesystem on that block device? */
 bool mount_is_of(const struct mount *m, dev_t dev);
 
+/* Where @mountinfo has a block device mounted, to be written if it is so anywhere, to be freed; or NULL. */
+char *device_mount(const char *mountinfo, dev_t dev, bool *writable);
+
 #endif /* COWSETUP_MOUNTINFO_H */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the parts of making a new cowfile, in format.c, for all the
+ * cowsetup: the parts of making a new cowfile, in newcow.c, for all the
  * commands that do so.
  */
 
@@ -8,6 +8,7 @@
 #define COWSETUP_NEWCOW_H
 
 #include "cowfile.h"
+#include "newfile.h"
 
 /*
  * Make a new, empty cowfile at @path for a read-only device: all that the
@@ -41,26 +42,8 @@ int open_or_create(struct file *f, const char *path, bool *created);
  */
 int refuse_overwrite(const struct file *f, const char *how);
 
-/*
- * A file that a new one is going to replace: nobody else gets it from before it
- * is looked at until after that, which may be long.
- */
-struct replaced {
-	struct file file;
-	u8 start[COW_BLANK_SIZE];	/* as it was then */
-};
-
 /* Without --force: refuse it as refuse_overwrite() does. @file_flags: FILE_READ or FILE_WRITE: who may replace it. */
 int replaced_open(struct replaced *old, const char *path, unsigned int file_flags);
-
-/* The same for one that is open already. */
-int replaced_hold(struct replaced *old, const struct file *f);
-
-/* Last of all: it is still what is called @target, and as it was. */
-int replaced_check(const struct replaced *old, const char *target);
-
-/* As file_zero() does, but with its progress, and until it is interrupted: it may take long. */
-int zero_in_steps(const struct file *f, u64 offset, u64 length);
 
 /* Make it blank and, a file, as long as it has to be. */
 int blank_cow(struct file *f, const struct cow_geometry *geo);

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "../dm-cowloop.h"
+#include "loopfile.h"
 #include "sysfs.h"
 
 static u64 device_size(dev_t dev)

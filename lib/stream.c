@@ -19,7 +19,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
-#include "newcow.h"
+#include "newfile.h"
 
 #define BUFFER_SIZE	(256 * 1024)
 

@@ -8,7 +8,6 @@
 
 #include "../cowsetup/cowsetup.h"
 
-#include <sys/stat.h>
 #include <sys/types.h>
 
 /* A file in the sysfs directory of a block device: its first line, to be freed, or NULL. */
@@ -19,6 +18,9 @@ char *dev_path(dev_t dev);
 
 bool dev_is_loop(dev_t dev);
 
+/* The disk of a partition; 0: it is none. */
+dev_t dev_disk(dev_t dev);
+
 bool dev_is_cowloop(dev_t dev);
 
 /* Is it a cowloop device, or a part of one, or made of one, by device-mapper or md, at any depth? */
@@ -27,46 +29,7 @@ bool dev_stands_on_cowloop(dev_t dev);
 /* The UUID of the btrfs in use that a device is a part of, to be freed; or NULL. */
 char *dev_btrfs(dev_t dev);
 
-/*
- * What the names begin with that cowsetup gives its loop devices (lo_file_name,
- * which is for whoever attaches one; sysfs has the file's true path). udev's rules
- * leave such a device alone.
- */
-#define LOOP_MARK	"cowsetup:"
-
-/* Has cowsetup attached this loop device, or the one it is a partition of? Takes root. */
-bool dev_is_our_loop(dev_t dev);
-
 /* Is it, or the disk it is a partition of, a part of a cowloop device: its rdo or its cow device? */
 bool dev_is_part_of_cowloop(dev_t dev);
-
-/* Does a loop device go away by itself, as those do that cowsetup attaches? */
-bool loop_autoclear(dev_t dev);
-
-/* Only root and its like may. */
-bool loop_may_be_asked(dev_t dev);
-
-/* Is this the loop device's file, or the block device it is made of? */
-bool loop_has(dev_t dev, const struct stat *st);
-
-/* The same the other way round: what a loop device is made of, as far as it takes to know it; false: it has nothing. */
-bool loop_backing(dev_t dev, struct stat *st);
-
-/* The path of the file a loop device is made of, to be freed; or NULL. One that is gone has the name it had. */
-char *loop_file(dev_t dev);
-
-/*
- * Has the file of a loop device lost the name by which it was opened, other than
- * by being renamed? Its contents then live as long as the loop device does, unless
- * it has another name, a hard link.
- */
-bool loop_file_is_removed(dev_t dev);
-
-/*
- * The bytes that the file of a loop device lacks at its end of those it had when the
- * device was attached: somebody has cut it off since. 0 if it lacks none, or if that
- * cannot be known. Zeroes are read in their place.
- */
-u64 loop_file_lacks(dev_t dev);
 
 #endif /* COWSETUP_SYSFS_H */

@@ -102,12 +102,6 @@ int refuse_overwrite(const struct file *f, const char *how)
 	return opt.force ? OK : refuse_contents(f, how);
 }
 
-int replaced_hold(struct replaced *old, const struct file *f)
-{
-	old->file = *f;
-	return file_read_padded(f, 0, old->start, sizeof(old->start));
-}
-
 int replaced_open(struct replaced *old, const char *path, unsigned int file_flags)
 {
 	struct file f;
@@ -120,28 +114,6 @@ int replaced_open(struct replaced *old, const char *path, unsigned int file_flag
 		r = replaced_hold(old, &f);
 	if (r)
 		file_close(&f);
-	return r;
-}
-
-/* Our lock keeps cowsetup away, and nobody else. */
-int replaced_check(const struct replaced *old, const char *target)
-{
-	const char *path = old->file.path;
-	u8 start[COW_BLANK_SIZE];
-	char *user;
-	int r;
-
-	if (!file_is_at(&old->file, target))
-		return error(BUSY, "%s: another file has this name by now; it stays, and nothing is changed.", path);
-	user = file_used_by(&old->file);
-	if (user) {
-		r = error(BUSY, "%s: in use by now: %s; nothing is changed.", path, user);
-		free(user);
-		return r;
-	}
-	r = file_read_padded(&old->file, 0, start, sizeof(start));
-	if (!r && memcmp(start, old->start, sizeof(start)))
-		r = error(BUSY, "%s: another program has written it meanwhile; it stays, and nothing is changed.", path);
 	return r;
 }
 
@@ -243,24 +215,6 @@ void set_new_names(struct cow_head *head)
 		memcpy(head->label, opt.label, strlen(opt.label));
 	if (opt.rdo_spec)
 		memcpy(head->rdospec, opt.rdo_spec, strlen(opt.rdo_spec));
-}
-
-int zero_in_steps(const struct file *f, u64 offset, u64 length)
-{
-	/* Where zeroes have to be written, they take their time. */
-	const u64 step = (f->block || file_can_punch(f) ? 256 : 16) * 1024 * 1024;
-	u64 at;
-	int r = OK;
-
-	progress_start(f->path, length, "zeroed");
-	for (at = 0; at < length && !r; at += step) {
-		r = file_zero(f, offset + at, min_u64(length - at, step));
-		if (!r && interrupted)
-			r = error(USAGE, "%s: interrupted.", f->path);
-		progress_update(at + step);
-	}
-	progress_end(!r);
-	return r;
 }
 
 int blank_cow(struct file *f, const struct cow_geometry *geo)
