@@ -560,12 +560,13 @@ static int wait_for_writes(struct cow_md *md, int before)
 	for (i = 0; i < md->nr_writes; i++) {
 		struct cow_write *w = &md->writes[i];
 		int error = blk_status_to_errno(w->bio->bi_status);
-		const bool unsure = error == -EIO && cow_hides_no_space(md->cow);
 
-		if (unsure)
-			error = -ENOSPC;
 		if (error == -ENOSPC)
-			WRITE_ONCE(md->unsure, unsure);
+			WRITE_ONCE(md->unsure, false);
+		if (error == -EIO && cow_hides_no_space(md->cow)) {
+			WRITE_ONCE(md->unsure, true);
+			error = -ENOSPC;
+		}
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
 		bio_uninit(w->bio);
