@@ -26,6 +26,7 @@ make bench              instructions per I/O, against the targets in the kernel
 make bench-cpus         whether more CPUs do more, against dm-linear
 make bench-shared       whether CPUs get in each other's way
 make bench-scale        memory, metadata and time for large devices, and for slow ones
+make compile_commands.json  how each file is compiled, for editors and clang's tools; part of make
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
 make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
@@ -43,7 +44,7 @@ V=1                     shows every command
 endef
 export HELP
 
-all: modules tools
+all: modules tools compile_commands.json
 
 help:
 	@echo "$$HELP"
@@ -77,6 +78,13 @@ kmod:
 	mkdir -p "$$dir" && find "$$dir" -type l -delete && \
 	ln -s $(addprefix ../../../,$(wildcard tests/kmod/*)) "$$dir" && \
 	$(KBUILD) modules
+
+# How each file is compiled, for editors: the module by what kbuild has left, the rest by the rules below
+compile_commands.json: modules tools
+	$(Q)$(call KBUILD_DIR,$(KDIR)) && scripts/compile-commands "$$kdir" "$$dir" \
+		"$(CC) $(STRICT) -DCOWSETUP_VERSION='\"$(VERSION)\"' $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS)" \
+			$(TOOL_SRCS) $(wildcard dmeventd/*.c tests/fuzz/*.c) -- \
+		"$(CC) $(STRICT) -I. $(CFLAGS) -pthread" $(wildcard tests/*.c tests/host/*.c) --
 
 INSTALL_MOD_PATH ?= $(DESTDIR)
 # SIGN_KEY, SIGN_CERT: for a kernel that insists on signed modules, by the program that comes with it. What has been signed
@@ -372,9 +380,9 @@ demo: setup
 	$(Q)scripts/demo
 
 clean:
-	$(Q)rm -rf build
+	$(Q)rm -rf build compile_commands.json
 
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
+.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
