@@ -404,6 +404,18 @@ bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold)
 	return first;
 }
 
+/* What cow_md_mark() does, in process context, and with no lock held. */
+static void mark_unlocked(struct cow_md *md, const struct cow_hold *hold)
+{
+	spinlock_t *lock = region_lock(md, hold->region);
+	u32 fresh = 0;
+
+	spin_lock_irq(lock);
+	mark_locked(md, hold, &fresh);
+	spin_unlock_irq(lock);
+	end_hold(md, hold, fresh);
+}
+
 void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside)
 {
 	spin_lock_irq(&md->space_lock);
@@ -2187,7 +2199,6 @@ static bool is_set(struct cow_md *md, u64 unit)
 static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repaired)
 {
 	struct cow_hold hold;
-	u32 fresh = 0;
 	int r;
 
 	while ((r = cow_md_hold(md, unit, nr, true, &hold)) == 0) {
@@ -2207,10 +2218,7 @@ static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repai
 		cow_md_release(md, &hold);
 		return 0;
 	}
-	spin_lock_irq(region_lock(md, hold.region));
-	mark_locked(md, &hold, &fresh);
-	spin_unlock_irq(region_lock(md, hold.region));
-	end_hold(md, &hold, fresh);
+	mark_unlocked(md, &hold);
 	*repaired += nr;
 
 	return 0;
