@@ -6,7 +6,7 @@
 #ifndef DM_COWLOOP_INTERNAL_H
 #define DM_COWLOOP_INTERNAL_H
 
-#include "dm-cowloop.h"
+#include "dm-cowloop-metadata.h"
 #include "dm-cowloop-compat.h"
 
 #include <linux/bio.h>
