@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup assemble: opens the pairs that are complete.
+ * cowsetup: opens the pairs that are complete.
  *
  * A pair is a line of /etc/cowtab, or, if a line there allows that (see
  * COWTAB_ANY), a cow device whose head says where its rdo is, within the bounds
@@ -9,7 +9,7 @@
  *
  * Each half may appear last, and udev calls for each that appears, for several
  * at the same time: one assemble looks and opens at a time, and what it finds
- * open is as good as opened. That rdo is the right one open_pair() finds out.
+ * open is as good as opened. That rdo is the right one cowloop_open() finds out.
  */
 
 #include <errno.h>
@@ -27,8 +27,10 @@
 
 #include <uuid/uuid.h>
 
+#include "boot.h"
 #include "cowtab.h"
 #include "../lib/dm.h"
+#include "../lib/monitor.h"
 #include "../lib/open.h"
 #include "plugged.h"
 #include "probe.h"
@@ -39,6 +41,7 @@ struct assembly {
 	const struct cowtab_entry *any;		/* its options are those of pairs that no line names */
 	struct cow_device *cows;		/* all there are */
 	size_t nr_cows;
+	bool dry_run;
 	const char *device;			/* only pairs that this is a part of; NULL: all */
 	bool checked;				/* the kernel can do it */
 	unsigned int nr;			/* pairs that were complete */
@@ -300,25 +303,28 @@ static void free_plan(struct assembly *a)
 static int open_one(struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
 		    const char *rdo, const char *cow)
 {
-	const struct options given = opt;
-	char *active = NULL, *name = NULL;
+	char *active = NULL, *name = NULL, *device;
 	int r = OK;
 
 	a->nr++;
-	if (opt.dry_run)
+	if (a->dry_run)
 		return plan(a, any ? COWTAB_ANY : e->name, rdo, cow);
 	r = prepare(a);
 	if (!r && !access(cow, F_OK))
 		r = find_active(cow, &active);
-	/* A line's device has to have its name: open_pair() says what is the matter. */
+	/* A line's device has to have its name: cowloop_open() says what is the matter. */
 	if (!r && active && (any || !strcmp(active, e->name))) {
 		verbose("%s: open already.", active);
 	} else if (!r) {
 		r = prepare_name(a, e, any, &name);
-		opt = e->opt;
 		if (!r)
-			r = open_pair(rdo, cow, name, e->create);
-		opt = given;
+			r = cowloop_open(rdo, cow, name, &e->open, &device);
+		if (!r) {
+			printf("%s\n", device);
+			free(device);
+		}
+		if (!r && e->monitor)
+			monitor_opened(name);
 		free(name);
 	}
 	free(active);
@@ -342,7 +348,7 @@ static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool
 	int r = OK;
 
 	/* A cowfile that is going to be made need not be there. */
-	if (!cow && e->create && e->cow[0] == '/' && !e->cow_silent)
+	if (!cow && e->open.create && e->cow[0] == '/' && !e->cow_silent)
 		cow = xasprintf("%s", e->cow);
 	missing = missing_text(a, e, rdo, cow);
 	if (rdo && cow && wanted(a, rdo, cow))
@@ -454,23 +460,18 @@ static int assemble_named(struct assembly *a, const char *name)
 	return assemble_entry(a, e, true);
 }
 
-/* ---- The command ---- */
+/* ---- The whole ---- */
 
-int cmd_assemble(int argc, char **argv)
+int boot_assemble(const char *what, const char *cowtab, bool dry_run)
 {
-	const char *name = argc && !strchr(argv[0], '/') ? argv[0] : NULL;
-	struct assembly a = { 0 };
+	const char *name = what && !strchr(what, '/') ? what : NULL;
+	struct assembly a = { .dry_run = dry_run, .device = name ? NULL : what };
 	int r, bad_lines;
 
-	if (opt.all == !!argc)
-		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
-	if (argc && !name && access(argv[0], F_OK))
-		return error_errno("%s", argv[0]);
-	a.device = name ? NULL : argv[0];
-	/* A dry run tells what would not be opened, too, and why. */
-	opt.verbose |= opt.dry_run;
-	/* The generator has told of lines that are wrong, and --all does: not again for each device. */
-	bad_lines = cowtab_read(&a.tab, opt.cowtab ? opt.cowtab : COWTAB, argc);
+	if (what && !name && access(what, F_OK))
+		return error_errno("%s", what);
+	/* The generator has told of lines that are wrong, and without @what this does: not again for each device. */
+	bad_lines = cowtab_read(&a.tab, cowtab, what);
 	a.any = cowtab_find(&a.tab, COWTAB_ANY);
 	if (a.any && a.any->noauto)
 		a.any = NULL;
@@ -482,5 +483,5 @@ int cmd_assemble(int argc, char **argv)
 	free_plan(&a);
 	free_cow_devices(a.cows, a.nr_cows);
 	cowtab_free(&a.tab);
-	return r || argc ? r : bad_lines;
+	return r || what ? r : bad_lines;
 }

@@ -18,8 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../lib/dm.h"
-#include "../lib/open.h"
+#include "../lib/name.h"
 #include "plugged.h"
 #include "../lib/spec.h"
 
@@ -56,14 +55,14 @@ static bool *flag(struct cowtab_entry *e, const char *name)
 		const char *name;
 		bool *flag;
 	} flags[] = {
-		{ "create", &e->create },
-		{ "force", &e->opt.force },
-		{ "monitor", &e->opt.monitor },
-		{ "no-discard-passdown", &e->opt.no_passdown },
+		{ "create", &e->open.create },
+		{ "force", &e->open.new.force },
+		{ "monitor", &e->monitor },
+		{ "no-discard-passdown", &e->open.no_passdown },
 		{ "noauto", &e->noauto },
-		{ "queue-if-no-space", &e->opt.queue },
-		{ "read-only", &e->opt.read_only },
-		{ "repair", &e->opt.repair },
+		{ "queue-if-no-space", &e->open.queue },
+		{ "read-only", &e->open.read_only },
+		{ "repair", &e->open.repair },
 	};
 
 	for (unsigned int i = 0; i < sizeof(flags) / sizeof(flags[0]); i++)
@@ -75,11 +74,11 @@ static bool *flag(struct cowtab_entry *e, const char *name)
 static u64 *size(struct cowtab_entry *e, const char *name)
 {
 	if (!strcmp(name, "limit"))
-		return &e->opt.limit;
+		return &e->open.limit;
 	if (!strcmp(name, "low-water"))
-		return &e->opt.low_water;
+		return &e->open.low_water;
 	if (!strcmp(name, "reserve"))
-		return &e->opt.reserve;
+		return &e->open.reserve;
 	return NULL;
 }
 
@@ -119,11 +118,11 @@ static int parse_options(struct line *l, char *text)
 
 	for (char *o = strtok_r(text, ",", &save); o && !r; o = strtok_r(NULL, ",", &save))
 		r = parse_one(l, o);
-	if (!r && l->e.create && l->e.opt.read_only)
+	if (!r && l->e.open.create && l->e.open.read_only)
 		r = bad(l, "create and read-only: a cowfile that is never written cannot be made");
-	if (!r && l->e.create && !strcmp(l->e.name, COWTAB_ANY))
+	if (!r && l->e.open.create && !strcmp(l->e.name, COWTAB_ANY))
 		r = bad(l, "%s: create: it stands for what has a cowfile already", COWTAB_ANY);
-	if (!r && l->e.opt.force && !strcmp(l->e.name, COWTAB_ANY))
+	if (!r && l->e.open.new.force && !strcmp(l->e.name, COWTAB_ANY))
 		r = bad(l, "%s: force: what no line names is opened with care only", COWTAB_ANY);
 	return r;
 }
@@ -135,7 +134,7 @@ static int check_fields(const struct line *l)
 	const struct cowtab_entry *e = &l->e, *other;
 	const bool any = !strcmp(e->name, COWTAB_ANY);
 
-	if (!any && (dm_name_is_special(e->name) || strlen(e->name) > 100 || !name_is_plain(e->name)))
+	if (!any && (name_is_special(e->name) || strlen(e->name) > 100 || !name_is_plain(e->name)))
 		return bad(l, "%s: not a name for a device: found other characters than letters, digits and #+-.:=@_, or more than 100",
 			   e->name);
 	if (!strncmp(e->name, PLUGGED_PREFIX, strlen(PLUGGED_PREFIX)))
@@ -201,8 +200,7 @@ static void free_entry(struct cowtab_entry *e)
 
 static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 {
-	/* Options for messages come from the command line, and go for all lines. */
-	struct line l = { .tab = tab, .e = { .line = number, .opt = opt } };
+	struct line l = { .tab = tab, .e = { .line = number } };
 	char *field[5], *save = NULL;
 	struct cowtab_entry *grown;
 	unsigned int nr = 0;

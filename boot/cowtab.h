@@ -25,10 +25,10 @@ struct cowtab_entry {
 	char *name;
 	char *rdo, *cow;	/* a path, or UUID= and the like */
 	bool noauto;		/* opened only when asked for by name */
-	bool create;		/* a missing or blank cowfile is made */
 	bool rdo_silent, cow_silent;	/* for assemble: a path that does not answer */
 	char *options;		/* all of them, as they are there */
-	struct options opt;	/* for opening it */
+	bool monitor;
+	struct cowloop_open open;	/* how it is opened */
 };
 
 struct cowtab {

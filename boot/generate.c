@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup generate: makes systemd's units of /etc/cowtab, for its generator.
+ * cowsetup: makes systemd's units of /etc/cowtab, for its generator.
  *
  * Laid out as those of veritysetup and cryptsetup are. The service of a line
  * starts when both its devices are there, or the filesystems of its files are
@@ -19,6 +19,7 @@
 
 #include <blkid/blkid.h>
 
+#include "boot.h"
 #include "cowtab.h"
 #include "../lib/dm.h"
 #include "../lib/spec.h"
@@ -303,7 +304,7 @@ static int make_units(const struct cowtab *tab, const struct cowtab_entry *e, co
 	return r;
 }
 
-/* ---- The command ---- */
+/* ---- The whole ---- */
 
 /* The mark is for udev, which asks for it with each device: see 65-cowsetup.rules. */
 static int set_mark(bool on)
@@ -322,26 +323,23 @@ static int set_mark(bool on)
 	return r;
 }
 
-int cmd_generate(int argc, char **argv)
+int boot_generate(const char *dir, const char *cowtab)
 {
 	const struct cowtab_entry *any;
 	struct cowtab tab;
 	char *self = realpath("/proc/self/exe", NULL), *quoted;
 	int r, one;
 
-	(void)argc;
-	/* A line is a record in the kernel's log, if that is where it goes. */
-	setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
 	if (!self)
 		return error_errno("/proc/self/exe: cannot be read");
 	quoted = quote(self);
-	r = cowtab_read(&tab, opt.cowtab ? opt.cowtab : COWTAB, false);
+	r = cowtab_read(&tab, cowtab, false);
 	for (size_t i = 0; i < tab.nr; i++) {
 		const struct cowtab_entry *e = &tab.entries[i];
 
 		if (!strcmp(e->name, COWTAB_ANY))
 			continue;
-		one = make_units(&tab, e, argv[0], quoted);
+		one = make_units(&tab, e, dir, quoted);
 		if (!r)
 			r = one;
 	}

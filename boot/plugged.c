@@ -31,7 +31,7 @@
 #include <uuid/uuid.h>
 
 #include "../lib/dm.h"
-#include "../lib/open.h"
+#include "../lib/name.h"
 #include "../lib/spec.h"
 #include "../lib/sysfs.h"
 

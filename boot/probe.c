@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup probe: tells udev whether there is a cowfile on a device.
+ * cowsetup: tells udev whether there is a cowfile on a device.
  *
  * A cowfile is looked for on every device that appears, of which nearly none has
  * one: no more than a head is read, nothing is said when it is something else, and
@@ -8,7 +8,7 @@
  * format 1, which has none, its sizes, which follow from each other, and the
  * zeroes behind them.
  *
- * With --part: whether the device is a part of a cowloop device. What is in an
+ * Or else: whether the device is a part of a cowloop device. What is in an
  * image, a volume group say, is then on two devices or three with the same
  * contents, and udev is to see it on the cowloop device alone.
  */
@@ -27,6 +27,7 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
+#include "boot.h"
 #include "../lib/loopfile.h"
 #include "../lib/sysfs.h"
 #include "../cowsetup/report.h"
@@ -214,7 +215,7 @@ char *find_tagged(const char *spec)
 	return path;
 }
 
-/* ---- The command ---- */
+/* ---- The whole ---- */
 
 /*
  * As udev itself prints what libblkid finds: safe in a line, and, encoded, in the
@@ -270,16 +271,15 @@ static int probe_part(const char *path)
 	return OK;
 }
 
-int cmd_probe(int argc, char **argv)
+int boot_probe(const char *device, bool part)
 {
 	struct cowfile c;
 	int r;
 
-	(void)argc;
-	if (opt.part)
-		return probe_part(argv[0]);
+	if (part)
+		return probe_part(device);
 	c = (struct cowfile){ .file = FILE_CLOSED };
-	r = file_open(&c.file, argv[0], FILE_READ);
+	r = file_open(&c.file, device, FILE_READ);
 	if (r)
 		return r;
 	if (is_cowfile(&c))

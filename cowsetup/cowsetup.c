@@ -23,7 +23,7 @@
 
 #include "../dm-cowloop.h"
 
-struct options opt = { .compress = COMPRESS_NONE };
+struct options opt = { .compress = COWLOOP_COMPRESS_NONE };
 
 volatile int interrupted;
 
@@ -149,7 +149,7 @@ static int parse_format(const char *text)
 {
 	if (strcmp(text, "1") && strcmp(text, "2"))
 		return error(USAGE, "--format %s: it must be 1 or 2.", text);
-	opt.format = text[0] - '0';
+	opt.open.new.format = text[0] - '0';
 	return OK;
 }
 
@@ -161,7 +161,7 @@ static int parse_mapunit(const char *text)
 	    (size != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(size)))
 		return error(USAGE, "--mapunit %s: it must be a power of two from 4K to 1M (format 1: 1K).",
 			     text);
-	opt.mapunit = size;
+	opt.open.new.mapunit = size;
 	return OK;
 }
 
@@ -202,18 +202,18 @@ static const struct target {
 	[OPT_DRY_RUN] = { .flag = &opt.dry_run },
 	[OPT_FORMAT] = { .parse = parse_format },
 	[OPT_MAPUNIT] = { .parse = parse_mapunit },
-	[OPT_LABEL] = { .text = &opt.label },
-	[OPT_RDO_SPEC] = { .text = &opt.rdo_spec },
+	[OPT_LABEL] = { .text = &opt.open.new.label },
+	[OPT_RDO_SPEC] = { .text = &opt.open.new.rdo_spec },
 	[OPT_RDO] = { .text = &opt.rdo },
 	[OPT_COMPRESS] = { .parse = parse_compress },
 	[OPT_JSON] = { .flag = &opt.json },
-	[OPT_READ_ONLY] = { .flag = &opt.read_only },
-	[OPT_REPAIR] = { .flag = &opt.repair },
-	[OPT_LIMIT] = { .bytes = &opt.limit },
-	[OPT_LOW_WATER] = { .bytes = &opt.low_water },
-	[OPT_RESERVE] = { .bytes = &opt.reserve },
-	[OPT_QUEUE] = { .flag = &opt.queue },
-	[OPT_NO_PASSDOWN] = { .flag = &opt.no_passdown },
+	[OPT_READ_ONLY] = { .flag = &opt.open.read_only },
+	[OPT_REPAIR] = { .flag = &opt.open.repair },
+	[OPT_LIMIT] = { .bytes = &opt.open.limit },
+	[OPT_LOW_WATER] = { .bytes = &opt.open.low_water },
+	[OPT_RESERVE] = { .bytes = &opt.open.reserve },
+	[OPT_QUEUE] = { .flag = &opt.open.queue },
+	[OPT_NO_PASSDOWN] = { .flag = &opt.open.no_passdown },
 	[OPT_MAX_SIZE] = { .bytes = &opt.max_size },
 	[OPT_DEFERRED] = { .flag = &opt.deferred },
 	[OPT_THRESHOLD] = { .flag = &opt.have_threshold, .bytes = &opt.threshold },
@@ -472,6 +472,7 @@ static int run_command(int argc, char **argv, u64 given)
 		return error(USAGE, "Option --%s is not allowed with action %s.",
 			     option_name(__builtin_ctzll(given)), command->name);
 
+	opt.open.new.force = opt.force;
 	return command->run(argc, argv);
 }
 

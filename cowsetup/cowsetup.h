@@ -17,6 +17,8 @@
 
 #include <linux/types.h>
 
+#include "../lib/libcowloop.h"
+
 typedef __u8 u8;
 typedef __u32 u32;
 typedef __u64 u64;
@@ -26,24 +28,17 @@ static inline u64 min_u64(u64 a, u64 b)
 	return a < b ? a : b;
 }
 
-/* As cryptsetup, integritysetup and veritysetup have them. */
+/* What is returned. */
 enum exit_code {
-	OK = 0,
-	USAGE = 1,		/* wrong arguments; interrupted, or not confirmed */
-	DENIED = 2,		/* no permission */
-	NO_MEMORY = 3,
-	WRONG = 4,		/* wrong device or cowfile, and I/O errors */
-	BUSY = 5,		/* exists already, or is in use */
+	OK = COWLOOP_OK,
+	USAGE = COWLOOP_USAGE,
+	DENIED = COWLOOP_DENIED,
+	NO_MEMORY = COWLOOP_NO_MEMORY,
+	WRONG = COWLOOP_WRONG,
+	BUSY = COWLOOP_BUSY,
 };
 
 /* ---- Options ---- */
-
-enum compress {
-	COMPRESS_NONE,
-	COMPRESS_GZIP,
-	COMPRESS_ZSTD,
-	COMPRESS_COWPACK,	/* what the original's cowpack -z writes: gzip, and no gaps */
-};
 
 /* The options of the command line. Set once by main(). */
 struct options {
@@ -55,22 +50,12 @@ struct options {
 
 	bool force;
 	bool dry_run;
-	unsigned int format;		/* 0: not given */
-	unsigned int mapunit;		/* 0: not given */
-	const char *label;
-	const char *rdo_spec;
 	const char *rdo;
-	enum compress compress;
+	enum cowloop_compress compress;
 
-	bool read_only;
-	bool repair;
+	struct cowloop_open open;	/* and of new cowfiles, in any command */
 	bool deferred;
-	u64 limit;			/* bytes; 0: none */
-	u64 reserve;			/* bytes of it */
-	bool queue;			/* writes that find no space */
-	bool no_passdown;		/* of discards */
 	u64 max_size;			/* bytes that unpack writes; 0: any */
-	u64 low_water;			/* likewise */
 	u64 threshold;			/* bytes */
 	bool have_threshold;
 	const char *exec;

@@ -294,19 +294,6 @@ void report_end(void)
 
 /* ---- Texts ---- */
 
-char *text_word(const char *text)
-{
-	char *word = NULL;
-	size_t size;
-	FILE *to = open_memstream(&word, &size);
-
-	if (to)
-		text_print_word(to, text);
-	if (!to || fclose(to) || !word)
-		exit(error(NO_MEMORY, "Out of memory."));
-	return word;
-}
-
 void text_vprint(FILE *to, const char *fmt, va_list ap)
 {
 	char *text;

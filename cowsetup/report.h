@@ -50,9 +50,6 @@ void report_print(struct json_object *o);
  */
 void json_print(FILE *to, struct json_object *o, int flags);
 
-/* A text as a shell takes it for one word, quoted if need be, to be freed. */
-char *text_word(const char *text);
-
 /* Print a text by way of text_print(). */
 void text_vprint(FILE *to, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 

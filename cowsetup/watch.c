@@ -10,7 +10,7 @@
  * the filesystem is looked at no more than once a second all the same.
  */
 
-#include "live.h"
+#include "cowsetup.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -23,6 +23,7 @@
 
 #include <json-c/json.h>
 
+#include "device.h"
 #include "report.h"
 
 #define PERIOD_MS	1000
@@ -194,8 +195,10 @@ static int watch(const char *name)
 int cmd_watch(int argc, char **argv)
 {
 	struct dm_device d;
-	const int r = live_find(argv[0], &d);
+	int r = dm_check_kernel();
 
 	(void)argc;
+	if (!r)
+		r = dm_find(argv[0], &d);
 	return r ? r : watch(d.name);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup check: reads all of a cowfile, reports every fault, changes nothing.
+ * cowsetup: reads all of a cowfile, reports every fault, changes nothing.
  *
  * A fault is what breaks a rule of the format, costs data or makes the driver
  * refuse the cowfile. What is unusual without being wrong is a note.
@@ -13,25 +13,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <json-c/json.h>
-
 #include "changed.h"
 #include "container.h"
 #include "holders.h"
 #include "../cowsetup/progress.h"
 #include "record.h"
 #include "repair.h"
-#include "../cowsetup/report.h"
 #include "scan.h"
-
-/* More of the same are counted, not listed. */
-#define MAX_LISTED	1000
 
 struct check {
 	struct cow_faults faults;
+	const struct cowloop_findings *to;
+	const char *rdo_path;	/* NULL: it is not looked at */
 	struct cowfile c;
-	struct json_object *fault_list;
-	struct json_object *note_list;
 	u64 nr_faults;
 	bool mendable;		/* repair is for one of them at least */
 	u64 used;		/* units in the bitmap, damaged sectors left out */
@@ -42,11 +36,6 @@ struct check {
 	struct cow_merge_record record;
 	enum record_state record_state;
 };
-
-static void print_line(const char *kind, const struct check *k, const char *text)
-{
-	tell("%s: %s: %s.", k->c.file.path, kind, text);
-}
 
 /* Can repair mend a fault, in a cowfile whose head is in order, or can be mended? */
 static bool is_mendable(const char *id)
@@ -65,19 +54,10 @@ static bool is_mendable(const char *id)
 static void found_fault(struct cow_faults *faults, const char *id, const char *text)
 {
 	struct check *k = (struct check *)faults;
-	struct json_object *o;
 
+	k->nr_faults++;
 	k->mendable |= is_mendable(id);
-	if (++k->nr_faults > MAX_LISTED)
-		return;
-	if (!opt.json) {
-		print_line("fault", k, text);
-		return;
-	}
-	o = json_object_new_object();
-	json_object_object_add(o, "id", json_object_new_string(id));
-	json_object_object_add(o, "message", json_text(text));
-	json_object_array_add(k->fault_list, o);
+	k->to->fault(k->to->data, id, text);
 }
 
 static __attribute__((format(printf, 2, 3)))
@@ -92,10 +72,7 @@ void note(struct check *k, const char *fmt, ...)
 	va_end(ap);
 	if (n < 0)
 		exit(error(NO_MEMORY, "Out of memory."));
-	if (opt.json)
-		json_object_array_add(k->note_list, json_text(text));
-	else
-		print_line("note", k, text);
+	k->to->note(k->to->data, text);
 	free(text);
 }
 
@@ -355,7 +332,7 @@ static void check_changed(struct check *k, const struct file *rdo)
 static int check_rdo(struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
-	int r = file_open(&rdo, opt.rdo, FILE_READ);
+	int r = file_open(&rdo, k->rdo_path, FILE_READ);
 	const struct cowfile *masked = k->c.state == COW_MERGING ? &k->c : NULL;
 	struct cow_geometry geo;
 	u64 is, made_for = le64(k->c.head.rdofingerprint);
@@ -366,14 +343,14 @@ static int check_rdo(struct check *k)
 	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
 	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
 		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors, and %s has %llu",
-			  k->c.geo.rdo_sectors, opt.rdo, geo.rdo_sectors);
+			  k->c.geo.rdo_sectors, k->rdo_path, geo.rdo_sectors);
 	} else if (masked && k->nr_bad) {
-		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", opt.rdo);
+		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", k->rdo_path);
 	} else {
 		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
 		if (!r && is != made_for)
 			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx",
-				  opt.rdo, made_for, opt.rdo, is);
+				  k->rdo_path, made_for, k->rdo_path, is);
 		else if (!r)
 			check_changed(k, &rdo);
 		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
@@ -411,77 +388,27 @@ static int check_all(struct check *k, const char *path)
 		check_packed_length(k);
 	if (!r)
 		r = c->format == 1 && c->state != COW_PACKED ? check_data_v1(k) : check_data(k);
-	if (!r && opt.rdo)
+	if (!r && k->rdo_path)
 		r = check_rdo(k);
 	return r;
 }
 
-/* What to do about what was found, for people. */
-static void print_advice(const struct check *k, bool repairable)
+int cowloop_check(const char *path, const char *rdo, const struct cowloop_findings *to, struct cowloop_check *result)
 {
-	const struct cowfile *c = &k->c;
-	const char *s = k->nr_faults == 1 ? "" : "s";
-	char *word = text_word(c->file.path);
+	struct check k = { .faults.found = found_fault, .to = to, .rdo_path = rdo };
+	const struct cowfile *c = &k.c;
+	int r = check_all(&k, path);
 
-	if (repairable)
-		tell("%s: %llu fault%s; to see what can be done: cowsetup repair -n %s", c->file.path,
-		     k->nr_faults, s, word);
-	else if (c->format && c->state == COW_PACKED)
-		tell("%s: %llu fault%s; a packed file is not repaired: get another copy of it.",
-		     c->file.path, k->nr_faults, s);
-	else
-		tell("%s: %llu fault%s; cowsetup repair can do nothing about %s.", c->file.path,
-		     k->nr_faults, s, k->nr_faults == 1 ? "it" : "them");
-	free(word);
-}
-
-static void print_result(struct check *k)
-{
-	const struct cowfile *c = &k->c;
-	const bool repairable = k->mendable && !(c->format && c->state == COW_PACKED) && repair_can_mend_head(c);
-
-	if (opt.json) {
-		report_start("cowfile", "", c->file.path);
-		report_bool("ok", "", !k->nr_faults);
-		if (c->format) {
-			report_number("format", "", c->format);
-			report_text("state", "", cow_state_text(c->state));
-			report_number("units_used", "", k->used);
-			report_number("units_total", "", c->geo.nr_units);
-		}
-		report_number("nr_faults", "", k->nr_faults);
-		report_bool("repairable", "", repairable);
-		report_json("faults", json_object_get(k->fault_list));
-		report_json("notes", json_object_get(k->note_list));
-		report_end();
-		return;
-	}
-	if (k->nr_faults > MAX_LISTED)
-		tell("%s: and %llu more faults.", c->file.path, k->nr_faults - MAX_LISTED);
-	if (k->nr_faults)
-		print_advice(k, repairable);
-	else
-		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", c->file.path,
-		     c->format, cow_state_text(c->state), k->used, c->geo.nr_units,
-		     size_text(k->used * c->geo.mapunit), percent_text(k->used, c->geo.nr_units));
-}
-
-int cmd_check(int argc, char **argv)
-{
-	struct check k = { .faults.found = found_fault };
-	int r;
-
-	(void)argc;
-	if (opt.json)
-		progress_to_stderr();
-	k.fault_list = json_object_new_array();
-	k.note_list = json_object_new_array();
-	r = check_all(&k, argv[0]);
+	*result = (struct cowloop_check){
+		.format = c->format,
+		.state = (enum cowloop_state)c->state,
+		.mapunit = c->geo.mapunit,
+		.units_used = k.used,
+		.units = c->geo.nr_units,
+		.nr_faults = k.nr_faults,
+	};
 	if (!r)
-		print_result(&k);
+		result->repairable = k.mendable && !(c->format && c->state == COW_PACKED) && repair_can_mend_head(c);
 	cow_close(&k.c);
-	json_object_put(k.fault_list);
-	json_object_put(k.note_list);
-
-	return r ? r : k.nr_faults ? WRONG : OK;
+	return r;
 }

@@ -20,8 +20,8 @@
 
 #include "container.h"
 #include "../cowsetup/progress.h"
-#include "../cowsetup/report.h"
 #include "stream.h"
+#include "text.h"
 
 /* ---- Checksums ---- */
 
@@ -146,9 +146,9 @@ int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
 }
 
 /* Tell what is in a compressed file, and how to get at it. */
-static int check_compressed(const struct cowfile *c, enum compress compress, struct cow_faults *faults)
+static int check_compressed(const struct cowfile *c, enum cowloop_compress compress, struct cow_faults *faults)
 {
-	const char *how = compress == COMPRESS_GZIP ? "gzip" : "zstd";
+	const char *how = compress == COWLOOP_COMPRESS_GZIP ? "gzip" : "zstd";
 	struct cow_head head;
 	char *word;
 
@@ -308,11 +308,11 @@ static int check_head_v2(struct cowfile *c, struct cow_faults *faults)
 
 int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 {
-	const enum compress compress = compress_of((const u8 *)&c->head, sizeof(c->head));
+	const enum cowloop_compress compress = compress_of((const u8 *)&c->head, sizeof(c->head));
 	unsigned int version;
 	int r;
 
-	if (compress != COMPRESS_NONE)
+	if (compress != COWLOOP_COMPRESS_NONE)
 		return check_compressed(c, compress, faults);
 	if (c->file.size < COW_V1_MAPUNIT)
 		return cow_fault(faults, "short", "shorter than a head: found %llu bytes, expected at least %u",

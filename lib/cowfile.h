@@ -29,11 +29,11 @@ static inline u64 le64(__le64 n) { return le64toh(n); }
 #define COW_MAX_BYTES		(1ULL << 60)
 
 enum cow_state {
-	COW_CLEAN,
-	COW_DIRTY,
-	COW_PACKED,
-	COW_MERGING,
-	COW_MERGED,
+	COW_CLEAN = COWLOOP_CLEAN,
+	COW_DIRTY = COWLOOP_DIRTY,
+	COW_PACKED = COWLOOP_PACKED,
+	COW_MERGING = COWLOOP_MERGING,
+	COW_MERGED = COWLOOP_MERGED,
 };
 
 const char *cow_state_text(enum cow_state state);

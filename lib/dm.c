@@ -26,6 +26,7 @@
 
 #include <libdevmapper.h>
 
+#include "name.h"
 #include "udev.h"
 
 /* ---- The library ---- */
@@ -159,17 +160,11 @@ char *dm_loaded_version(void)
 	return found;
 }
 
-/* A node called control would take the place of the one that device-mapper itself is asked by. */
-bool dm_name_is_special(const char *name)
-{
-	return !strcmp(name, ".") || !strcmp(name, "..") || !strcmp(name, "control");
-}
-
 int dm_check_name(const char *name)
 {
 	if (!*name)
 		return error(USAGE, "The name of the device is empty.");
-	if (strchr(name, '/') || dm_name_is_special(name))
+	if (strchr(name, '/') || name_is_special(name))
 		return error(USAGE, "%s: the name of a device cannot have a / in it or be ., .. or control: it is to become a name in /dev/mapper.",
 			     name);
 	if (strlen(name) > 100)

@@ -96,9 +96,6 @@ int dm_check_kernel(void);
 /* The version of the target, a text to be freed; NULL if it isn't loaded, and it stays so. */
 char *dm_loaded_version(void);
 
-/* A name that is something else's in the directory of the nodes? */
-bool dm_name_is_special(const char *name);
-
 /* A name that device-mapper takes? Prints why not. */
 int dm_check_name(const char *name);
 

@@ -29,7 +29,7 @@ enum {
 	FILE_WRITE = 1,		/* also to be written */
 	FILE_EXCLUSIVE = 2,	/* refuse it when anybody else has it in use */
 	FILE_SHARED = 4,	/* a file: refuse it when another cowsetup has it exclusively, to write it */
-	FILE_OURS = 8,		/* a file: without --force, refuse it when somebody else made it or may write it */
+	FILE_OURS = 8,		/* a file: refuse it when somebody else made it or may write it */
 };
 
 /*

@@ -124,7 +124,7 @@ static int flush_above(const struct dm_device *d)
 	return wait_for_child(d, child);
 }
 
-int flush_device(const struct dm_device *d, const char *what)
+int flush_device(const struct dm_device *d, const char *what, bool force)
 {
 	int err = flush_above(d), r;
 	char *advice;
@@ -135,7 +135,7 @@ int flush_device(const struct dm_device *d, const char *what)
 		err = dm_message(d, "sync");
 	if (!err)
 		return OK;
-	if (opt.force) {
+	if (force) {
 		warn("%s: not everything could be written (%s): what was written since the last sync that succeeded may be lost.",
 		     d->name, strerror(err));
 		return OK;

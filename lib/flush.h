@@ -13,8 +13,8 @@
  * hold in memory, whatever mount namespace they are mounted in; and then have
  * the device make durable what it has. May wait for long; a signal ends that.
  * Data that cannot be written would be lost by @what, "readonly": refuses then,
- * with the device as it was; with --force there is a warning instead.
+ * with the device as it was; with @force there is a warning instead.
  */
-int flush_device(const struct dm_device *d, const char *what);
+int flush_device(const struct dm_device *d, const char *what, bool force);
 
 #endif /* COWSETUP_FLUSH_H */

@@ -744,7 +744,7 @@ static void find_behind(struct holders *h, dev_t loop, unsigned int depth)
 		find_behind(h, st.st_rdev, depth + 1);
 }
 
-int refuse_writers(const struct file *rdo)
+int refuse_writers(const struct file *rdo, bool force)
 {
 	struct holders h = HOLDERS_NONE;
 	struct stat st;
@@ -760,7 +760,7 @@ int refuse_writers(const struct file *rdo)
 	if (!h.nr && !rdo->block && !rdo->writable && is_open_for_writing(rdo->fd))
 		add(&h, 0, true, xasprintf("open for writing by a program that cannot be seen from here"), NULL);
 	text = holders_text(&h, true);
-	if (text && opt.force)
+	if (text && force)
 		warn("%s: may be written by others: %s. Once it has changed, its cowfiles cannot be used any more.",
 		     rdo->path, text);
 	else if (text)

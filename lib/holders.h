@@ -60,8 +60,8 @@ char *file_used_by(const struct file *f);
 
 /*
  * For what must not change, a read-only device: refuse it when anybody may
- * write it, and say who. With --force there is a warning instead.
+ * write it, and say who. With @force there is a warning instead.
  */
-int refuse_writers(const struct file *rdo);
+int refuse_writers(const struct file *rdo, bool force);
 
 #endif /* COWSETUP_HOLDERS_H */

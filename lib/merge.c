@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup merge: writes what is in a cowfile into its read-only device.
+ * cowsetup: writes what is in a cowfile into its read-only device.
  *
  * Once the first unit is written there is no way back, and no way to use the
  * cowfile with a half-merged device either: what it does not hold is right
@@ -225,7 +225,7 @@ static void check_order(const char *rdo_path, const char *path)
 	file_close(&f);
 }
 
-int cmd_merge(int argc, char **argv)
+int cowloop_merge(const char *rdo_path, const char *path)
 {
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c;
@@ -233,15 +233,14 @@ int cmd_merge(int argc, char **argv)
 	bool begun = false;
 	int r;
 
-	(void)argc;
-	if (file_same_path(argv[0], argv[1]))
-		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", argv[0]);
-	r = cow_open(&c, argv[1], FILE_WRITE | FILE_EXCLUSIVE, COW_ACCEPT_MERGE);
+	if (file_same_path(rdo_path, path))
+		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", rdo_path);
+	r = cow_open(&c, path, FILE_WRITE | FILE_EXCLUSIVE, COW_ACCEPT_MERGE);
 	if (r == WRONG)
-		check_order(argv[0], argv[1]);
+		check_order(rdo_path, path);
 	if (r)
 		return r;
-	r = cow_open_rdo(&c, &rdo, argv[0], FILE_WRITE | FILE_EXCLUSIVE);
+	r = cow_open_rdo(&c, &rdo, rdo_path, FILE_WRITE | FILE_EXCLUSIVE);
 	if (!r && c.state != COW_MERGED)
 		r = cow_count(&c, &used, &end);
 	if (!r)
@@ -249,7 +248,7 @@ int cmd_merge(int argc, char **argv)
 	if (!r && c.state == COW_MERGING)
 		r = check_record(&c, &rdo);
 	if (!r && !used && (c.state == COW_CLEAN || c.state == COW_DIRTY)) {
-		tell("%s: nothing to merge: no unit is used.", argv[1]);
+		tell("%s: nothing to merge: no unit is used.", path);
 	} else if (!r) {
 		r = ask(&c, &rdo, used);
 		if (!r) {
@@ -258,10 +257,10 @@ int cmd_merge(int argc, char **argv)
 		}
 		if (!r)
 			tell("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
-			     argv[1], argv[0], argv[1], argv[0]);
+			     path, rdo_path, path, rdo_path);
 	}
 	if (r && begun && (c.state == COW_MERGING || c.state == COW_MERGED))
-		error(r, "%s: the merge is not complete; run the same command again to complete it.", argv[1]);
+		error(r, "%s: the merge is not complete; run the same command again to complete it.", path);
 	file_close(&rdo);
 	cow_close(&c);
 

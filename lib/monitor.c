@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup monitor: has dmeventd warn when a device gets full, by our plugin
+ * cowsetup: has dmeventd warn when a device gets full, by our plugin
  * for it: see dmeventd/cowloop.c. All that knows of libdevmapper-event.
  *
  * That library starts dmeventd when it is asked anything, even whether a device
@@ -14,8 +14,6 @@
 
 #include <libdevmapper.h>
 #include <libdevmapper-event.h>
-
-#include "../cowsetup/live.h"
 
 /* The plugin is for dmeventd to find, where programs find their libraries. */
 #define PLUGIN		"libdevmapper-event-cowloop.so"
@@ -107,13 +105,26 @@ int monitor_stop(const struct dm_device *d)
 				 d->name, dm_error_first());
 }
 
-int cmd_monitor(int argc, char **argv)
+/* A device that is not monitored is a device all the same. */
+void monitor_opened(const char *name)
 {
 	struct dm_device d;
-	const int r = live_find(argv[0], &d);
+	int r = dm_find(name, &d);
 
-	(void)argc;
+	if (!r)
+		r = monitor_start(&d);
+	if (r)
+		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
+}
+
+int cowloop_monitor(const char *name, bool on)
+{
+	struct dm_device d;
+	int r = dm_check_kernel();
+
+	if (!r)
+		r = dm_find(name, &d);
 	if (r)
 		return r;
-	return opt.off ? monitor_stop(&d) : monitor_start(&d);
+	return on ? monitor_start(&d) : monitor_stop(&d);
 }

@@ -14,6 +14,9 @@ int monitor_start(const struct dm_device *d);
 /* No more; it need not have been monitored. */
 int monitor_stop(const struct dm_device *d);
 
+/* Monitor a device that was opened just now; a failure is a warning. */
+void monitor_opened(const char *name);
+
 bool monitor_is_on(const struct dm_device *d);
 
 #endif /* COWSETUP_MONITOR_H */

@@ -26,7 +26,6 @@
 #include "holders.h"
 #include "newcow.h"
 #include "../cowsetup/progress.h"
-#include "../cowsetup/report.h"
 #include "text.h"
 #include "spec.h"
 
@@ -97,19 +96,19 @@ static int refuse_contents(const struct file *f, const char *how)
 	return r;
 }
 
-int refuse_overwrite(const struct file *f, const char *how)
+int refuse_overwrite(const struct file *f, const char *how, bool force)
 {
-	return opt.force ? OK : refuse_contents(f, how);
+	return force ? OK : refuse_contents(f, how);
 }
 
-int replaced_open(struct replaced *old, const char *path, unsigned int file_flags)
+int replaced_open(struct replaced *old, const char *path, unsigned int file_flags, bool force)
 {
 	struct file f;
-	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE | FILE_OURS);
+	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
 
 	if (r)
 		return r;
-	r = refuse_overwrite(&f, "--force");
+	r = refuse_overwrite(&f, "--force", force);
 	if (!r)
 		r = replaced_hold(old, &f);
 	if (r)
@@ -140,38 +139,37 @@ static void wipe_marks(const struct file *f)
 
 /* ---- Making one ---- */
 
-int check_new_options(unsigned int format)
+int check_new_options(const struct cowloop_new *new, unsigned int format)
 {
 	const struct cow_head *head = NULL;
 
-	if (format == 1 && (opt.label || opt.rdo_spec))
+	if (format == 1 && (new->label || new->rdo_spec))
 		return error(USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
-	if (format == 1 && opt.mapunit && opt.mapunit != COW_V1_MAPUNIT)
+	if (format == 1 && new->mapunit && new->mapunit != COW_V1_MAPUNIT)
 		return error(USAGE, "--mapunit: the unit of format 1 is 1024 bytes, always.");
-	if (format == 2 && opt.mapunit == COW_V1_MAPUNIT)
+	if (format == 2 && new->mapunit == COW_V1_MAPUNIT)
 		return error(USAGE, "--mapunit: a unit of 1024 bytes needs --format 1; format 2 has 4K to 1M.");
-	if (opt.label && (strlen(opt.label) >= sizeof(head->label) || !text_is_utf8(opt.label)))
+	if (new->label && (strlen(new->label) >= sizeof(head->label) || !text_is_utf8(new->label)))
 		return error(USAGE, "--label: it must be UTF-8 and shorter than %zu bytes.",
 			     sizeof(head->label));
-	if (!opt.rdo_spec)
+	if (!new->rdo_spec)
 		return OK;
-	if (!spec_is_valid(opt.rdo_spec))
-		return error(USAGE, "--rdo-spec %s: it must be " SPEC_KINDS ".", opt.rdo_spec);
-	if (strlen(opt.rdo_spec) >= sizeof(head->rdospec) || !text_is_utf8(opt.rdo_spec))
+	if (!spec_is_valid(new->rdo_spec))
+		return error(USAGE, "--rdo-spec %s: it must be " SPEC_KINDS ".", new->rdo_spec);
+	if (strlen(new->rdo_spec) >= sizeof(head->rdospec) || !text_is_utf8(new->rdo_spec))
 		return error(USAGE, "--rdo-spec: it must be UTF-8 and shorter than %zu bytes.",
 			     sizeof(head->rdospec));
 	return OK;
 }
 
-int choose_geometry(const struct file *rdo, unsigned int format, struct cow_geometry *geo)
+int choose_geometry(const struct file *rdo, unsigned int format, unsigned int mapunit, struct cow_geometry *geo)
 {
-	const unsigned int mapunit = format == 1 ? COW_V1_MAPUNIT :
-				     opt.mapunit ? opt.mapunit : COW_V2_MAPUNIT;
+	const unsigned int unit = format == 1 ? COW_V1_MAPUNIT : mapunit ? mapunit : COW_V2_MAPUNIT;
 
 	if (rdo->size > COW_MAX_BYTES)
 		return error(WRONG, "%s: too large: found %s, expected at most %s.", rdo->path,
 			     size_text(rdo->size), size_text(COW_MAX_BYTES));
-	cow_geometry_init(geo, format, mapunit, rdo_sectors(rdo));
+	cow_geometry_init(geo, format, unit, rdo_sectors(rdo));
 	if (!geo->nr_units)
 		return error(WRONG, "%s: too small: found %s, expected at least %s.", rdo->path,
 			     size_text(rdo->size), size_text(format == 1 ? COW_V1_MAPUNIT : 512));
@@ -200,7 +198,7 @@ int open_plain_rdo(struct file *rdo, const char *path)
 /* A device made of a container would not have what is in it. */
 static int refuse_container(const struct file *rdo)
 {
-	char *found = opt.force ? NULL : container_text(rdo);
+	char *found = container_text(rdo);
 	int r = OK;
 
 	if (found)
@@ -209,12 +207,12 @@ static int refuse_container(const struct file *rdo)
 	return r;
 }
 
-void set_new_names(struct cow_head *head)
+void set_new_names(struct cow_head *head, const struct cowloop_new *new)
 {
-	if (opt.label)
-		memcpy(head->label, opt.label, strlen(opt.label));
-	if (opt.rdo_spec)
-		memcpy(head->rdospec, opt.rdo_spec, strlen(opt.rdo_spec));
+	if (new->label)
+		memcpy(head->label, new->label, strlen(new->label));
+	if (new->rdo_spec)
+		memcpy(head->rdospec, new->rdo_spec, strlen(new->rdo_spec));
 }
 
 int blank_cow(struct file *f, const struct cow_geometry *geo)
@@ -238,7 +236,7 @@ int blank_cow(struct file *f, const struct cow_geometry *geo)
 	return r ? r : zero_in_steps(f, 0, geo->format == 1 ? cow_full_size(geo) : need);
 }
 
-int open_or_create(struct file *f, const char *path, bool *created)
+static int open_or_create(struct file *f, const char *path, bool force, bool *created)
 {
 	int fd, r;
 
@@ -246,7 +244,7 @@ int open_or_create(struct file *f, const char *path, bool *created)
 	*f = FILE_CLOSED;
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0 && errno == EEXIST)
-		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE | FILE_OURS);
+		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
 	if (fd < 0)
 		return error_open(path, "cannot be created");
 	/* Another cowsetup may have found it already. */
@@ -269,35 +267,36 @@ int open_or_create(struct file *f, const char *path, bool *created)
 	return r;
 }
 
-int cow_make(const char *rdo_path, const char *path, unsigned int format, const char *how,
+int cow_make(const char *rdo_path, const char *path, const struct cowloop_new *new, const char *how,
 	     struct file *made)
 {
+	const unsigned int format = new->format ? new->format : 2;
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct cow_geometry geo;
 	u64 fingerprint;
 	/* Not on the way to a device: there --force says something else. */
-	const bool overwrite = opt.force && !made;
+	const bool overwrite = new->force && !made;
 	bool created = false, changed = false;
 	u64 old_size = 0;
 	int r;
 
 	if (file_same_path(rdo_path, path))
 		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
-	r = check_new_options(format);
+	r = check_new_options(new, format);
 	if (!r)
 		r = open_plain_rdo(&rdo, rdo_path);
 	/* On the way to a device that has been asked. */
 	if (!r && !made)
-		r = refuse_writers(&rdo);
-	if (!r)
+		r = refuse_writers(&rdo, new->force);
+	if (!r && !new->force)
 		r = refuse_container(&rdo);
 	if (!r)
-		r = choose_geometry(&rdo, format, &geo);
+		r = choose_geometry(&rdo, format, new->mapunit, &geo);
 	if (!r)
 		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
 	if (!r)
-		r = open_or_create(&c.file, path, &created);
+		r = open_or_create(&c.file, path, new->force, &created);
 	if (!r && !created && !overwrite)
 		r = refuse_contents(&c.file, how);
 	if (!r) {
@@ -305,7 +304,7 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 		changed = !created && !c.file.block;
 		r = blank_cow(&c.file, &geo);
 		cow_new_head(&c, &geo, fingerprint);
-		set_new_names(&c.head);
+		set_new_names(&c.head, new);
 		if (format == 2)
 			changed_remember(&c.head, &rdo);
 	}
@@ -326,10 +325,4 @@ int cow_make(const char *rdo_path, const char *path, unsigned int format, const 
 		verbose("%s: new cowfile of format %u, units of %s, for %s (%s).", path, format,
 			size_text(geo.mapunit), rdo_path, size_text(geo.rdo_sectors * 512));
 	return r;
-}
-
-int cmd_format(int argc, char **argv)
-{
-	(void)argc;
-	return cow_make(argv[0], argv[1], opt.format ? opt.format : 2, "--force", NULL);
 }

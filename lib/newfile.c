@@ -58,14 +58,15 @@ static int set_rights(int fd, const char *path, const struct stat *replaced, con
 	return OK;
 }
 
-int new_file_create(struct new_file *n, const char *path, const struct stat *replaced, const struct stat *source)
+int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
+		    const struct stat *source, bool force)
 {
 	char *copy, *base;
 	int fd, r;
 
 	*n = (struct new_file){ .file = FILE_CLOSED };
 	/* A symbolic link stays, and the file is replaced that it leads to. */
-	r = owner_follow(path, &n->target, NULL);
+	r = owner_follow(path, force, &n->target, NULL);
 	if (r) {
 		new_file_abort(n);
 		return r;

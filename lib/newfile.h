@@ -24,10 +24,11 @@ struct new_file {
 /*
  * For its owner alone. But what takes the place of a file, @replaced, has the owner
  * and the permissions of that, and what holds what is in another, @source, those
- * of that, and never more; either may be NULL. Of a device nothing is taken.
+ * of that, and never more; either may be NULL. Of a device nothing is taken. Unless @force,
+ * no symbolic link at @path is followed that somebody else has made.
  */
 int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
-		    const struct stat *source);
+		    const struct stat *source, bool force);
 
 /*
  * Sync it and give it its name. Without @replace, refuses if something of that

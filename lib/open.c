@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup open: makes a writable device of a read-only device and a cowfile.
+ * cowsetup: makes a writable device of a read-only device and a cowfile.
  *
  * All that can be checked is checked before the kernel is asked, since all that
  * the kernel answers is yes or no. What is made on the way (a cowfile, room
@@ -13,7 +13,6 @@
 
 #include "cowfile.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <libgen.h>
 #include <stdio.h>
@@ -31,10 +30,9 @@
 #include "grow.h"
 #include "holders.h"
 #include "loop.h"
-#include "monitor.h"
+#include "name.h"
 #include "newcow.h"
 #include "open.h"
-#include "../cowsetup/progress.h"
 #include "repair.h"
 
 /* An open in progress. */
@@ -42,7 +40,7 @@ struct opening {
 	const char *rdo_path;
 	const char *cow_path;
 	char *name;
-	bool make;		/* a cowfile, when there is none */
+	const struct cowloop_open *how;
 	struct file rdo;
 	struct cowfile c;
 	struct loop rdo_loop, cow_loop;
@@ -122,25 +120,6 @@ int find_active(const char *cow, char **name)
 
 /* ---- The name ---- */
 
-static bool name_char(char c)
-{
-	return isalnum((unsigned char)c) || strchr("#+-.:=@_", c);
-}
-
-bool name_is_plain(const char *name)
-{
-	while (*name && name_char(*name))
-		name++;
-	return !*name;
-}
-
-void name_make_plain(char *name)
-{
-	for (; *name; name++)
-		if (!name_char(*name))
-			*name = '_';
-}
-
 /* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
 static char *default_name(const char *cow_path)
 {
@@ -153,7 +132,7 @@ static char *default_name(const char *cow_path)
 		base[90] = 0;
 	name_make_plain(base);
 	name = xasprintf("%s", base);
-	for (unsigned int i = 2; dm_name_is_special(name) || dm_name_exists(name); i++) {
+	for (unsigned int i = 2; name_is_special(name) || dm_name_exists(name); i++) {
 		free(name);
 		name = xasprintf("%s-%u", base, i);
 	}
@@ -216,9 +195,9 @@ static int look_at_cow(struct opening *o, bool *blank)
 
 	*blank = false;
 	if (access(o->cow_path, F_OK) && errno == ENOENT) {
-		if (opt.read_only)
+		if (o->how->read_only)
 			return error(WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
-		if (!o->make)
+		if (!o->how->create)
 			return error(WRONG, "%s: there is no such cowfile.", o->cow_path);
 		o->created = *blank = true;
 		return OK;
@@ -228,9 +207,9 @@ static int look_at_cow(struct opening *o, bool *blank)
 		return r;
 	r = file_read_padded(&f, 0, start, sizeof(start));
 	if (!r && all_zero(start, sizeof(start))) {
-		if (opt.read_only)
+		if (o->how->read_only)
 			r = error(WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
-		else if (!o->make)
+		else if (!o->how->create)
 			r = error(WRONG, "%s: blank; no cowfile is made of it unless the option create says so.",
 				  o->cow_path);
 		*blank = true;
@@ -241,32 +220,34 @@ static int look_at_cow(struct opening *o, bool *blank)
 }
 
 /* Do the options of a new cowfile go with the one that is there? */
-static int check_agreement(const struct cowfile *c)
+static int check_agreement(const struct cowfile *c, const struct cowloop_new *new)
 {
-	if (opt.format && opt.format != c->format)
+	if (new->format && new->format != c->format)
 		return error(WRONG, "%s: a cowfile of format %u; --format %u is for new cowfiles%s.",
-			     c->file.path, c->format, opt.format,
-			     opt.format == 2 ? " (cowsetup upgrade makes format 2 of it)" : "");
-	if (opt.mapunit && opt.mapunit != c->geo.mapunit)
+			     c->file.path, c->format, new->format,
+			     new->format == 2 ? " (cowsetup upgrade makes format 2 of it)" : "");
+	if (new->mapunit && new->mapunit != c->geo.mapunit)
 		return error(WRONG, "%s: has units of %s; --mapunit %u is for new cowfiles.",
-			     c->file.path, size_text(c->geo.mapunit), opt.mapunit);
+			     c->file.path, size_text(c->geo.mapunit), new->mapunit);
 	return OK;
 }
 
 /* The cowfile, made if need be, open and in order. */
 static int open_cow(struct opening *o)
 {
-	const unsigned int flags = FILE_EXCLUSIVE | FILE_OURS | (opt.read_only ? FILE_READ : FILE_WRITE);
+	const struct cowloop_open *how = o->how;
+	const unsigned int flags = FILE_EXCLUSIVE | (how->new.force ? 0 : FILE_OURS) |
+				   (how->read_only ? FILE_READ : FILE_WRITE);
 	bool blank;
 	int r = look_at_cow(o, &blank);
 	struct file made;
-	char *how;
+	char *command;
 
 	if (!r && blank) {
 		/* Nothing is overwritten on the way to a device. */
-		how = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
-		r = cow_make(o->rdo_path, o->cow_path, opt.format ? opt.format : 2, how, &made);
-		free(how);
+		command = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
+		r = cow_make(o->rdo_path, o->cow_path, &how->new, command, &made);
+		free(command);
 		/* After a failure cow_make() has removed what it made. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;
@@ -276,14 +257,14 @@ static int open_cow(struct opening *o)
 	} else if (!r) {
 		r = cow_open(&o->c, o->cow_path, flags, COW_ACCEPT_DIRTY);
 	}
-	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && opt.repair && opt.read_only)
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && how->repair && how->read_only)
 		r = error(WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
 			  o->cow_path);
-	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !opt.repair)
+	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !how->repair)
 		r = error(WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
 			  o->cow_path);
 	if (!r)
-		r = check_agreement(&o->c);
+		r = check_agreement(&o->c, &how->new);
 	return r;
 }
 
@@ -310,7 +291,7 @@ static int extend_cow(struct opening *o)
 	struct file *f = &o->c.file;
 	int r;
 
-	if (opt.read_only)
+	if (o->how->read_only)
 		return OK;
 	if (f->block) {
 		/* One that was made just now has had its warning. */
@@ -337,7 +318,7 @@ static int repair_cow(struct opening *o)
 	/* There is no use in adding units to a bitmap that has some for which there is no room. */
 	r = refuse_truncated(&o->c);
 	if (!r)
-		r = repair_dirty(&o->c);
+		r = repair_dirty(&o->c, o->how->new.force);
 	o->repaired = !r;
 	return r;
 }
@@ -410,28 +391,29 @@ static void add_option(char **options, const char *fmt, u64 units)
 /* The table's options, to be freed; NULL if they can't be what was asked for. */
 static char *table_options(const struct opening *o)
 {
+	const struct cowloop_open *how = o->how;
 	const u32 unit = o->c.geo.mapunit;
 	char *options;
 
-	if (opt.limit && opt.limit < unit) {
+	if (how->limit && how->limit < unit) {
 		error(USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
 		return NULL;
 	}
-	if (opt.reserve && opt.reserve >= opt.limit) {
+	if (how->reserve && how->reserve >= how->limit) {
 		error(USAGE, "--reserve: %s of a limit of %s: it must be a part of the limit.",
-		      size_text(opt.reserve), size_text(opt.limit));
+		      size_text(how->reserve), size_text(how->limit));
 		return NULL;
 	}
-	options = xasprintf("%s%s%s", opt.read_only ? "read_only" : "",
-			    opt.queue ? " queue_if_no_space" : "",
-			    opt.no_passdown ? " no_discard_passdown" : "");
-	if (opt.limit)
-		add_option(&options, "limit:%llu", opt.limit / unit);
-	if (opt.reserve)
-		add_option(&options, "reserve:%llu", opt.reserve / unit + !!(opt.reserve % unit));
-	if (opt.low_water)
+	options = xasprintf("%s%s%s", how->read_only ? "read_only" : "",
+			    how->queue ? " queue_if_no_space" : "",
+			    how->no_passdown ? " no_discard_passdown" : "");
+	if (how->limit)
+		add_option(&options, "limit:%llu", how->limit / unit);
+	if (how->reserve)
+		add_option(&options, "reserve:%llu", how->reserve / unit + !!(how->reserve % unit));
+	if (how->low_water)
 		add_option(&options, "low_water:%llu",
-			   opt.low_water / unit + !!(opt.low_water % unit));
+			   how->low_water / unit + !!(how->low_water % unit));
 	return options;
 }
 
@@ -510,7 +492,7 @@ static int create(struct opening *o)
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);
 	dm_log_mark();
-	err = dm_create(o->name, uuid, sectors, params, opt.read_only, &dev, &o->kept);
+	err = dm_create(o->name, uuid, sectors, params, o->how->read_only, &dev, &o->kept);
 	free(uuid);
 	free(params);
 	free(options);
@@ -581,7 +563,7 @@ static void undo_cow(struct opening *o)
 		warn("%s: could not be put back as it was.", o->cow_path);
 }
 
-/* ---- The command ---- */
+/* ---- The whole ---- */
 
 static int step_done(const struct opening *o, int r)
 {
@@ -629,7 +611,7 @@ static int follow_rdo(struct opening *o)
 		warn("%s: %s. If its contents have changed, what is in the cowfile does not go with them, and filesystems on the device may be damaged.",
 		     o->cow_path, text);
 	free(text);
-	if ((text && proof) || opt.read_only || c->state != COW_CLEAN ||
+	if ((text && proof) || o->how->read_only || c->state != COW_CLEAN ||
 	    !changed_remember(&c->head, &o->rdo))
 		return OK;
 	return cow_write_head(c, COW_CLEAN, le64(c->head.cowused));
@@ -647,7 +629,7 @@ static int do_open(struct opening *o)
 	if (!r)
 		r = open_plain_rdo(&o->rdo, o->rdo_path);
 	if (!r)
-		r = refuse_writers(&o->rdo);
+		r = refuse_writers(&o->rdo, o->how->new.force);
 	file_close(&o->rdo);
 	if (!r)
 		r = step_done(o, open_cow(o));
@@ -666,24 +648,12 @@ static int do_open(struct opening *o)
 	return !r && interrupted ? take_back(o) : r;
 }
 
-/* A device that is not monitored is a device all the same. */
-static void monitor_opened(const char *name)
-{
-	struct dm_device d;
-	int r = dm_find(name, &d);
-
-	if (!r)
-		r = monitor_start(&d);
-	if (r)
-		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
-}
-
-int open_pair(const char *rdo, const char *cow, const char *name, bool make)
+int cowloop_open(const char *rdo, const char *cow, const char *name, const struct cowloop_open *how, char **device)
 {
 	struct opening o = {
 		.rdo_path = rdo,
 		.cow_path = cow,
-		.make = make,
+		.how = how,
 		.rdo = FILE_CLOSED,
 		.c = { .file = FILE_CLOSED },
 		.rdo_loop = LOOP_CLOSED,
@@ -691,8 +661,7 @@ int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 	};
 	int r;
 
-	/* The device's path is what stdout is for. */
-	progress_to_stderr();
+	*device = NULL;
 	r = dm_check_kernel();
 	if (!r)
 		r = choose_name(&o, name);
@@ -703,20 +672,13 @@ int open_pair(const char *rdo, const char *cow, const char *name, bool make)
 		drop_loop(&o.rdo_loop);
 		undo_cow(&o);
 	} else if (!r) {
-		printf("%s/%s\n", DM_NODES, o.name);
+		*device = xasprintf("%s/%s", DM_NODES, o.name);
 	}
 	loop_close(&o.cow_loop);
 	loop_close(&o.rdo_loop);
 	cow_close(&o.c);
 	file_close(&o.rdo);
-	if (!r && opt.monitor)
-		monitor_opened(o.name);
 	free(o.name);
 
 	return r;
-}
-
-int cmd_open(int argc, char **argv)
-{
-	return open_pair(argv[0], argv[1], argc > 2 ? argv[2] : NULL, true);
 }

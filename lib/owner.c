@@ -85,7 +85,7 @@ static char *read_link(int fd, const char *path)
 	return next;
 }
 
-int owner_follow(const char *path, char **target, bool *is_path)
+int owner_follow(const char *path, bool force, char **target, bool *is_path)
 {
 	char *at = xasprintf("%s", path), *next = NULL;
 	bool named = true;
@@ -99,7 +99,7 @@ int owner_follow(const char *path, char **target, bool *is_path)
 				close(fd);
 			break;
 		}
-		if (!opt.force && !is_trusted(st.st_uid))
+		if (!force && !is_trusted(st.st_uid))
 			r = error(DENIED, "%s: %s is a symbolic link that %s has made, and is not followed; name what it leads to, or use --force.",
 				  path, at, user_name(st.st_uid));
 		next = r ? NULL : read_link(fd, at);
@@ -123,9 +123,9 @@ int owner_refuse(const struct file *f)
 	char *target;
 	int r;
 
-	if (opt.force || f->block)
+	if (f->block)
 		return OK;
-	r = owner_follow(f->path, &target, &is_path);
+	r = owner_follow(f->path, false, &target, &is_path);
 	if (!r && fstat(f->fd, &st))
 		r = error_errno("%s: cannot be examined", f->path);
 	if (!r && is_path && (lstat(target, &named) || st.st_dev != named.st_dev || st.st_ino != named.st_ino))

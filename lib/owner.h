@@ -9,15 +9,15 @@
 #include "file.h"
 
 /*
- * Follow the symbolic links that @path ends in; without --force, none that somebody
+ * Follow the symbolic links that @path ends in; unless @force, none that somebody
  * else than root and the caller has made. *@target, to be freed in any case, is what
  * they lead to, which may be missing. *@is_path, unless that is NULL: it is a path;
  * otherwise it is a link in /proc, to what need not have one.
  */
-int owner_follow(const char *path, char **target, bool *is_path);
+int owner_follow(const char *path, bool force, char **target, bool *is_path);
 
 /*
- * Without --force, refuse the file @f that is open, if it is neither root's nor the
+ * Refuse the file @f that is open, if it is neither root's nor the
  * caller's, if others may write it, or if somebody else's link led to it. Of a
  * device nothing is asked.
  */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup pack and unpack: cowfiles without their holes, for transport.
+ * cowsetup: cowfiles without their holes, for transport.
  *
  * A packed file is the head with PACKED set, the bitmap, and from doffset on
  * the units that are in the cowfile, without gaps. It is written and read from
@@ -11,7 +11,7 @@
  * Format 1 is what the original's cowpack makes and takes, and that ends with
  * the bitmap when there is no unit. Its -z does not compress this, but the same
  * without what is between: the head's 56 bytes, the bitmap and the units follow
- * one another. That is COMPRESS_COWPACK. The original would take one for the
+ * one another. That is COWLOOP_COMPRESS_COWPACK. The original would take one for the
  * other, and make a wrong cowfile of it; here both are taken.
  *
  * When it is unpacked the bitmap goes to the new cowfile first, and is checked
@@ -107,9 +107,8 @@ static int pack_head(const struct cowfile *c, struct out_stream *out, u64 used)
 	return out_write(out, &packed.head, head_size(c));
 }
 
-static int pack(const struct cowfile *c, struct out_stream *out, u64 used)
+static int pack(const struct cowfile *c, struct out_stream *out, bool gaps, u64 used)
 {
-	const bool gaps = opt.compress != COMPRESS_COWPACK;
 	int r = pack_head(c, out, used);
 
 	if (!r && gaps)
@@ -132,7 +131,7 @@ static int check_both(const char *action, const char *from, const char *to)
 }
 
 /* A file that is there already is held in @old until it is replaced, for which one need not be allowed to write it. */
-static int check_target(const char *path, struct replaced *old)
+static int check_target(const char *path, bool force, struct replaced *old)
 {
 	struct stat st;
 
@@ -140,13 +139,14 @@ static int check_target(const char *path, struct replaced *old)
 		return OK;
 	if (!S_ISREG(st.st_mode))
 		return error(WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
-	if (!opt.force)
+	if (!force)
 		return error(BUSY, "%s: exists already; --force overwrites it.", path);
-	return replaced_open(old, path, FILE_READ);
+	return replaced_open(old, path, FILE_READ, force);
 }
 
-int cmd_pack(int argc, char **argv)
+int cowloop_pack(const char *cow, const char *to, const struct cowloop_pack *how)
 {
+	const bool gaps = how->compress != COWLOOP_COMPRESS_COWPACK;
 	struct replaced old = { .file = FILE_CLOSED };
 	struct stat source, replaced;
 	struct out_stream *out;
@@ -154,30 +154,27 @@ int cmd_pack(int argc, char **argv)
 	u64 used, end;
 	int r;
 
-	(void)argc;
-	if (!strcmp(argv[1], "-"))
-		progress_to_stderr();
-	r = check_both("pack", argv[0], argv[1]);
+	r = check_both("pack", cow, to);
 	if (r)
 		return r;
-	r = cow_open(&c, argv[0], FILE_READ | FILE_EXCLUSIVE, 0);
-	if (!r && c.format != 1 && opt.compress == COMPRESS_COWPACK)
+	r = cow_open(&c, cow, FILE_READ | FILE_EXCLUSIVE, 0);
+	if (!r && c.format != 1 && !gaps)
 		r = error(USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
-			  argv[0], c.format);
+			  cow, c.format);
 	if (!r)
 		r = cow_count(&c, &used, &end);
 	if (!r)
 		r = cow_check_end(&c, end);
 	if (!r)
-		r = check_target(argv[1], &old);
+		r = check_target(to, how->force, &old);
 	if (!r && (fstat(c.file.fd, &source) || (old.file.fd >= 0 && fstat(old.file.fd, &replaced))))
-		r = error_errno("%s: cannot be examined", argv[0]);
+		r = error_errno("%s: cannot be examined", cow);
 	if (!r) {
-		out = out_open(argv[1], opt.compress == COMPRESS_COWPACK ? COMPRESS_GZIP :
-			       opt.compress, old.file.fd < 0 ? NULL : &replaced, &source, &r);
+		out = out_open(to, gaps ? how->compress : COWLOOP_COMPRESS_GZIP, old.file.fd < 0 ? NULL : &replaced,
+			       &source, how->force, &r);
 		if (out) {
-			progress_start(argv[0], used * c.geo.mapunit, "packed");
-			r = pack(&c, out, used);
+			progress_start(cow, used * c.geo.mapunit, "packed");
+			r = pack(&c, out, gaps, used);
 			r = out_close(out, r, old.file.fd < 0 ? NULL : &old);
 			progress_end(!r);
 		}
@@ -185,8 +182,8 @@ int cmd_pack(int argc, char **argv)
 	file_close(&old.file);
 	cow_close(&c);
 	if (!r)
-		verbose("%s: packed %llu units (%s) into %s.", argv[0], used,
-			size_text(used * c.geo.mapunit), argv[1]);
+		verbose("%s: packed %llu units (%s) into %s.", cow, used,
+			size_text(used * c.geo.mapunit), to);
 	return r;
 }
 
@@ -236,7 +233,7 @@ static int find_gaps(const struct cowfile *c, struct in_stream *in, const char *
 	int r;
 
 	*gaps = true;
-	if (c->format != 1 || in_compressed(in) != COMPRESS_GZIP)
+	if (c->format != 1 || in_compressed(in) != COWLOOP_COMPRESS_GZIP)
 		return OK;
 	*gaps = all_zero(start + COW_V1_HEAD_SIZE, IN_PEEK - COW_V1_HEAD_SIZE);
 	if (!*gaps)
@@ -310,15 +307,15 @@ static int write_data(const struct file *f, u64 offset, const u8 *buf, size_t le
 }
 
 /* How much the packed file says there is; what is claimed costs whoever claims it nothing. */
-static int check_size(const struct cowfile *c, u64 used, const char *from)
+static int check_size(const struct cowfile *c, u64 used, const char *from, u64 max_size)
 {
 	const u64 bytes = used * c->geo.mapunit;
 
 	/* The bitmap is not written where it is zeroes, but read to its end. */
-	if (!opt.max_size || (c->geo.mapsize <= opt.max_size && bytes <= opt.max_size - c->geo.mapsize))
+	if (!max_size || (c->geo.mapsize <= max_size && bytes <= max_size - c->geo.mapsize))
 		return OK;
 	return error(WRONG, "%s: unpacked, it is too large: found %s of data and %s of bitmap, expected at most %s together (--max-size).",
-		     from, size_text(bytes), size_text(c->geo.mapsize), size_text(opt.max_size));
+		     from, size_text(bytes), size_text(c->geo.mapsize), size_text(max_size));
 }
 
 static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
@@ -362,7 +359,7 @@ static int unpack_units(struct cowfile *c, struct in_stream *in, u64 used)
 }
 
 /* Everything behind the head, into c->file, which is blank. */
-static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char *from)
+static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char *from, u64 max_size)
 {
 	u64 used, end;
 	bool at_end;
@@ -374,7 +371,7 @@ static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char
 	if (!r)
 		r = cow_check_end(c, end);
 	if (!r)
-		r = check_size(c, used, from);
+		r = check_size(c, used, from, max_size);
 	/* The original ends it with the bitmap when there is no unit. */
 	if (!r && used && gaps)
 		r = in_skip(in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
@@ -389,20 +386,20 @@ static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char
 
 /* Into a device: in place. */
 static int unpack_to_device(struct cowfile *c, struct in_stream *in, bool gaps,
-			    const char *from, const char *path)
+			    const char *from, const char *path, const struct cowloop_unpack *how)
 {
 	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&c->file, "--force");
+		r = refuse_overwrite(&c->file, "--force", how->force);
 	if (!r)
 		r = blank_cow(&c->file, &c->geo);
-	return r ? r : unpack(c, in, gaps, from);
+	return r ? r : unpack(c, in, gaps, from, how->max_size);
 }
 
 /* Into a file: a new one. */
 static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
-			  const char *from, const char *path)
+			  const char *from, const char *path, const struct cowloop_unpack *how)
 {
 	struct replaced old = { .file = FILE_CLOSED };
 	struct new_file new;
@@ -411,20 +408,20 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	int r = OK;
 
 	if (replace)
-		r = replaced_open(&old, path, FILE_WRITE);
+		r = replaced_open(&old, path, FILE_WRITE, how->force);
 	if (!r && replace && fstat(old.file.fd, &st))
 		r = error_errno("%s", path);
 	if (r) {
 		file_close(&old.file);
 		return r;
 	}
-	r = new_file_create(&new, path, replace ? &st : NULL, NULL);
+	r = new_file_create(&new, path, replace ? &st : NULL, NULL, how->force);
 	if (!r) {
 		c->file = new.file;
 		r = blank_cow(&c->file, &c->geo);
 	}
 	if (!r)
-		r = unpack(c, in, gaps, from);
+		r = unpack(c, in, gaps, from, how->max_size);
 	if (!r && replace)
 		r = replaced_check(&old, new.target);
 	if (!r)
@@ -436,7 +433,7 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	return r;
 }
 
-int cmd_unpack(int argc, char **argv)
+int cowloop_unpack(const char *from, const char *cow, const struct cowloop_unpack *how)
 {
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct in_stream *in;
@@ -444,27 +441,26 @@ int cmd_unpack(int argc, char **argv)
 	struct stat st;
 	int r;
 
-	(void)argc;
-	if (!strcmp(argv[1], "-"))
+	if (!strcmp(cow, "-"))
 		return error(USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
-	r = check_both("unpack", argv[0], argv[1]);
+	r = check_both("unpack", from, cow);
 	if (r)
 		return r;
-	in = in_open(argv[0], &r);
+	in = in_open(from, &r);
 	if (!in)
 		return r;
-	r = read_head(&c, in, argv[0], &gaps);
+	r = read_head(&c, in, from, &gaps);
 	/* As far as the head tells, before anything is made. */
 	if (!r)
-		r = check_size(&c, 0, argv[0]);
+		r = check_size(&c, 0, from, how->max_size);
 	if (!r)
-		r = !stat(argv[1], &st) && !S_ISREG(st.st_mode) ?
-		    unpack_to_device(&c, in, gaps, argv[0], argv[1]) :
-		    unpack_to_file(&c, in, gaps, argv[0], argv[1]);
+		r = !stat(cow, &st) && !S_ISREG(st.st_mode) ?
+		    unpack_to_device(&c, in, gaps, from, cow, how) :
+		    unpack_to_file(&c, in, gaps, from, cow, how);
 	in_close(in);
 	cow_close(&c);
 	if (!r)
-		verbose("%s: unpacked into %s: %llu units (%s).", argv[0], argv[1],
+		verbose("%s: unpacked into %s: %llu units (%s).", from, cow,
 			le64(c.head.cowused), size_text(le64(c.head.cowused) * c.geo.mapunit));
 	return r;
 }

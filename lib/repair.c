@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup repair: mends what can be mended, and says what.
+ * cowsetup: mends what can be mended, and says what.
  *
  * The head. If a single bit of it is wrong, its checksum says which (format 2).
  * Otherwise, with --force, the checksum is made anew if all sizes agree with each
@@ -51,7 +51,6 @@
 #include "../cowsetup/progress.h"
 #include "record.h"
 #include "repair.h"
-#include "../cowsetup/report.h"
 #include "scan.h"
 #include "text.h"
 
@@ -59,7 +58,8 @@ struct repair {
 	struct cow_faults faults;
 	struct cowfile c;
 	const char *path;
-	FILE *to;		/* what is told; NULL: nothing */
+	bool quiet;		/* nothing is told */
+	bool dry_run, force;
 	bool was_dirty;
 	enum cow_state mark;	/* of a merge, which stays; or clean */
 	bool announced;		/* the head says that the bitmap is being changed */
@@ -75,13 +75,14 @@ struct repair {
 
 static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
 {
-	if (!p->to)
+	char *text;
+
+	if (p->quiet)
 		return;
-	progress_clear();
-	text_print(p->to, p->path);
-	fprintf(p->to, ": %s: ", what);
-	text_vprint(p->to, fmt, ap);
-	fprintf(p->to, ".\n");
+	if (vasprintf(&text, fmt, ap) < 0)
+		exit(error(NO_MEMORY, "Out of memory."));
+	tell("%s: %s: %s.", p->path, what, text);
+	free(text);
 }
 
 static __attribute__((format(printf, 2, 3)))
@@ -91,7 +92,7 @@ void mended(struct repair *p, const char *fmt, ...)
 
 	p->nr_mended++;
 	va_start(ap, fmt);
-	say(p, opt.dry_run ? "would be mended" : "mended", fmt, ap);
+	say(p, p->dry_run ? "would be mended" : "mended", fmt, ap);
 	va_end(ap);
 }
 
@@ -102,14 +103,14 @@ void left(struct repair *p, const char *fmt, ...)
 
 	p->nr_left++;
 	va_start(ap, fmt);
-	say(p, opt.dry_run ? "would not be mended" : "not mended", fmt, ap);
+	say(p, p->dry_run ? "would not be mended" : "not mended", fmt, ap);
 	va_end(ap);
 }
 
 /* How a thing that is mended comes to be what it should be: "now empty", or what it would be. */
-static const char *now(void)
+static const char *now(const struct repair *p)
 {
-	return opt.dry_run ? "then" : "now";
+	return p->dry_run ? "then" : "now";
 }
 
 /* Whatever is wrong with the head is looked at by mend_head(). */
@@ -132,7 +133,7 @@ static __le64 mend_number(struct repair *p, __le64 found, u64 value, const char 
 {
 	if (le64(found) != value) {
 		mended(p, "%s %llu in the head, %s %llu, as follows from the rest of it", name,
-		       le64(found), now(), value);
+		       le64(found), now(p), value);
 		p->head_changed = true;
 	}
 	return htole64(value);
@@ -148,7 +149,7 @@ static void mend_text(struct repair *p, u8 *field, size_t size, const char *name
 	length = strlen(text);
 	if (all_zero(field + length, size - length) && text_is_utf8(text))
 		return;
-	mended(p, "%s in the head, not a text, %s empty", name, now());
+	mended(p, "%s in the head, not a text, %s empty", name, now(p));
 	memset(field, 0, size);
 	p->head_changed = true;
 }
@@ -233,13 +234,13 @@ static int mend_details(struct repair *p)
 	int r;
 
 	if (le16(head->flags) & ~known) {
-		mended(p, "unknown flags 0x%04x in the head, %s cleared", le16(head->flags) & ~known, now());
+		mended(p, "unknown flags 0x%04x in the head, %s cleared", le16(head->flags) & ~known, now(p));
 		head->flags &= htole16(known);
 		p->head_changed = true;
 	}
 	if (p->c.format == 2) {
 		if (!cow_uuid_is_random(head)) {
-			mended(p, "UUID in the head, not one, %s a new one", now());
+			mended(p, "UUID in the head, not one, %s a new one", now(p));
 			uuid_generate_random(head->uuid);
 			p->head_changed = true;
 		}
@@ -247,7 +248,7 @@ static int mend_details(struct repair *p)
 		mend_text(p, head->rdospec, sizeof(head->rdospec), "where to find rdo");
 		if (!all_zero(head->reserved, sizeof(head->reserved)) ||
 		    !all_zero(head->reserved2, sizeof(head->reserved2))) {
-			mended(p, "reserved bytes in the head, %s zeroes", now());
+			mended(p, "reserved bytes in the head, %s zeroes", now(p));
 			memset(head->reserved, 0, sizeof(head->reserved));
 			memset(head->reserved2, 0, sizeof(head->reserved2));
 			p->head_changed = true;
@@ -264,15 +265,15 @@ static int mend_details(struct repair *p)
 	length = keep ? COW_RECORD_OFFSET : COW_V1_MAPUNIT;
 	if (all_zero(start + COW_V1_HEAD_SIZE, length - COW_V1_HEAD_SIZE))
 		return OK;
-	mended(p, "the rest of the head, %s zeroes", now());
+	mended(p, "the rest of the head, %s zeroes", now(p));
 	memset((u8 *)head + COW_V1_HEAD_SIZE, 0, sizeof(*head) - COW_V1_HEAD_SIZE);
 	p->head_changed = true;
-	return keep || opt.dry_run ? OK : record_remove(&p->c);
+	return keep || p->dry_run ? OK : record_remove(&p->c);
 }
 
 bool repair_can_mend_head(const struct cowfile *c)
 {
-	struct repair tried = { .faults.found = ignore_fault, .c = *c };
+	struct repair tried = { .faults.found = ignore_fault, .c = *c, .quiet = true };
 
 	if (tried.c.file.size >= COW_V2_HEAD_SIZE)
 		correct_head(&tried);
@@ -302,7 +303,7 @@ static int mend_head(struct repair *p)
 		cow_check_head(c, &p->faults);
 		return error(WRONG, "%s: the head is damaged too much: nobody knows what is right in it.", p->path);
 	}
-	if (!opt.force) {
+	if (!p->force) {
 		cow_check_head(c, &p->faults);
 		cow_check_strictly(c, &p->faults);
 		return error(WRONG, "%s: the head is damaged; with --force it is mended.", p->path);
@@ -340,17 +341,17 @@ static int mend_record(struct repair *p)
 	if (c->state == COW_MERGING) {
 		if (state != RECORD_DAMAGED)
 			return OK;
-		if (!opt.force) {
+		if (!p->force) {
 			left(p, "the record of the merge is damaged, and so the merge does not go on; --force removes it, and then it is not checked any more that what the cowfile has goes to the same device");
 			return OK;
 		}
-		mended(p, "the record of the merge, damaged, %s removed", now());
+		mended(p, "the record of the merge, damaged, %s removed", now(p));
 	} else {
 		if ((c->state != COW_CLEAN && c->state != COW_DIRTY) || !record_has_magic(&record))
 			return OK;
-		mended(p, "the record of a merge that did not come to begin, %s removed", now());
+		mended(p, "the record of a merge that did not come to begin, %s removed", now(p));
 	}
-	return opt.dry_run ? OK : record_remove(c);
+	return p->dry_run ? OK : record_remove(c);
 }
 
 /* ---- The bitmap ---- */
@@ -370,7 +371,7 @@ static int put_bits(struct repair *p, u64 sector, const u8 *bits)
 {
 	int r;
 
-	if (opt.dry_run)
+	if (p->dry_run)
 		return OK;
 	r = announce(p);
 	return r ? r : cow_write_bits(&p->c, sector, bits);
@@ -409,7 +410,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 
 	if (!nr) {
 		memset(bits, 0, c->sector_bytes);
-		mended(p, "bitmap sector %llu, which has no units, %s clear", m->sector, now());
+		mended(p, "bitmap sector %llu, which has no units, %s clear", m->sector, now(p));
 		return OK;
 	}
 	if (correct_bit(m, bits)) {
@@ -417,7 +418,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 		       m->sector, first, first + nr - 1);
 		return OK;
 	}
-	if (c->file.block && !opt.force) {
+	if (c->file.block && !p->force) {
 		p->nr_damaged++;
 		left(p, "bitmap sector %llu, units %llu to %llu, is damaged, and on a device nothing tells what it should be; with --force it is taken as it is",
 		     m->sector, first, first + nr - 1);
@@ -446,9 +447,8 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
 	if (holes) {
-		text_print(p->to, p->path);
-		fprintf(p->to, ": %u of those that are not %s set in the damaged sector, but are holes: if zeroes were written there they %s lost.\n",
-			holes, opt.dry_run ? "are" : "were", opt.dry_run ? "would be" : "are");
+		tell("%s: %u of those that are not %s set in the damaged sector, but are holes: if zeroes were written there they %s lost.",
+		     p->path, holes, p->dry_run ? "are" : "were", p->dry_run ? "would be" : "are");
 	}
 	return OK;
 }
@@ -462,7 +462,7 @@ static void clear_beyond(struct repair *p, u64 sector, u8 *bits, u32 nr)
 		return;
 	for (u32 i = nr; i < p->c.sector_units; i++)
 		bit_assign(bits, i, false);
-	mended(p, "bitmap sector %llu: %u bits beyond the last unit, %s clear", sector, all - set, now());
+	mended(p, "bitmap sector %llu: %u bits beyond the last unit, %s clear", sector, all - set, now(p));
 }
 
 /* Bits of units that the file is too short for. */
@@ -473,7 +473,7 @@ static void clear_lost(struct repair *p, u64 first, u8 *bits, u32 nr)
 	for (u32 i = 0; i < nr; i++) {
 		if (first + i < in_file || !bit_is_set(bits, i))
 			continue;
-		if (opt.force) {
+		if (p->force) {
 			bit_assign(bits, i, false);
 			p->nr_cleared++;
 		} else {
@@ -524,7 +524,7 @@ static int mend_bitmap(struct repair *p)
 
 	if (p->nr_cleared)
 		mended(p, "%llu unit%s that the file is too short for, %s taken out of the bitmap",
-		       p->nr_cleared, p->nr_cleared == 1 ? "" : "s", now());
+		       p->nr_cleared, p->nr_cleared == 1 ? "" : "s", now(p));
 	if (p->nr_lost)
 		left(p, "%llu unit%s should be in the cowfile, but it ends at %llu; with --force they are taken out, and read as they are in the read-only device",
 		     p->nr_lost, p->nr_lost == 1 ? "" : "s", c->file.size);
@@ -571,9 +571,9 @@ static int add_written_units(struct repair *p)
 	if (p->was_dirty || p->nr_added)
 		mended(p, "%s%llu unit%s with data that the bitmap %s not have, %s added",
 		       p->was_dirty ? "dirty: " : "", p->nr_added, p->nr_added == 1 ? "" : "s",
-		       opt.dry_run ? "does" : "did", now());
+		       p->dry_run ? "does" : "did", now(p));
 	/* Bits that are not on disk are not counted by mend_bitmap(). */
-	if (opt.dry_run)
+	if (p->dry_run)
 		p->used += p->nr_added;
 	return OK;
 }
@@ -599,14 +599,14 @@ static int finish(struct repair *p)
 
 	/* The units in use can't be counted. */
 	if (p->nr_damaged && p->mark != COW_CLEAN)
-		return p->head_changed && !opt.dry_run ? cow_write_head(c, p->mark, found) : OK;
+		return p->head_changed && !p->dry_run ? cow_write_head(c, p->mark, found) : OK;
 	if (p->nr_damaged)
-		return p->head_changed && !opt.dry_run ? announce(p) : OK;
+		return p->head_changed && !p->dry_run ? announce(p) : OK;
 	if (p->was_dirty && c->format == 2)
 		mended(p, "dirty: counted again, %llu units used", p->used);
 	else if (found != p->used && p->mark != COW_MERGED && (c->format == 2 || c->state != COW_DIRTY))
-		mended(p, "count of units used %llu, %s %llu", found, now(), p->used);
-	if (!p->nr_mended || opt.dry_run)
+		mended(p, "count of units used %llu, %s %llu", found, now(p), p->used);
+	if (!p->nr_mended || p->dry_run)
 		return OK;
 	return cow_write_head(c, p->mark, p->used);
 }
@@ -617,19 +617,19 @@ static void print_result(const struct repair *p)
 		tell("%s: a merge was interrupted; run cowsetup merge again to complete it.", p->path);
 	if (!p->nr_mended && !p->nr_left)
 		tell("%s: nothing to mend: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
-	else if (opt.dry_run && p->nr_mended && p->nr_left)
+	else if (p->dry_run && p->nr_mended && p->nr_left)
 		tell("%s: would be repaired in part; nothing was changed, since this was a dry run.", p->path);
-	else if (opt.dry_run && p->nr_mended)
+	else if (p->dry_run && p->nr_mended)
 		tell("%s: would be repaired, with %llu of %llu units used; nothing was changed, since this was a dry run.",
 		     p->path, p->used, p->c.geo.nr_units);
 	else if (!p->nr_left)
 		tell("%s: repaired: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 }
 
-int repair_dirty(struct cowfile *c)
+int repair_dirty(struct cowfile *c, bool force)
 {
-	struct repair p = { .faults.found = left_fault, .c = *c, .path = c->file.path, .to = stderr,
-			    .was_dirty = true };
+	struct repair p = { .faults.found = left_fault, .c = *c, .path = c->file.path,
+			    .was_dirty = true, .force = force };
 	int r = add_written_units(&p);
 
 	if (!r)
@@ -643,14 +643,13 @@ int repair_dirty(struct cowfile *c)
 	return r ? r : p.nr_left ? WRONG : OK;
 }
 
-int cmd_repair(int argc, char **argv)
+int cowloop_repair(const char *path, const struct cowloop_repair *how)
 {
-	struct repair p = { .faults.found = left_fault, .path = argv[0], .to = stdout };
+	struct repair p = { .faults.found = left_fault, .path = path, .dry_run = how->dry_run, .force = how->force };
 	struct cow_faults quiet = { ignore_fault };
 	int r;
 
-	(void)argc;
-	r = cow_open_faulty(&p.c, argv[0], opt.dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
+	r = cow_open_faulty(&p.c, path, how->dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
 			    &quiet);
 	if (p.c.file.fd < 0)
 		return r;
@@ -667,7 +666,7 @@ int cmd_repair(int argc, char **argv)
 	}
 	if (!r)
 		r = mend_record(&p);
-	if (!r && p.c.format == 1 && (p.was_dirty || (opt.force && p.mark == COW_CLEAN)))
+	if (!r && p.c.format == 1 && (p.was_dirty || (how->force && p.mark == COW_CLEAN)))
 		r = add_written_units(&p);
 	if (!r)
 		r = mend_bitmap(&p);

@@ -10,12 +10,12 @@
 
 /*
  * Repair a dirty cowfile of format 1, which is open for writing and has a head
- * that is in order, and tell on stderr what was done. If it can't be done, or is
+ * that is in order, and tell what was done. If it can't be done, or is
  * interrupted, that is told as well, and what has been changed by then.
  */
-int repair_dirty(struct cowfile *c);
+int repair_dirty(struct cowfile *c, bool force);
 
-/* Is the head in order, or can repair make it so, with --force if need be? */
+/* Is the head in order, or can repair make it so, forced if need be? */
 bool repair_can_mend_head(const struct cowfile *c);
 
 #endif /* COWSETUP_REPAIR_H */

@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "record.h"
-#include "../cowsetup/report.h"
 #include "text.h"
 
 /* ---- Data ---- */

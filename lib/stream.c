@@ -31,7 +31,7 @@ struct out_stream {
 	const char *path;
 	struct new_file file;	/* of which the descriptor is stdout for "-" */
 	bool to_stdout;
-	enum compress compress;
+	enum cowloop_compress compress;
 	z_stream gzip;
 	ZSTD_CCtx *zstd;
 	bool can_skip;		/* zeroes may be left out, since it is a new file */
@@ -48,8 +48,8 @@ static int open_stdout(struct out_stream *o)
 	return OK;
 }
 
-struct out_stream *out_open(const char *path, enum compress compress, const struct stat *replaced,
-			    const struct stat *source, int *code)
+struct out_stream *out_open(const char *path, enum cowloop_compress compress, const struct stat *replaced,
+			    const struct stat *source, bool force, int *code)
 {
 	struct out_stream *o = xmalloc(sizeof(*o));
 
@@ -57,14 +57,14 @@ struct out_stream *out_open(const char *path, enum compress compress, const stru
 	o->path = path;
 	o->compress = compress;
 	o->file.file = FILE_CLOSED;
-	o->can_skip = compress == COMPRESS_NONE && strcmp(path, "-");
-	*code = strcmp(path, "-") ? new_file_create(&o->file, path, replaced, source) : open_stdout(o);
+	o->can_skip = compress == COWLOOP_COMPRESS_NONE && strcmp(path, "-");
+	*code = strcmp(path, "-") ? new_file_create(&o->file, path, replaced, source, force) : open_stdout(o);
 
-	if (!*code && compress == COMPRESS_GZIP &&
+	if (!*code && compress == COWLOOP_COMPRESS_GZIP &&
 	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,
 			 Z_DEFAULT_STRATEGY) != Z_OK)
 		*code = error(NO_MEMORY, "Out of memory.");
-	if (!*code && compress == COMPRESS_ZSTD) {
+	if (!*code && compress == COWLOOP_COMPRESS_ZSTD) {
 		o->zstd = ZSTD_createCCtx();
 		if (!o->zstd)
 			*code = error(NO_MEMORY, "Out of memory.");
@@ -138,9 +138,9 @@ static int put_zstd(struct out_stream *o, const void *data, size_t length, ZSTD_
 int out_write(struct out_stream *o, const void *data, size_t length)
 {
 	switch (o->compress) {
-	case COMPRESS_GZIP:
+	case COWLOOP_COMPRESS_GZIP:
 		return put_gzip(o, data, length, Z_NO_FLUSH);
-	case COMPRESS_ZSTD:
+	case COWLOOP_COMPRESS_ZSTD:
 		return put_zstd(o, data, length, ZSTD_e_continue);
 	default:
 		return put(o, data, length);
@@ -169,9 +169,9 @@ static int finish(struct out_stream *o)
 	off_t end;
 
 	switch (o->compress) {
-	case COMPRESS_GZIP:
+	case COWLOOP_COMPRESS_GZIP:
 		return put_gzip(o, NULL, 0, Z_FINISH);
-	case COMPRESS_ZSTD:
+	case COWLOOP_COMPRESS_ZSTD:
 		return put_zstd(o, NULL, 0, ZSTD_e_end);
 	default:
 		break;
@@ -192,7 +192,7 @@ int out_close(struct out_stream *o, int code, const struct replaced *old)
 		code = new_file_commit(&o->file, old);
 	if (!o->to_stdout)
 		new_file_abort(&o->file);
-	if (o->compress == COMPRESS_GZIP)
+	if (o->compress == COWLOOP_COMPRESS_GZIP)
 		deflateEnd(&o->gzip);
 	ZSTD_freeCCtx(o->zstd);
 	free(o);
@@ -204,7 +204,7 @@ int out_close(struct out_stream *o, int code, const struct replaced *old)
 struct in_stream {
 	const char *path;
 	int fd;
-	enum compress compress;
+	enum cowloop_compress compress;
 	z_stream gzip;
 	ZSTD_DCtx *zstd;
 	off_t first;		/* where it begins in the file; -1: it can't seek */
@@ -245,13 +245,13 @@ static int fill(struct in_stream *i, size_t least)
 	return OK;
 }
 
-enum compress compress_of(const u8 *start, size_t length)
+enum cowloop_compress compress_of(const u8 *start, size_t length)
 {
 	static const u8 gzip[] = { 0x1f, 0x8b }, zstd[] = { 0x28, 0xb5, 0x2f, 0xfd };
 
 	if (length >= sizeof(gzip) && !memcmp(start, gzip, sizeof(gzip)))
-		return COMPRESS_GZIP;
-	return length >= sizeof(zstd) && !memcmp(start, zstd, sizeof(zstd)) ? COMPRESS_ZSTD : COMPRESS_NONE;
+		return COWLOOP_COMPRESS_GZIP;
+	return length >= sizeof(zstd) && !memcmp(start, zstd, sizeof(zstd)) ? COWLOOP_COMPRESS_ZSTD : COWLOOP_COMPRESS_NONE;
 }
 
 static int start_decompressing(struct in_stream *i)
@@ -261,11 +261,11 @@ static int start_decompressing(struct in_stream *i)
 	if (r)
 		return r;
 	i->compress = compress_of(i->buffer, i->end);
-	if (i->compress == COMPRESS_GZIP) {
+	if (i->compress == COWLOOP_COMPRESS_GZIP) {
 		if (inflateInit2(&i->gzip, 15 + 16) != Z_OK)
 			return error(NO_MEMORY, "Out of memory.");
 		i->in_frame = true;
-	} else if (i->compress == COMPRESS_ZSTD) {
+	} else if (i->compress == COWLOOP_COMPRESS_ZSTD) {
 		i->zstd = ZSTD_createDCtx();
 		if (!i->zstd)
 			return error(NO_MEMORY, "Out of memory.");
@@ -293,7 +293,7 @@ void in_close(struct in_stream *i)
 {
 	if (i->fd > STDIN_FILENO)
 		close(i->fd);
-	if (i->compress == COMPRESS_GZIP)
+	if (i->compress == COWLOOP_COMPRESS_GZIP)
 		inflateEnd(&i->gzip);
 	ZSTD_freeDCtx(i->zstd);
 	free(i);
@@ -399,9 +399,9 @@ static int get(struct in_stream *i, void *data, size_t length, size_t *got)
 		return OK;
 	}
 	switch (i->compress) {
-	case COMPRESS_GZIP:
+	case COWLOOP_COMPRESS_GZIP:
 		return get_gzip(i, data, length, got);
-	case COMPRESS_ZSTD:
+	case COWLOOP_COMPRESS_ZSTD:
 		return get_zstd(i, data, length, got);
 	default:
 		return get_plain(i, data, length, got);
@@ -501,15 +501,15 @@ int in_rewind(struct in_stream *i)
 		return error_errno("%s: seeking", i->path);
 	i->start = i->end = i->to_reread = 0;
 	i->at_end = false;
-	i->in_frame = i->compress == COMPRESS_GZIP;
-	if (i->compress == COMPRESS_GZIP)
+	i->in_frame = i->compress == COWLOOP_COMPRESS_GZIP;
+	if (i->compress == COWLOOP_COMPRESS_GZIP)
 		inflateReset(&i->gzip);
-	if (i->compress == COMPRESS_ZSTD)
+	if (i->compress == COWLOOP_COMPRESS_ZSTD)
 		ZSTD_DCtx_reset(i->zstd, ZSTD_reset_session_only);
 	return OK;
 }
 
-enum compress in_compressed(const struct in_stream *i)
+enum cowloop_compress in_compressed(const struct in_stream *i)
 {
 	return i->compress;
 }
@@ -573,10 +573,10 @@ bool in_look(const struct file *f, void *data, size_t length)
 	bool done = false;
 
 	switch (compress_of(start, n)) {
-	case COMPRESS_GZIP:
+	case COWLOOP_COMPRESS_GZIP:
 		done = look_gzip(start, n, data, length);
 		break;
-	case COMPRESS_ZSTD:
+	case COWLOOP_COMPRESS_ZSTD:
 		done = look_zstd(start, n, data, length);
 		break;
 	default:

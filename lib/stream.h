@@ -13,8 +13,8 @@
 struct replaced;
 struct stat;
 
-/* How the data that begins so is compressed: COMPRESS_GZIP, COMPRESS_ZSTD or COMPRESS_NONE. */
-enum compress compress_of(const u8 *start, size_t length);
+/* How the data that begins so is compressed: COWLOOP_COMPRESS_GZIP, COWLOOP_COMPRESS_ZSTD or COWLOOP_COMPRESS_NONE. */
+enum cowloop_compress compress_of(const u8 *start, size_t length);
 
 /* ---- Writing ---- */
 
@@ -22,11 +22,12 @@ struct out_stream;
 
 /*
  * Begin to write @path, which does not get its name before it is complete. Its
- * permissions are those that new_file_create() makes of @replaced and @source.
+ * permissions are those that new_file_create() makes of @replaced and @source,
+ * and @force is for that, too.
  * Returns NULL, with *@code set, if it can't be done.
  */
-struct out_stream *out_open(const char *path, enum compress compress, const struct stat *replaced,
-			    const struct stat *source, int *code);
+struct out_stream *out_open(const char *path, enum cowloop_compress compress, const struct stat *replaced,
+			    const struct stat *source, bool force, int *code);
 
 int out_write(struct out_stream *o, const void *data, size_t length);
 int out_zeroes(struct out_stream *o, u64 length);
@@ -44,7 +45,7 @@ struct in_stream;
 
 /* Begin to read @path; how it is compressed is found out. */
 struct in_stream *in_open(const char *path, int *code);
-enum compress in_compressed(const struct in_stream *i);
+enum cowloop_compress in_compressed(const struct in_stream *i);
 
 /* Before anything else: read the first bytes, which will be read again. */
 #define IN_PEEK	1024

@@ -140,3 +140,16 @@ void text_print_word(FILE *to, const char *text)
 			fputc(*text, to);
 	fputc('\'', to);
 }
+
+char *text_word(const char *text)
+{
+	char *word = NULL;
+	size_t size;
+	FILE *to = open_memstream(&word, &size);
+
+	if (to)
+		text_print_word(to, text);
+	if (!to || fclose(to) || !word)
+		exit(error(NO_MEMORY, "Out of memory."));
+	return word;
+}

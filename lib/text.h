@@ -36,4 +36,7 @@ unsigned int text_columns(const char *text);
 /* Print a text as a shell takes it for one word, quoted if need be. */
 void text_print_word(FILE *to, const char *text);
 
+/* The same, to be freed. */
+char *text_word(const char *text);
+
 #endif /* COWSETUP_TEXT_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup upgrade: a cowfile of format 2 from one of format 1.
+ * cowsetup: a cowfile of format 2 from one of format 1.
  *
  * The read-only device is needed for its exact size and its other fingerprint,
  * and because the units of format 2 are larger. Where only a part of one was
@@ -30,6 +30,8 @@
 #include "../cowsetup/progress.h"
 
 struct upgrade {
+	const struct cowloop_new *how;
+	const char *rdo_path;
 	struct cowfile old;
 	struct cowfile new;
 	struct file rdo;
@@ -167,7 +169,7 @@ static int upgrade_to_device(struct upgrade *up, const char *path)
 	int r = file_open(&up->new.file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&up->new.file, "--force");
+		r = refuse_overwrite(&up->new.file, "--force", up->how->force);
 	if (!r && up->new.file.size < cow_full_size(&up->new.geo))
 		r = error(WRONG, "%s: too small: found %s, expected %s.", path, size_text(up->new.file.size),
 			  size_text(cow_full_size(&up->new.geo)));
@@ -188,7 +190,7 @@ static int upgrade_to_file(struct upgrade *up, const char *path, const struct re
 
 	if (fstat(up->old.file.fd, &source) || (there && fstat(there->file.fd, &replaced)))
 		return error_errno("%s", there ? path : up->old.file.path);
-	r = new_file_create(&new, path, there ? &replaced : NULL, &source);
+	r = new_file_create(&new, path, there ? &replaced : NULL, &source, up->how->force);
 	if (!r) {
 		up->new.file = new.file;
 		r = blank_cow(&up->new.file, &up->new.geo);
@@ -215,7 +217,7 @@ static int upgrade_to(struct upgrade *up, const char *path)
 		return upgrade_to_file(up, path, NULL);
 	if (S_ISBLK(st.st_mode))
 		return upgrade_to_device(up, path);
-	r = replaced_open(&there, path, FILE_WRITE);
+	r = replaced_open(&there, path, FILE_WRITE, up->how->force);
 	if (r)
 		return r;
 	r = upgrade_to_file(up, path, &there);
@@ -240,7 +242,7 @@ static int upgrade(struct upgrade *up, const char *new_path)
 		     up->old.file.path);
 }
 
-/* ---- The command ---- */
+/* ---- The whole ---- */
 
 static int prepare(struct upgrade *up)
 {
@@ -248,19 +250,19 @@ static int prepare(struct upgrade *up)
 	u64 end, fingerprint;
 	int r;
 
-	r = cow_open_rdo(&up->old, &up->rdo, opt.rdo, FILE_READ | FILE_SHARED);
+	r = cow_open_rdo(&up->old, &up->rdo, up->rdo_path, FILE_READ | FILE_SHARED);
 	if (!r)
 		r = cow_count(&up->old, &up->old_used, &end);
 	if (!r)
 		r = cow_check_end(&up->old, end);
 	if (!r)
-		r = choose_geometry(&up->rdo, 2, &geo);
+		r = choose_geometry(&up->rdo, 2, up->how->mapunit, &geo);
 	if (!r)
 		r = cow_fingerprint(&up->rdo, 2, NULL, &fingerprint);
 	if (r)
 		return r;
 	cow_new_head(&up->new, &geo, fingerprint);
-	set_new_names(&up->new.head);
+	set_new_names(&up->new.head, up->how);
 	changed_remember(&up->new.head, &up->rdo);
 	return OK;
 }
@@ -279,44 +281,41 @@ static void hint_swapped(const char *rdo_path, const char *cow_path)
 }
 
 /* There is nothing to be done, unless something else was wanted: then that has not been done. */
-static int upgraded_already(const char *path, const char *new_path)
+static int upgraded_already(const char *path, const char *new_path, const struct cowloop_new *how)
 {
 	if (new_path)
 		return error(WRONG, "%s: format 2 already; %s was not made, which would be a mere copy (cp --sparse=always).",
 			     path, new_path);
-	if (opt.mapunit || opt.label || opt.rdo_spec)
+	if (how->mapunit || how->label || how->rdo_spec)
 		return error(WRONG, "%s: format 2 already, and nothing was changed: --mapunit, --label and --rdo-spec are for what is upgraded.",
 			     path);
 	tell("%s: format 2 already.", path);
 	return OK;
 }
 
-int cmd_upgrade(int argc, char **argv)
+int cowloop_upgrade(const char *path, const char *rdo_path, const char *new_path, const struct cowloop_new *how)
 {
-	struct upgrade up = { .new.file = FILE_CLOSED, .rdo = FILE_CLOSED };
-	const char *new_path = argc > 1 ? argv[1] : NULL;
+	struct upgrade up = { .how = how, .rdo_path = rdo_path, .new.file = FILE_CLOSED, .rdo = FILE_CLOSED };
 	int r;
 
-	if (!opt.rdo)
-		return error(USAGE, "upgrade: give the read-only device of the cowfile with --rdo: what format 1 does not say about it is needed, and the rest of units that were written in part.");
-	r = check_new_options(2);
+	r = check_new_options(how, 2);
 	if (r)
 		return r;
 	/* By any path or link, and --force or not: it is needed to the end, and is not ours. */
-	if (new_path && file_same_path(opt.rdo, new_path))
+	if (new_path && file_same_path(rdo_path, new_path))
 		return error(WRONG, "upgrade: %s is the read-only device, %s; name another file for the new cowfile.",
-			     new_path, opt.rdo);
-	if (new_path && file_same_path(argv[0], new_path))
-		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", argv[0], new_path);
+			     new_path, rdo_path);
+	if (new_path && file_same_path(path, new_path))
+		return error(USAGE, "upgrade: %s and %s are the same; leave the second one out.", path, new_path);
 
-	r = cow_open(&up.old, argv[0], (new_path ? FILE_READ : FILE_WRITE) | FILE_EXCLUSIVE, 0);
+	r = cow_open(&up.old, path, (new_path ? FILE_READ : FILE_WRITE) | FILE_EXCLUSIVE, 0);
 	if (r) {
 		if (!up.old.format)
-			hint_swapped(opt.rdo, argv[0]);
+			hint_swapped(rdo_path, path);
 		return r;
 	}
 	if (up.old.format == 2) {
-		r = upgraded_already(argv[0], new_path);
+		r = upgraded_already(path, new_path, how);
 		cow_close(&up.old);
 		return r;
 	}
@@ -324,7 +323,7 @@ int cmd_upgrade(int argc, char **argv)
 	if (!r)
 		r = upgrade(&up, new_path);
 	if (!r)
-		tell("%s: upgraded%s%s: %llu units of 1 KiB are %llu of %s.", argv[0],
+		tell("%s: upgraded%s%s: %llu units of 1 KiB are %llu of %s.", path,
 		     new_path ? " into " : "", new_path ? new_path : "", up.old_used, up.used,
 		     size_text(up.new.geo.mapunit));
 	file_close(&up.rdo);

@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #include "../../boot/cowtab.h"
-#include "../../lib/open.h"
+#include "../../lib/name.h"
 #include "../../lib/spec.h"
 #include "random.h"
 
@@ -73,7 +73,7 @@ static void run(int fd, const char *data, size_t size)
 		if (cowtab_find(&tab, e->name) != e)
 			abort();
 		if (!strcmp(e->name, COWTAB_ANY)) {
-			if (e->create || e->opt.force)
+			if (e->open.create || e->open.new.force)
 				abort();
 			continue;
 		}

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup assemble: opens the pairs that are complete.
+ */
+
+#include "cowsetup.h"
+
+#include "../boot/boot.h"
+#include "../boot/cowtab.h"
+#include "progress.h"
+
+int cmd_assemble(int argc, char **argv)
+{
+	if (opt.all == !!argc)
+		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
+	/* A dry run tells what would not be opened, too, and why. */
+	opt.verbose |= opt.dry_run;
+	/* The devices' paths are what stdout is for. */
+	if (!opt.dry_run)
+		progress_to_stderr();
+	return boot_assemble(argc ? argv[0] : NULL, opt.cowtab ? opt.cowtab : COWTAB, opt.dry_run);
+}

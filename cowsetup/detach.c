@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup detach: a device lets go of its cowfile.
+ */
+
+#include "cowsetup.h"
+
+int cmd_detach(int argc, char **argv)
+{
+	(void)argc;
+	return cowloop_detach(argv[0], opt.force);
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup format: a new, empty cowfile.
+ */
+
+#include "cowsetup.h"
+
+#include "../lib/newcow.h"
+
+int cmd_format(int argc, char **argv)
+{
+	(void)argc;
+	return cow_make(argv[0], argv[1], &opt.open.new, "--force", NULL);
+}

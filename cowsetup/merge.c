@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup merge: writes what is in a cowfile into its read-only device.
+ */
+
+#include "cowsetup.h"
+
+int cmd_merge(int argc, char **argv)
+{
+	(void)argc;
+	return cowloop_merge(argv[0], argv[1]);
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup open: makes a writable device of a read-only device and a cowfile.
+ */
+
+#include "cowsetup.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../lib/monitor.h"
+#include "progress.h"
+
+int cmd_open(int argc, char **argv)
+{
+	char *device;
+	int r;
+
+	/* The device's path is what stdout is for. */
+	progress_to_stderr();
+	opt.open.create = true;
+	r = cowloop_open(argv[0], argv[1], argc > 2 ? argv[2] : NULL, &opt.open, &device);
+	if (r)
+		return r;
+	printf("%s\n", device);
+	if (opt.monitor)
+		monitor_opened(strrchr(device, '/') + 1);
+	free(device);
+	return OK;
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * cowsetup upgrade: a cowfile of format 2 from one of format 1.
+ */
+
+#include "cowsetup.h"
+
+int cmd_upgrade(int argc, char **argv)
+{
+	if (!opt.rdo)
+		return error(USAGE, "upgrade: give the read-only device of the cowfile with --rdo: what format 1 does not say about it is needed, and the rest of units that were written in part.");
+	return cowloop_upgrade(argv[0], opt.rdo, argc > 1 ? argv[1] : NULL, &opt.open.new);
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: closing devices.
+ */
+
+#ifndef COWSETUP_CLOSE_H
+#define COWSETUP_CLOSE_H
+
+#include "dm.h"
+
+/* Have a device make durable what it holds back. */
+int sync_device(const struct dm_device *d);
+
+/* Wait for a loop device to go; it stays if its user attached it himself. */
+int wait_for_loop(dev_t dev, const char *file, bool autoclear);
+
+#endif /* COWSETUP_CLOSE_H */

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * cowsetup: files of a device that somebody has removed, or cut off, since it was opened.
+ */
+
+#ifndef COWSETUP_LOST_H
+#define COWSETUP_LOST_H
+
+#include "dm.h"
+
+/* The path of a device of a cowloop device for people: of its file if it is made of one. To be freed. */
+char *device_file(dev_t dev);
+
+/* Has the file of its cowfile been removed? */
+bool has_lost_cow(const struct dm_device *d);
+
+/* Refuse a device that has lost a file: @what will not be done, "closed". */
+int refuse_removed(const struct dm_device *d, const char *what);
+
+/* Warn of files that were cut off; of those that were removed, too. */
+void warn_cut(const struct dm_device *d);
+void warn_lost(const struct dm_device *d);
+
+#endif /* COWSETUP_LOST_H */
