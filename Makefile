@@ -166,21 +166,21 @@ build/tools-asan/cowsetup: $(TOOL_SRCS) $(TOOL_HEADERS) CHANGELOG build/tools/li
 
 # Anything may come as a cowfile: tests/fuzz/cowfuzz.c
 FUZZ_SRCS = tests/fuzz/cowfuzz.c $(filter-out cowsetup/cowsetup.c,$(TOOL_SRCS))
-build/tools-asan/cowfuzz: $(FUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
+build/tools-asan/cowfuzz: $(FUZZ_SRCS) tests/fuzz/fuzz.h tests/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(FUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # What users can write into /proc/self/mountinfo: tests/fuzz/mountfuzz.c
 MOUNTFUZZ_SRCS = tests/fuzz/mountfuzz.c lib/mountinfo.c lib/sysfs.c
-build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
+build/tools-asan/mountfuzz: $(MOUNTFUZZ_SRCS) tests/fuzz/fuzz.h tests/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(MOUNTFUZZ_SRCS) $(LIBS_LDFLAGS)
 
 # Any table: tests/fuzz/tabfuzz.c
 TABFUZZ_SRCS = tests/fuzz/tabfuzz.c $(filter-out cowsetup/cowsetup.c,$(TOOL_SRCS))
-build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/random.h $(TOOL_HEADERS) build/tools/libs
+build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/fuzz.h tests/random.h $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TABFUZZ_SRCS) $(LIBS_LDFLAGS)

@@ -26,6 +26,7 @@
 #include "crash.h"
 
 #include <getopt.h>
+#include <limits.h>
 #include <linux/aio_abi.h>
 
 #define MAX_SECTORS	65536
@@ -65,7 +66,7 @@ struct work {
 static void put_record(struct work *work, const struct record *record)
 {
 	if (fwrite(record, sizeof(*record), 1, work->journal) != 1)
-		die("%s", work->opt->journal);
+		die_errno(errno, "%s", work->opt->journal);
 }
 
 /* All that was done so far is durable. */
@@ -198,20 +199,20 @@ static void write_batch(struct work *work)
 	if (has_other)
 		put_record(work, &other);
 	if (syscall(SYS_io_submit, work->aio, n, list) != n)
-		die("io_submit");
+		die_errno(errno, "io_submit");
 	if (has_other) {
 		if (ioctl(work->fd, other.stamp ? BLKDISCARD : BLKZEROOUT, bytes))
-			die("a %s of the work failed", other.stamp ? "discard" : "zero-out");
+			die_errno(errno, "a %s of the work failed", other.stamp ? "discard" : "zero-out");
 		*(other.stamp ? &work->discards : &work->zeroouts) += 1;
 	}
 	for (unsigned int done = 0; done < n;) {
 		long got = syscall(SYS_io_getevents, work->aio, 1, n - done, events, NULL);
 
 		if (got < 1)
-			die("io_getevents");
+			die_errno(errno, "io_getevents");
 		for (long i = 0; i < got; i++)
 			if (events[i].res != (long)((struct iocb *)(uintptr_t)events[i].obj)->aio_nbytes)
-				die("a write of the work failed: %lld", (long long)events[i].res);
+				die(EXIT_SYSTEM, "a write of the work failed: %lld", (long long)events[i].res);
 		done += got;
 	}
 }
@@ -219,29 +220,24 @@ static void write_batch(struct work *work)
 static void flush(struct work *work)
 {
 	if (fdatasync(work->fd))
-		die("fdatasync");
+		die_errno(errno, "fdatasync");
 }
 
 static int work(const char *device, const struct options *opt)
 {
 	struct work work = { .opt = opt };
-	uint64_t bytes, flushes = 0, syncs = 0, suspends = 0;
-	int lbs;
+	uint64_t flushes = 0, syncs = 0, suspends = 0;
 
 	random_state = opt->seed;
 	work.journal = fopen(opt->journal, "w");
 	if (!work.journal)
-		die("%s", opt->journal);
-	work.fd = open(device, O_RDWR | O_DIRECT);
-	if (work.fd < 0 || ioctl(work.fd, BLKGETSIZE64, &bytes) || ioctl(work.fd, BLKSSZGET, &lbs))
-		die("%s", device);
-	work.sectors = bytes / SECTOR;
-	work.lbs = lbs;
+		die_errno(errno, "%s", opt->journal);
+	work.fd = open_path(device, O_RDWR | O_DIRECT);
+	work.sectors = device_bytes(work.fd, device, &work.lbs) / SECTOR;
 	for (int i = 0; i < MAX_BATCH; i++)
-		if (posix_memalign(&work.buf[i], 4096, 256 * SECTOR))
-			die("memory");
+		work.buf[i] = allocate(256 * SECTOR);
 	if (syscall(SYS_io_setup, MAX_BATCH, &work.aio))
-		die("io_setup");
+		die_errno(errno, "io_setup");
 
 	put_mark(&work);
 	for (uint64_t op = 0; op < opt->ops; op++) {
@@ -271,7 +267,7 @@ static int work(const char *device, const struct options *opt)
 	dm_simple(DM_DEV_REMOVE, opt->cowloop, 0);
 	put_mark(&work);
 	if (fclose(work.journal))
-		die("%s", opt->journal);
+		die_errno(errno, "%s", opt->journal);
 
 	printf("cowcrash: work: %" PRIu64 " batches, %" PRIu64 " writes, %" PRIu64 " zero-outs, %" PRIu64
 	       " discards, %" PRIu64 " flushes, %" PRIu64 " syncs, %" PRIu64 " suspends, and the removal\n",
@@ -323,8 +319,7 @@ static void pass_mark(struct check *check, uint64_t mark)
 			check->durable[r->sector + s] = r->stamp;
 	}
 	if (i == check->nr_records) {
-		errno = 0;
-		die("mark %" PRIu64 " is not in the journal", mark);
+		die(EXIT_SYSTEM, "mark %" PRIu64 " is not in the journal", mark);
 	}
 	check->next = i + 1;
 
@@ -336,8 +331,7 @@ static void pass_mark(struct check *check, uint64_t mark)
 			uint8_t *nr = &check->nr_recent[r->sector + s];
 
 			if (*nr == 32) {
-				errno = 0;
-				die("too many writes to a sector without a flush");
+				die(EXIT_SYSTEM, "too many writes to a sector without a flush");
 			}
 			check->recent[r->sector + s][(*nr)++] = r->stamp;
 		}
@@ -402,12 +396,9 @@ static void check_state(struct check *check, const char *image, const char *what
 	    (unsigned int)check->worker * check->opt->every)
 		return;
 
-	if (pwrite(check->replay_fd, image, check->cow_sectors * SECTOR, 0) !=
-	    (ssize_t)(check->cow_sectors * SECTOR))
-		die("%s", check->replay);
+	write_exactly(check->replay_fd, check->replay, image, check->cow_sectors * SECTOR, 0);
 	snprintf(params, sizeof(params), "%s %s %s", check->opt->rdo, check->replay,
 		 check->opt->target_options);
-	errno = 0;
 	minor = dm_create(check->name, check->rdo_sectors, "cowloop", params);
 	if (minor < 0) {
 		fprintf(stderr, "cowcrash: %s: the cowfile does not open: %s\n", what, strerror(errno));
@@ -415,11 +406,11 @@ static void check_state(struct check *check, const char *image, const char *what
 		return;
 	}
 	snprintf(path, sizeof(path), "/dev/dm-%d", minor);
-	fd = open(path, O_RDONLY | O_DIRECT);
-	if (fd < 0 || pread(fd, check->found, check->rdo_sectors * SECTOR, 0) !=
-	    (ssize_t)(check->rdo_sectors * SECTOR))
-		die("%s: %s", what, path);
+	command = what;
+	fd = open_path(path, O_RDONLY | O_DIRECT);
+	read_exactly(fd, path, check->found, check->rdo_sectors * SECTOR, 0);
 	close(fd);
+	command = "";
 	for (uint64_t s = 0; s < check->rdo_sectors; s++)
 		if (!sector_allowed(check, s) && !sector_missing(check, s) && bad++ < 5)
 			complain(check, s, what);
@@ -490,15 +481,12 @@ static void replay(struct check *check)
 {
 	const struct log_super *super = (const void *)check->log;
 	const struct log_entry *entry = log_first(super);
-	char *flushed = malloc(check->cow_sectors * SECTOR);
-	struct pending *pending = calloc(super->nr_entries + 1, sizeof(*pending));
+	char *flushed = allocate(check->cow_sectors * SECTOR);
+	struct pending *pending = allocate((super->nr_entries + 1) * sizeof(*pending));
 	size_t nr = 0;
 	char what[96];
 
-	if (!flushed || !pending)
-		die("memory");
 	memset(check->image, 0, check->cow_sectors * SECTOR);
-	memcpy(flushed, check->image, check->cow_sectors * SECTOR);
 
 	for (uint64_t i = 0; i < super->nr_entries; i++, entry = log_next(entry)) {
 		const char *data = log_data(entry);
@@ -509,7 +497,7 @@ static void replay(struct check *check)
 			continue;
 		}
 		if (entry->sector + entry->nr_sectors > check->cow_sectors)
-			die("a write behind the end in the log");
+			die(EXIT_SYSTEM, "a write behind the end in the log");
 		if (entry->flags & LOG_FLUSH) {
 			/* before it has completed: what was written may be lost */
 			check_lost(check, flushed, pending, nr);
@@ -546,23 +534,17 @@ static int check_share(int worker, const char *log, const char *replay_dev, cons
 	check.nr_records = size / sizeof(*check.records);
 	check.rdo_sectors = device_sectors(opt->rdo);
 	check.cow_sectors = device_sectors(replay_dev);
-	if (check.rdo_sectors > MAX_SECTORS || check.cow_sectors > 2 * MAX_SECTORS) {
-		errno = 0;
-		die("these devices are too large to be checked so often");
-	}
-	check.durable = calloc(check.rdo_sectors, sizeof(*check.durable));
-	check.recent = calloc(check.rdo_sectors, sizeof(*check.recent));
-	check.nr_recent = calloc(check.rdo_sectors, 1);
-	if (posix_memalign((void **)&check.image, 4096, check.cow_sectors * SECTOR) ||
-	    posix_memalign((void **)&check.state, 4096, check.cow_sectors * SECTOR) ||
-	    posix_memalign((void **)&check.found, 4096, check.rdo_sectors * SECTOR) ||
-	    !check.durable || !check.recent || !check.nr_recent)
-		die("memory");
+	if (check.rdo_sectors > MAX_SECTORS || check.cow_sectors > 2 * MAX_SECTORS)
+		die(EXIT_SYSTEM, "these devices are too large to be checked so often");
+	check.durable = allocate(check.rdo_sectors * sizeof(*check.durable));
+	check.recent = allocate(check.rdo_sectors * sizeof(*check.recent));
+	check.nr_recent = allocate(check.rdo_sectors);
+	check.image = allocate(check.cow_sectors * SECTOR);
+	check.state = allocate(check.cow_sectors * SECTOR);
+	check.found = allocate(check.rdo_sectors * SECTOR);
 	for (uint64_t s = 0; s < check.rdo_sectors; s++)
 		check.durable[s] = BASE;
-	check.replay_fd = open(replay_dev, O_RDWR | O_DIRECT);
-	if (check.replay_fd < 0)
-		die("%s", replay_dev);
+	check.replay_fd = open_path(replay_dev, O_RDWR | O_DIRECT);
 
 	replay(&check);
 
@@ -601,17 +583,14 @@ static int check(const char *log, char **replay_devs, unsigned int nr, struct op
 static int fill(const char *path)
 {
 	uint64_t sectors = device_sectors(path), sector[WORDS];
-	int fd = open(path, O_WRONLY);
+	int fd = open_path(path, O_WRONLY);
 
-	if (fd < 0)
-		die("%s", path);
 	for (uint64_t s = 0; s < sectors; s++) {
 		make_sector(sector, s, BASE);
-		if (pwrite(fd, sector, SECTOR, s * SECTOR) != SECTOR)
-			die("%s", path);
+		write_exactly(fd, path, sector, SECTOR, s * SECTOR);
 	}
 	if (fsync(fd) || close(fd))
-		die("%s", path);
+		die_errno(errno, "%s", path);
 	return 0;
 }
 
@@ -660,11 +639,11 @@ int main(int argc, char **argv)
 		case 'c': opt.cowloop = optarg; break;
 		case 'o': opt.target_options = optarg; break;
 		case 'r': opt.rdo = optarg; break;
-		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
-		case 'n': opt.ops = strtoull(optarg, NULL, 0); break;
-		case 'u': opt.unit = strtoull(optarg, NULL, 0); break;
-		case 'm': opt.samples = strtoul(optarg, NULL, 0); break;
-		case 'e': opt.every = strtoul(optarg, NULL, 0); break;
+		case 's': opt.seed = number("seed", optarg, 0, UINT64_MAX); break;
+		case 'n': opt.ops = number("ops", optarg, 0, UINT64_MAX); break;
+		case 'u': opt.unit = number("unit", optarg, 0, UINT64_MAX); break;
+		case 'm': opt.samples = number("samples", optarg, 0, UINT_MAX); break;
+		case 'e': opt.every = number("every", optarg, 1, UINT_MAX); break;
 		case 'R': opt.repair = true; break;
 		default: usage();
 		}

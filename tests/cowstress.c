@@ -38,29 +38,15 @@
  * well, and only what flushes and FUA cover must be there: then since is made of
  * those writes alone.
  */
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
-#include <linux/fs.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
-#define SECTOR		512
-#define WORDS		(SECTOR / sizeof(uint64_t))
+#include "util.h"
+
 #define MAGIC		0x2173727473776f63ULL	/* "cowstrs!" */
-#define GOLDEN		0x9e3779b97f4a7c15ULL
 
 #define CHUNK_SECTORS	2048		/* I/O size of fill and verify */
 #define MAX_UNITS	4		/* of one read or write */
@@ -72,75 +58,6 @@
 #define DWELL		3		/* operations of each thread in a hot unit */
 
 #define FOREVER		UINT64_MAX
-
-enum { EXIT_OK, EXIT_MISMATCH, EXIT_USAGE, EXIT_SYSTEM };
-
-/* ---------- Messages and numbers ---------- */
-
-static const char *command = "";
-
-static void __attribute__((format(printf, 2, 3), noreturn))
-die(int status, const char *fmt, ...)
-{
-	va_list ap;
-
-	fflush(stdout);
-	fprintf(stderr, "cowstress: %s%s", command, *command ? ": " : "");
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fputc('\n', stderr);
-	exit(status);
-}
-
-static void __attribute__((noreturn)) die_errno(int err, const char *what, const char *path)
-{
-	die(EXIT_SYSTEM, "%s: %s: %s (%s)", path, what, strerrorname_np(err), strerror(err));
-}
-
-static void *allocate(size_t size)
-{
-	void *p = NULL;
-	int err = posix_memalign(&p, 4096, size);
-
-	if (err)
-		die_errno(err, "allocating", "memory");
-	memset(p, 0, size);
-	return p;
-}
-
-static uint64_t number(const char *name, const char *text, uint64_t min, uint64_t max)
-{
-	uint64_t value;
-	char *end;
-
-	errno = 0;
-	value = strtoull(text, &end, 0);
-	if (errno || end == text || *end || *text == '-' || value < min || value > max)
-		die(EXIT_USAGE, "--%s: '%s' is not a number from %" PRIu64 " to %" PRIu64, name, text,
-		    min, max);
-	return value;
-}
-
-static uint64_t mix(uint64_t x)
-{
-	x += GOLDEN;
-	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-	return x ^ (x >> 31);
-}
-
-/* A random number below n, which must not be 0 */
-static uint64_t below(uint64_t *state, uint64_t n)
-{
-	*state += GOLDEN;
-	return mix(*state) % n;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
-}
 
 static double now(void)
 {
@@ -161,19 +78,10 @@ static struct {
 
 static void device_open(const char *path, int flags)
 {
-	uint64_t bytes;
-	int size;
-
 	dev.path = path;
-	dev.fd = open(path, flags | O_DIRECT | O_CLOEXEC);
-	if (dev.fd < 0)
-		die_errno(errno, "open", path);
-	if (ioctl(dev.fd, BLKGETSIZE64, &bytes))
-		die_errno(errno, "BLKGETSIZE64", path);
-	if (ioctl(dev.fd, BLKSSZGET, &size))
-		die_errno(errno, "BLKSSZGET", path);
-	dev.sectors = bytes / SECTOR;
-	dev.lbs = size / SECTOR;
+	dev.fd = open_path(path, flags | O_DIRECT);
+	dev.sectors = device_bytes(dev.fd, path, &dev.lbs) / SECTOR;
+	dev.lbs /= SECTOR;
 	if (dev.sectors > MAX_SECTORS)
 		die(EXIT_USAGE, "%s: has %" PRIu64 " sectors, this is for at most %u", path, dev.sectors,
 		    MAX_SECTORS);
@@ -239,12 +147,9 @@ static void journal_open(const char *path, bool create)
 	int fd = -1;
 
 	if (path) {
-		fd = open(path, create ? O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC : O_RDWR | O_CLOEXEC,
-			  0666);
-		if (fd < 0)
-			die_errno(errno, "open", path);
+		fd = open_path(path, create ? O_RDWR | O_CREAT | O_TRUNC : O_RDWR);
 		if (create && ftruncate(fd, sizeof(*journal)))
-			die_errno(errno, "ftruncate", path);
+			die_errno(errno, "%s: ftruncate", path);
 		if (!create && lseek(fd, 0, SEEK_END) != sizeof(*journal))
 			die(EXIT_USAGE, "%s: not a journal", path);
 	}
@@ -253,7 +158,7 @@ static void journal_open(const char *path, bool create)
 		       !path ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE :
 		       create ? MAP_SHARED : MAP_PRIVATE | MAP_NORESERVE, fd, 0);
 	if (journal == MAP_FAILED)
-		die_errno(errno, "mmap", path ? path : "memory");
+		die_errno(errno, "%s: mmap", path ? path : "memory");
 	if (fd >= 0)
 		close(fd);
 	if (create) {
@@ -350,18 +255,7 @@ static void end_write(uint64_t id, int err)
 
 static void make_sector(uint64_t *w, uint64_t sector, uint64_t id, uint64_t seed)
 {
-	uint64_t key = mix(sector ^ mix(id ^ mix(seed)));
-	unsigned int i;
-
-	w[0] = MAGIC;
-	w[1] = sector;
-	w[2] = id;
-	w[3] = seed;
-	for (i = 4; i < 61; i++)
-		w[i] = key + i * GOLDEN;
-	w[61] = sector;
-	w[62] = id;
-	w[63] = mix(key);
+	stamp_sector(w, MAGIC, sector, id, seed);
 }
 
 /* The base contents are write 0, of another seed. */
@@ -376,16 +270,6 @@ static bool sector_is(const uint64_t *w, uint64_t sector, uint64_t id, uint64_t 
 
 	make_sector(image, sector, id, seed);
 	return !memcmp(w, image, SECTOR);
-}
-
-static bool is_zero(const uint64_t *w)
-{
-	uint64_t any = 0;
-	unsigned int i;
-
-	for (i = 0; i < WORDS; i++)
-		any |= w[i];
-	return !any;
 }
 
 static bool covers(const struct write *w, uint64_t sector)
@@ -811,14 +695,14 @@ static int cmd_run(void)
 		w->since = allocate(most * sizeof(uint64_t));
 		err = pthread_create(&w->thread, NULL, work, w);
 		if (err)
-			die_errno(err, "pthread_create", "threads");
+			die_errno(err, "pthread_create");
 	}
 	for (i = 0; i < run.threads; i++) {
 		const uint64_t *from = (const uint64_t *)&workers[i].count;
 
 		err = pthread_join(workers[i].thread, NULL);
 		if (err)
-			die_errno(err, "pthread_join", "threads");
+			die_errno(err, "pthread_join");
 		for (j = 0; j < sizeof(sum) / sizeof(uint64_t); j++)
 			((uint64_t *)&sum)[j] += from[j];
 		free(workers[i].buf);
@@ -848,10 +732,10 @@ static int cmd_fill(uint64_t base_seed)
 			make_sector(buf + i * WORDS, first + i, 0, base_seed);
 		err = transfer(true, buf, first, n, 0);
 		if (err)
-			die_errno(err, "write", dev.path);
+			die_errno(err, "%s: write", dev.path);
 	}
 	if (fdatasync(dev.fd))
-		die_errno(errno, "fdatasync", dev.path);
+		die_errno(errno, "%s: fdatasync", dev.path);
 	free(buf);
 	return EXIT_OK;
 }
@@ -1027,7 +911,7 @@ int main(int argc, char **argv)
 		die(EXIT_USAGE, "no such command; try --help");
 	}
 	if (close(dev.fd))
-		die_errno(errno, "close", dev.path);
+		die_errno(errno, "%s: close", dev.path);
 	if (fflush(stdout) || ferror(stdout))
 		die(EXIT_SYSTEM, "can't write to stdout");
 	return status;

@@ -39,30 +39,15 @@
  * number belongs to one thread, which writes ranges of all sizes there.
  * Everyone reads everywhere.  For a sector of somebody else, see check_foreign().
  */
-#include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <getopt.h>
-#include <inttypes.h>
-#include <linux/fs.h>
 #include <pthread.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <time.h>
-#include <unistd.h>
 
-#define SECTOR		512
-#define WORDS		(SECTOR / sizeof(uint64_t))
+#include "util.h"
+
 #define MAGIC		0x2174736574776f63ULL	/* "cowtest!" */
-#define GOLDEN		0x9e3779b97f4a7c15ULL
 #define BASE_STAMP	(1ULL << 63)
 #define DISCARDED	(BASE_STAMP - 1)	/* base contents or zeroes */
 
@@ -73,94 +58,6 @@
 #define MAX_DETAILS	20			/* mismatches described in full */
 #define RECENT		32			/* written places remembered */
 #define MAX_REREADS	1000
-
-enum { EXIT_OK, EXIT_MISMATCH, EXIT_USAGE, EXIT_SYSTEM };
-
-/* ---------- Messages and numbers ---------- */
-
-static const char *command = "";
-
-static void __attribute__((format(printf, 2, 3), noreturn))
-die(int status, const char *fmt, ...)
-{
-	va_list ap;
-
-	fflush(stdout);
-	fprintf(stderr, "cowtest: %s%s", command, *command ? ": " : "");
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fputc('\n', stderr);
-	exit(status);
-}
-
-static const char *errno_name(int err)
-{
-	const char *name = strerrorname_np(err);
-
-	return name ? name : "unknown error";
-}
-
-/* A failed system call, with the errno's name for scripts to look for */
-static void __attribute__((noreturn)) die_errno(int err, const char *what,
-						const char *path)
-{
-	die(EXIT_SYSTEM, "%s: %s: %s (%s)", path, what, errno_name(err),
-	    strerror(err));
-}
-
-static void *allocate(size_t size)
-{
-	void *p = NULL;
-	int err = posix_memalign(&p, 4096, size ? size : 1);
-
-	if (err)
-		die_errno(err, "allocating", "memory");
-	memset(p, 0, size);
-	return p;
-}
-
-/* A number: decimal, 0x or 0, with an optional binary suffix K, M, G or T */
-static uint64_t parse_number(const char *name, const char *text, const char **end)
-{
-	static const char suffixes[] = "KMGT";
-	const char *suffix;
-	uint64_t value;
-	unsigned int shift = 0;
-	char *rest;
-
-	errno = 0;
-	value = strtoull(text, &rest, 0);
-	if (errno || rest == text || !isdigit((unsigned char)*text))
-		die(EXIT_USAGE, "%s: '%s' is not a number", name, text);
-	suffix = *rest ? strchr(suffixes, toupper((unsigned char)*rest)) : NULL;
-	if (suffix) {
-		shift = 10 * (suffix - suffixes + 1);
-		rest++;
-	}
-	if (value > UINT64_MAX >> shift)
-		die(EXIT_USAGE, "%s: '%s' is too large", name, text);
-	if (end)
-		*end = rest;
-	else if (*rest)
-		die(EXIT_USAGE, "%s: '%s' is not a number", name, text);
-	return value << shift;
-}
-
-static uint64_t mix(uint64_t x)
-{
-	x += GOLDEN;
-	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-	return x ^ (x >> 31);
-}
-
-/* A random number below n, which must not be 0 */
-static uint64_t below(uint64_t *state, uint64_t n)
-{
-	*state += GOLDEN;
-	return mix(*state) % n;
-}
 
 /* ---------- Sectors: making, checking, explaining ---------- */
 
@@ -175,33 +72,10 @@ static uint64_t sector_key(uint64_t sector, uint64_t stamp, uint64_t seed)
 static void make_sector(uint64_t *w, uint64_t sector, uint64_t stamp,
 			uint64_t seed)
 {
-	uint64_t key;
-	unsigned int i;
-
-	if (!stamp) {
+	if (stamp)
+		stamp_sector(w, MAGIC, sector, stamp, seed);
+	else
 		memset(w, 0, SECTOR);
-		return;
-	}
-	key = sector_key(sector, stamp, seed);
-	w[0] = MAGIC;
-	w[1] = sector;
-	w[2] = stamp;
-	w[3] = seed;
-	for (i = 4; i < 61; i++)
-		w[i] = key + i * GOLDEN;
-	w[61] = sector;
-	w[62] = stamp;
-	w[63] = mix(key);
-}
-
-static bool is_zero(const uint64_t *w)
-{
-	uint64_t any = 0;
-	unsigned int i;
-
-	for (i = 0; i < WORDS; i++)
-		any |= w[i];
-	return !any;
 }
 
 /* Is this exactly the sector that make_sector() makes? */
@@ -442,22 +316,16 @@ static void device_open(const char *path, int flags, uint64_t create_size,
 	if (dev.fd < 0 && errno == EINVAL)
 		dev.fd = open(path, flags | O_CLOEXEC, 0666);
 	if (dev.fd < 0)
-		die_errno(errno, "open", path);
+		die_errno(errno, "%s: open", path);
 	if (fstat(dev.fd, &st))
-		die_errno(errno, "stat", path);
+		die_errno(errno, "%s: stat", path);
 	dev.is_block = S_ISBLK(st.st_mode);
 	dev.lbs = SECTOR;
 	if (dev.is_block) {
-		int size;
-
-		if (ioctl(dev.fd, BLKGETSIZE64, &dev.bytes))
-			die_errno(errno, "BLKGETSIZE64", path);
-		if (ioctl(dev.fd, BLKSSZGET, &size))
-			die_errno(errno, "BLKSSZGET", path);
-		dev.lbs = size;
+		dev.bytes = device_bytes(dev.fd, path, &dev.lbs);
 	} else if (S_ISREG(st.st_mode)) {
 		if (create_size && ftruncate(dev.fd, create_size))
-			die_errno(errno, "ftruncate", path);
+			die_errno(errno, "%s: ftruncate", path);
 		dev.bytes = create_size ? create_size : (uint64_t)st.st_size;
 	} else {
 		die(EXIT_USAGE, "%s: neither a block device nor a file", path);
@@ -506,8 +374,7 @@ static int transfer(bool write, const struct iovec *iov, unsigned int count,
 static void __attribute__((noreturn))
 die_io(int err, const char *what, uint64_t offset, uint64_t length)
 {
-	die(EXIT_SYSTEM, "%s: %s of %" PRIu64 " bytes at %" PRIu64 ": %s (%s)",
-	    dev.path, what, length, offset, errno_name(err), strerror(err));
+	die_errno(err, "%s: %s of %" PRIu64 " bytes at %" PRIu64, dev.path, what, length, offset);
 }
 
 /* ---------- The model ---------- */
@@ -572,15 +439,15 @@ static void model_open(const char *path, bool create, bool writable)
 		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
 	}
 	if (fd < 0)
-		die_errno(errno, "open", path);
+		die_errno(errno, "%s: open", path);
 	if (fresh) {
 		int err = posix_fallocate(fd, 0, size);
 
 		if (err)
-			die_errno(err, "fallocate", path);
+			die_errno(err, "%s: fallocate", path);
 	}
 	if (fstat(fd, &st))
-		die_errno(errno, "stat", path);
+		die_errno(errno, "%s: stat", path);
 	if ((uint64_t)st.st_size < sizeof(struct model_head))
 		die(EXIT_USAGE, "%s: not a model", path);
 	if ((uint64_t)st.st_size < size)
@@ -588,7 +455,7 @@ static void model_open(const char *path, bool create, bool writable)
 	model.head = mmap(NULL, size, PROT_READ | (writable ? PROT_WRITE : 0),
 			  MAP_SHARED, fd, 0);
 	if (model.head == MAP_FAILED)
-		die_errno(errno, "mmap", path);
+		die_errno(errno, "%s: mmap", path);
 	close(fd);
 	model.stamp = (uint64_t *)(model.head + 1);
 	model.written = (uint8_t *)(model.stamp + dev.sectors);
@@ -608,9 +475,9 @@ static void model_open(const char *path, bool create, bool writable)
 static void model_close(void)
 {
 	if (msync(model.head, model.size, MS_SYNC))
-		die_errno(errno, "msync", model.path);
+		die_errno(errno, "%s: msync", model.path);
 	if (munmap(model.head, model.size))
-		die_errno(errno, "munmap", model.path);
+		die_errno(errno, "%s: munmap", model.path);
 }
 
 /* A sector that was discarded stays what it was found to be. */
@@ -706,14 +573,14 @@ static int cmd_fill(uint64_t size)
 		if (sector + n == total && tail) {
 			iov.iov_len -= SECTOR - tail;
 			if (fcntl(dev.fd, F_SETFL, 0))
-				die_errno(errno, "fcntl", dev.path);
+				die_errno(errno, "%s: fcntl", dev.path);
 		}
 		err = transfer(true, &iov, 1, sector * SECTOR, 0);
 		if (err)
 			die_io(err, "write", sector * SECTOR, iov.iov_len);
 	}
 	if (fdatasync(dev.fd))
-		die_errno(errno, "fdatasync", dev.path);
+		die_errno(errno, "%s: fdatasync", dev.path);
 	free(buf);
 	printf("cowtest: fill: %s: %" PRIu64 " sectors, %" PRIu64
 	       " of them zero, seed %" PRIu64 "\n",
@@ -791,11 +658,6 @@ static unsigned int owner_of(uint64_t block)
 	uint64_t area = block / run.area_blocks;
 
 	return (area % 2 ? area / 2 : block) % run.threads;
-}
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-	return a < b ? a : b;
 }
 
 /* How many blocks; *align is where such a piece likes to begin */
@@ -1261,7 +1123,7 @@ static void *work(void *arg)
 			break;
 		if (below(&w->random, 1000) < run.sync_permille) {
 			if (fdatasync(dev.fd))
-				die_errno(errno, "fdatasync", dev.path);
+				die_errno(errno, "%s: fdatasync", dev.path);
 			w->count.syncs++;
 		} else if (run.discard_permille &&
 			   below(&w->random, 1000) < run.discard_permille) {
@@ -1309,7 +1171,7 @@ static void run_threads(struct counters *sum)
 		}
 		err = pthread_create(&workers[i].thread, NULL, work, &workers[i]);
 		if (err)
-			die_errno(err, "pthread_create", "threads");
+			die_errno(err, "pthread_create");
 	}
 	for (i = 0; i < run.threads; i++) {
 		const uint64_t *from = (const uint64_t *)&workers[i].count;
@@ -1319,7 +1181,7 @@ static void run_threads(struct counters *sum)
 		if (run.threads > 1)
 			err = pthread_join(workers[i].thread, NULL);
 		if (err)
-			die_errno(err, "pthread_join", "threads");
+			die_errno(err, "pthread_join");
 		for (j = 0; j < sizeof(*sum) / sizeof(uint64_t); j++)
 			to[j] += from[j];
 		free(workers[i].buf);
@@ -1473,7 +1335,7 @@ static int cmd_io(const struct io_request *io, uint64_t offset, uint64_t length)
 		update_model(first, first + count, io->stamp);
 	}
 	if (io->flush && fdatasync(dev.fd))
-		die_errno(errno, "flush", dev.path);
+		die_errno(errno, "%s: flush", dev.path);
 	if (io->read) {
 		err = transfer(false, &iov, 1, offset, 0);
 		if (err)
@@ -1594,16 +1456,6 @@ static const struct option options[] = {
 	{ NULL, 0, NULL, 0 }
 };
 
-/* A number option that must lie in a range */
-static uint64_t ranged(const char *name, const char *text, uint64_t min, uint64_t max)
-{
-	uint64_t value = parse_number(name, text, NULL);
-
-	if (value < min || value > max)
-		die(EXIT_USAGE, "--%s: must be %" PRIu64 " to %" PRIu64, name, min, max);
-	return value;
-}
-
 static void parse_region(const char *text, struct arguments *a)
 {
 	const char *rest;
@@ -1617,6 +1469,105 @@ static void parse_region(const char *text, struct arguments *a)
 	a->has_region = true;
 }
 
+/* One of the options that say what "cowtest io" does; false if it is none. */
+static bool parse_io_option(int opt, const char *name, struct io_request *io)
+{
+	switch (opt) {
+	case OPT_READ:
+		io->read = true;
+		return true;
+	case OPT_WRITE:
+		io->write = true;
+		return true;
+	case OPT_STAMP:
+		io->stamp = number(name, optarg, 0, BASE_STAMP - 2);
+		io->has_stamp = true;
+		return true;
+	case OPT_ZERO:
+		io->zero = true;
+		return true;
+	case OPT_FUA:
+		io->fua = true;
+		return true;
+	case OPT_FLUSH:
+		io->flush = true;
+		return true;
+	case OPT_DISCARD:
+		io->discard = true;
+		return true;
+	case OPT_ZERO_OUT:
+		io->zeroout = true;
+		return true;
+	}
+	return false;
+}
+
+/* One of those that say what "cowtest run" does; false if it is none. */
+static bool parse_run_option(int opt, const char *name)
+{
+	switch (opt) {
+	case OPT_OPS:
+		run.ops = parse_number(name, optarg, NULL);
+		return true;
+	case OPT_SECONDS:
+		run.seconds = number(name, optarg, 1, 1000000);
+		return true;
+	case OPT_THREADS:
+		run.threads = number(name, optarg, 1, MAX_THREADS);
+		return true;
+	case OPT_SYNC_PERMILLE:
+		run.sync_permille = number(name, optarg, 0, 1000);
+		return true;
+	case OPT_DISCARD_PERMILLE:
+		run.discard_permille = number(name, optarg, 0, 1000);
+		return true;
+	case OPT_UNIT:
+		run.unit = number(name, optarg, 0, AREA) / SECTOR;
+		return true;
+	}
+	return false;
+}
+
+static void parse_option(int opt, const char *name, struct arguments *a)
+{
+	switch (opt) {
+	case OPT_HELP:
+		fputs(help, stdout);
+		exit(EXIT_OK);
+	case OPT_SEED:
+		a->seed = parse_number(name, optarg, NULL);
+		a->has_seed = true;
+		break;
+	case OPT_BASE_SEED:
+		content_seed = parse_number(name, optarg, NULL);
+		given.seed = true;
+		break;
+	case OPT_ZERO_PERMILLE:
+		zero_permille = number(name, optarg, 0, 1000);
+		given.zero_permille = true;
+		break;
+	case OPT_SIZE:
+		a->size = number(name, optarg, 1, INT64_MAX);
+		break;
+	case OPT_MODEL:
+		a->model = optarg;
+		break;
+	case OPT_LBS:
+		a->lbs = number(name, optarg, 512, 4096);
+		if (a->lbs != 512 && a->lbs != 4096)
+			die(EXIT_USAGE, "--lbs: must be 512 or 4096");
+		break;
+	case OPT_MAX_BYTES:
+		a->max_bytes = number(name, optarg, 512, 64 << 20);
+		break;
+	case OPT_REGION:
+		parse_region(optarg, a);
+		break;
+	default:
+		die(EXIT_USAGE, "try --help");
+	}
+}
+
 static void parse_options(int argc, char **argv, struct arguments *a)
 {
 	int opt, index;
@@ -1624,85 +1575,8 @@ static void parse_options(int argc, char **argv, struct arguments *a)
 	while ((opt = getopt_long(argc, argv, "", options, &index)) != -1) {
 		const char *name = opt == '?' ? "" : options[index].name;
 
-		switch (opt) {
-		case OPT_HELP:
-			fputs(help, stdout);
-			exit(EXIT_OK);
-		case OPT_SEED:
-			a->seed = parse_number(name, optarg, NULL);
-			a->has_seed = true;
-			break;
-		case OPT_BASE_SEED:
-			content_seed = parse_number(name, optarg, NULL);
-			given.seed = true;
-			break;
-		case OPT_ZERO_PERMILLE:
-			zero_permille = ranged(name, optarg, 0, 1000);
-			given.zero_permille = true;
-			break;
-		case OPT_SIZE:
-			a->size = ranged(name, optarg, 1, INT64_MAX);
-			break;
-		case OPT_MODEL:
-			a->model = optarg;
-			break;
-		case OPT_OPS:
-			run.ops = parse_number(name, optarg, NULL);
-			break;
-		case OPT_SECONDS:
-			run.seconds = ranged(name, optarg, 1, 1000000);
-			break;
-		case OPT_THREADS:
-			run.threads = ranged(name, optarg, 1, MAX_THREADS);
-			break;
-		case OPT_LBS:
-			a->lbs = ranged(name, optarg, 512, 4096);
-			if (a->lbs != 512 && a->lbs != 4096)
-				die(EXIT_USAGE, "--lbs: must be 512 or 4096");
-			break;
-		case OPT_MAX_BYTES:
-			a->max_bytes = ranged(name, optarg, 512, 64 << 20);
-			break;
-		case OPT_SYNC_PERMILLE:
-			run.sync_permille = ranged(name, optarg, 0, 1000);
-			break;
-		case OPT_REGION:
-			parse_region(optarg, a);
-			break;
-		case OPT_READ:
-			a->io.read = true;
-			break;
-		case OPT_WRITE:
-			a->io.write = true;
-			break;
-		case OPT_STAMP:
-			a->io.stamp = ranged(name, optarg, 0, BASE_STAMP - 2);
-			a->io.has_stamp = true;
-			break;
-		case OPT_ZERO:
-			a->io.zero = true;
-			break;
-		case OPT_FUA:
-			a->io.fua = true;
-			break;
-		case OPT_FLUSH:
-			a->io.flush = true;
-			break;
-		case OPT_DISCARD:
-			a->io.discard = true;
-			break;
-		case OPT_ZERO_OUT:
-			a->io.zeroout = true;
-			break;
-		case OPT_DISCARD_PERMILLE:
-			run.discard_permille = ranged(name, optarg, 0, 1000);
-			break;
-		case OPT_UNIT:
-			run.unit = ranged(name, optarg, 0, AREA) / SECTOR;
-			break;
-		default:
-			die(EXIT_USAGE, "try --help");
-		}
+		if (!parse_io_option(opt, name, &a->io) && !parse_run_option(opt, name))
+			parse_option(opt, name, a);
 	}
 }
 
@@ -1836,7 +1710,7 @@ int main(int argc, char **argv)
 	else
 		die(EXIT_USAGE, "no such command; try --help");
 	if (close(dev.fd))
-		die_errno(errno, "close", dev.path);
+		die_errno(errno, "%s: close", dev.path);
 	if (fflush(stdout) || ferror(stdout))
 		die(EXIT_SYSTEM, "can't write to stdout");
 	return status;

@@ -139,10 +139,10 @@ static void settle(struct file *file)
 
 static void new_file(const char *name)
 {
-	struct file *file = calloc(1, sizeof(*file));
+	struct file *file = allocate(sizeof(*file));
 
-	if (!file || nr_files == MAX_FILES)
-		die("memory");
+	if (nr_files == MAX_FILES)
+		die(EXIT_SYSTEM, "too many files");
 	files[nr_files++] = file;
 	file->nr_names = 1;
 	memset(file->nr_stamps, 1, sizeof(file->nr_stamps));
@@ -154,7 +154,7 @@ static void apply(const struct record *r)
 	struct file *file = r->file < nr_files ? files[r->file] : NULL, *other;
 
 	if (file && r->op < FSYNC && ++file->changes > MAX_CHANGES)
-		die("too many changes of a file in the journal");
+		die(EXIT_SYSTEM, "too many changes of a file in the journal");
 	switch ((enum op)r->op) {
 	case CREATE:
 		new_file(r->name);
@@ -209,7 +209,7 @@ struct work {
 static void put_record(struct work *work, const struct record *record)
 {
 	if (fwrite(record, sizeof(*record), 1, work->journal) != 1)
-		die("%s", work->opt->journal);
+		die_errno(errno, "%s", work->opt->journal);
 	apply(record);
 }
 
@@ -223,21 +223,12 @@ static void put_mark(struct work *work, struct record record)
 	put_record(work, &record);
 }
 
-static int open_file(const char *name, int flags)
-{
-	int fd = open(name, flags, 0644);
-
-	if (fd < 0)
-		die("%s", name);
-	return fd;
-}
-
 static void fsync_path(const char *name)
 {
-	int fd = open_file(name, O_RDONLY);
+	int fd = open_path(name, O_RDONLY);
 
 	if (fsync(fd))
-		die("fsync %s", name);
+		die_errno(errno, "fsync %s", name);
 	close(fd);
 }
 
@@ -264,10 +255,10 @@ static void fsync_dirs(struct work *work)
 
 static void sync_all(struct work *work)
 {
-	int fd = open_file(".", O_RDONLY);
+	int fd = open_path(".", O_RDONLY);
 
 	if (syncfs(fd))
-		die("syncfs");
+		die_errno(errno, "syncfs");
 	close(fd);
 	put_mark(work, (struct record) { .op = SYNC });
 	work->syncs++;
@@ -278,13 +269,12 @@ static void write_file(struct work *work, unsigned int file, uint32_t first, uin
 	const struct record record = { .op = WRITE, .file = file, .first = first, .count = count,
 				       .stamp = ++work->stamp };
 	/* Direct writes of single sectors become writes of parts of units. */
-	int fd = open_file(latest_name(files[file]), O_WRONLY | (rnd(3) ? 0 : O_DIRECT));
+	int fd = open_path(latest_name(files[file]), O_WRONLY | (rnd(3) ? 0 : O_DIRECT));
 
 	for (uint32_t s = 0; s < count; s++)
 		make_contents((uint64_t *)(work->buf + s * SECTOR), file, first + s, record.stamp);
 	put_record(work, &record);
-	if (pwrite(fd, work->buf, count * SECTOR, first * SECTOR) != (ssize_t)count * SECTOR)
-		die("writing %s", latest_name(files[file]));
+	write_exactly(fd, latest_name(files[file]), work->buf, count * SECTOR, (uint64_t)first * SECTOR);
 	close(fd);
 }
 
@@ -297,7 +287,7 @@ static void choose_name(char *name)
 	if (dir < NR_DIRS) {
 		snprintf(name, NAME_SIZE, "d%d", dir);
 		if (mkdir(name, 0755) && errno != EEXIST)
-			die("%s", name);
+			die_errno(errno, "%s", name);
 		strcat(name, "/");
 	}
 	sprintf(name + strlen(name), "f%d", (int)rnd(30));
@@ -319,7 +309,7 @@ static void create(struct work *work)
 		choose_name(record.name);
 	} while (file_called(record.name));
 	put_record(work, &record);
-	close(open_file(record.name, O_WRONLY | O_CREAT | O_EXCL));
+	close(open_path(record.name, O_WRONLY | O_CREAT | O_EXCL));
 	if (rnd(16))
 		write_file(work, record.file, 0, choose_size(MAX_SECTORS));
 }
@@ -352,7 +342,7 @@ static void truncate_file(struct work *work, unsigned int file)
 
 	put_record(work, &(struct record) { .op = TRUNCATE, .file = file, .count = to });
 	if (truncate(latest_name(files[file]), to * SECTOR))
-		die("truncating %s", latest_name(files[file]));
+		die_errno(errno, "truncating %s", latest_name(files[file]));
 }
 
 static void rename_file(struct work *work, unsigned int file)
@@ -366,7 +356,7 @@ static void rename_file(struct work *work, unsigned int file)
 		return;
 	put_record(work, &record);
 	if (rename(from, record.name))
-		die("renaming %s to %s", from, record.name);
+		die_errno(errno, "renaming %s to %s", from, record.name);
 }
 
 static void unlink_file(struct work *work, unsigned int file)
@@ -376,16 +366,16 @@ static void unlink_file(struct work *work, unsigned int file)
 	strcpy(name, latest_name(files[file]));
 	put_record(work, &(struct record) { .op = UNLINK, .file = file });
 	if (unlink(name))
-		die("deleting %s", name);
+		die_errno(errno, "deleting %s", name);
 }
 
 /* Have it written, without making it durable. */
 static void write_back(unsigned int file)
 {
-	int fd = open_file(latest_name(files[file]), O_RDONLY);
+	int fd = open_path(latest_name(files[file]), O_RDONLY);
 
 	if (sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER))
-		die("sync_file_range");
+		die_errno(errno, "sync_file_range");
 	close(fd);
 }
 
@@ -460,17 +450,16 @@ static int work(const char *dir, const struct options *opt, bool fill)
 		load_journal(opt->journal);
 	work.journal = fopen(opt->journal, fill ? "w" : "a");
 	if (!work.journal)
-		die("%s", opt->journal);
-	if (posix_memalign((void **)&work.buf, 4096, MAX_SECTORS * SECTOR))
-		die("memory");
+		die_errno(errno, "%s", opt->journal);
+	work.buf = allocate(MAX_SECTORS * SECTOR);
 	if (chdir(dir))
-		die("%s", dir);
+		die_errno(errno, "%s", dir);
 
 	for (uint64_t op = 0; op < opt->ops; op++)
 		work_some(&work);
 	sync_all(&work);
 	if (fclose(work.journal))
-		die("%s", opt->journal);
+		die_errno(errno, "%s", opt->journal);
 
 	printf("fscrash: %" PRIu64 " operations, %" PRIu64 " writes, %" PRIu64 " fsyncs of files, %" PRIu64
 	       " of more\n", opt->ops, (uint64_t)(work.stamp & (BASE - 1)), work.fsyncs, work.syncs);
@@ -520,8 +509,7 @@ static void take_changes(struct check *check)
 static void pass_mark(struct check *check, uint64_t mark)
 {
 	if (check->next == check->nr_records || check->records[check->next].mark != mark) {
-		errno = 0;
-		die("mark %" PRIu64 " is not in its place in the journal", mark);
+		die(EXIT_SYSTEM, "mark %" PRIu64 " is not in its place in the journal", mark);
 	}
 	apply(&check->records[check->next++]);
 	take_changes(check);
@@ -623,7 +611,7 @@ static void check_tree(struct check *check)
 	for (unsigned int i = 0; i < nr_files; i++)
 		files[i]->found = false;
 	if (chdir(check->dir))
-		die("%s", check->dir);
+		die_errno(errno, "%s", check->dir);
 	visiting = check;
 	if (nftw(".", visit, 16, FTW_PHYS))
 		complain(check, "the files cannot be listed: %s", strerror(errno));
@@ -631,7 +619,7 @@ static void check_tree(struct check *check)
 		if (!files[i]->found && !has_name(files[i], ""))
 			complain(check, "file %u is lost, which was %s", i, files[i]->names[0]);
 	if (chdir("/"))
-		die("/");
+		die_errno(errno, "/");
 }
 
 static void fsck(struct check *check, const char *device)
@@ -642,18 +630,18 @@ static void fsck(struct check *check, const char *device)
 	pid_t pid = fork();
 
 	if (pid < 0 || !out)
-		die("fork");
+		die_errno(errno, "fork");
 	if (!pid) {
 		if (dup2(fileno(out), 1) < 0 || dup2(fileno(out), 2) < 0)
-			die("dup2");
+			die_errno(errno, "dup2");
 		if (!strcmp(check->opt->type, "xfs"))
 			execlp("xfs_repair", "xfs_repair", "-n", device, NULL);
 		else
 			execlp("e2fsck", "e2fsck", "-fn", device, NULL);
-		die("fsck");
+		die_errno(errno, "fsck");
 	}
 	if (waitpid(pid, &status, 0) != pid)
-		die("waitpid");
+		die_errno(errno, "waitpid");
 	if (status) {
 		complain(check, "fsck finds faults, status %#x:", status);
 		rewind(out);
@@ -683,7 +671,7 @@ static void check_cowloop(struct check *check, int image)
 	} else {
 		check_tree(check);
 		if (umount(check->dir))
-			die("unmounting %s", check->dir);
+			die_errno(errno, "unmounting %s", check->dir);
 		fsck(check, path);
 	}
 	dm_simple(DM_DEV_REMOVE, check->name, 0);
@@ -692,14 +680,9 @@ static void check_cowloop(struct check *check, int image)
 static void write_entry(int fd, const struct log_entry *entry)
 {
 	const size_t size = entry->nr_sectors * SECTOR;
-	char *zeroes = NULL;
+	char *zeroes = entry->flags & LOG_DISCARD ? allocate(size) : NULL;
 
-	if (entry->flags & LOG_DISCARD && posix_memalign((void **)&zeroes, 4096, size))
-		die("memory");
-	if (zeroes)
-		memset(zeroes, 0, size);
-	if (pwrite(fd, zeroes ? zeroes : log_data(entry), size, entry->sector * SECTOR) != (ssize_t)size)
-		die("replaying the log");
+	write_exactly(fd, "replaying the log", zeroes ? zeroes : log_data(entry), size, entry->sector * SECTOR);
 	free(zeroes);
 }
 
@@ -736,11 +719,9 @@ static void check_state(struct check *check, uint64_t entry, const bool *lose, u
 	snprintf(params, sizeof(params), "%s %s N 8", check->base, check->scratch);
 	image = dm_create(check->image_name, check->base_sectors, "snapshot", params);
 	if (image < 0)
-		die("the snapshot");
+		die_errno(errno, "the snapshot");
 	snprintf(path, sizeof(path), "/dev/dm-%d", image);
-	fd = open(path, O_WRONLY | O_DIRECT);
-	if (fd < 0)
-		die("%s", path);
+	fd = open_path(path, O_WRONLY | O_DIRECT);
 	for (size_t i = 0; i < check->nr_pending; i++)
 		if (!lost || !lose[i])
 			write_entry(fd, check->pending[i]);
@@ -765,12 +746,10 @@ static void flush_pending(struct check *check)
 static void replay(struct check *check, const struct log_super *super)
 {
 	const struct log_entry *entry = log_first(super);
-	bool *lose = calloc(super->nr_entries, sizeof(*lose));
+	bool *lose = allocate(super->nr_entries * sizeof(*lose));
 	unsigned int lost;
 
-	check->pending = calloc(super->nr_entries, sizeof(*check->pending));
-	if (!check->pending || !lose)
-		die("memory");
+	check->pending = allocate(super->nr_entries * sizeof(*check->pending));
 	for (uint64_t i = 0; i < super->nr_entries; i++, entry = log_next(entry)) {
 		if (log_mark(entry))
 			pass_mark(check, log_mark(entry));
@@ -808,15 +787,13 @@ static int check_share(unsigned int worker, const char *log, const char *dir, ch
 	snprintf(check.image_name, sizeof(check.image_name), "fscrash-image%u", worker);
 	snprintf(check.dir, sizeof(check.dir), "%s/%u", dir, worker);
 	if (mkdir(check.dir, 0755) && errno != EEXIST)
-		die("%s", check.dir);
+		die_errno(errno, "%s", check.dir);
 	super = map_file(log, &size);
 	check.records = map_file(opt->journal, &size);
 	check.nr_records = size / sizeof(*check.records);
 	check.rdo_sectors = device_sectors(opt->rdo);
 	check.base_sectors = device_sectors(check.base);
-	check.base_fd = open(check.base, O_WRONLY | O_DIRECT);
-	if (check.base_fd < 0)
-		die("%s", check.base);
+	check.base_fd = open_path(check.base, O_WRONLY | O_DIRECT);
 	take_changes(&check);
 	while (check.next < check.nr_records && !check.records[check.next].mark)
 		pass_mark(&check, 0);	/* those of fill, all done */
@@ -825,8 +802,7 @@ static int check_share(unsigned int worker, const char *log, const char *dir, ch
 	replay(&check, super);
 
 	if (check.next != check.nr_records) {
-		errno = 0;
-		die("only %" PRIu64 " marks in the log: it is not complete", check.marks);
+		die(EXIT_SYSTEM, "only %" PRIu64 " marks in the log: it is not complete", check.marks);
 	}
 	if (!worker)
 		printf("fscrash: %" PRIu64 " states: %" PRIu64 " at flushes and FUA writes, %" PRIu64
@@ -904,9 +880,9 @@ int main(int argc, char **argv)
 		case 'o': opt.target_options = optarg; break;
 		case 'r': opt.rdo = optarg; break;
 		case 't': opt.type = optarg; break;
-		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
-		case 'n': opt.ops = strtoull(optarg, NULL, 0); break;
-		case 'm': opt.samples = strtoul(optarg, NULL, 0); break;
+		case 's': opt.seed = number("seed", optarg, 0, UINT64_MAX); break;
+		case 'n': opt.ops = number("ops", optarg, 0, UINT64_MAX); break;
+		case 'm': opt.samples = number("samples", optarg, 0, UINT_MAX); break;
 		default: usage();
 		}
 	}

@@ -14,26 +14,13 @@
  * with it. The same seed makes the same cowfiles.
  */
 #include <endian.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/dm-ioctl.h>
-#include <linux/fs.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <unistd.h>
 
+#include "dm.h"
 #include "../dm-cowloop.h"
 
-#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
-#define SECTOR		512
 #define IMAGE		(128 * 1024)	/* head and bitmap of any of them */
 #define MAX_IO		(256 * 1024)
 #define BEHIND		4096		/* bytes behind the cow device that are watched */
@@ -47,43 +34,16 @@ static struct {
 	uint64_t print[3];	/* by format */
 } rdo[ARRAY_SIZE(sizes)];
 
-static int control, cow_fd;
+static int cow_fd;
 static uint64_t cow_base_sectors;
 static char cow_path[256];
-static uint64_t state;
 static unsigned long nr_opened, nr_refused, nr_ios, nr_errors;
-
-static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt, ...)
-{
-	va_list ap;
-
-	fprintf(stderr, "hostile: ");
-	va_start(ap, fmt);
-	vfprintf(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, "\n");
-	exit(1);
-}
 
 /* ---- Numbers ---- */
 
-static uint64_t next(uint64_t *s)
-{
-	uint64_t x = *s += 0x9e3779b97f4a7c15ULL;
-
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
-	return x ^ x >> 31;
-}
-
-static uint64_t below(uint64_t n)
-{
-	return next(&state) % n;
-}
-
 static int chance(unsigned int percent)
 {
-	return below(100) < percent;
+	return rnd(100) < percent;
 }
 
 static void randomize(void *to, size_t size)
@@ -91,7 +51,7 @@ static void randomize(void *to, size_t size)
 	unsigned char *p = to;
 
 	while (size--)
-		*p++ = next(&state);
+		*p++ = next_random(&random_state);
 }
 
 static uint32_t crc32c(uint32_t crc, const void *data, size_t size)
@@ -112,117 +72,42 @@ static uint32_t crc32c(uint32_t crc, const void *data, size_t size)
 
 /* ---- Device-mapper ---- */
 
-static union {
-	struct dm_ioctl dmi;
-	char bytes[16384];
-} dm;
-
-static void *dm_prepare(const char *name)
+static int dm_suspend(const char *name, bool suspend)
 {
-	memset(&dm, 0, sizeof(dm));
-	dm.dmi.version[0] = DM_VERSION_MAJOR;
-	dm.dmi.data_size = sizeof(dm);
-	dm.dmi.data_start = sizeof(dm.dmi);
-	snprintf(dm.dmi.name, sizeof(dm.dmi.name), "%s", name);
-	return dm.bytes + sizeof(dm.dmi);
+	return dm_try(DM_DEV_SUSPEND, name, suspend ? DM_SUSPEND_FLAG : 0);
 }
 
-static int dm_call(unsigned long request)
+static void dm_status(const char *name, bool table)
 {
-	return ioctl(control, request, &dm) ? errno : 0;
+	dm_simple(DM_TABLE_STATUS, name, table ? DM_STATUS_TABLE_FLAG : 0);
 }
 
-static int dm_load(const char *name, uint64_t sectors, const char *type, const char *params)
+static void dm_number(const char *name, char *to, size_t size)
 {
-	struct dm_target_spec *spec = dm_prepare(name);
+	const dev_t dev = dm_device(name);
 
-	dm.dmi.target_count = 1;
-	spec->length = sectors;
-	snprintf(spec->target_type, sizeof(spec->target_type), "%s", type);
-	snprintf((char *)(spec + 1), 1024, "%s", params);
-	return dm_call(DM_TABLE_LOAD);
-}
-
-static int dm_suspend(const char *name, int suspend)
-{
-	dm_prepare(name);
-	dm.dmi.flags = suspend ? DM_SUSPEND_FLAG : 0;
-	return dm_call(DM_DEV_SUSPEND);
-}
-
-static int dm_message(const char *name, const char *message)
-{
-	struct dm_target_msg *msg = dm_prepare(name);
-
-	snprintf(msg->message, 1024, "%s", message);
-	return dm_call(DM_TARGET_MSG);
-}
-
-static void dm_status(const char *name, int table)
-{
-	dm_prepare(name);
-	dm.dmi.flags = table ? DM_STATUS_TABLE_FLAG : 0;
-	if (dm_call(DM_TABLE_STATUS))
-		die("no status of %s: %s", name, strerror(errno));
-}
-
-static void dm_create(const char *name)
-{
-	dm_prepare(name);
-	if (dm_call(DM_DEV_CREATE))
-		die("cannot create %s: %s", name, strerror(errno));
-}
-
-static void dm_remove(const char *name)
-{
-	dm_prepare(name);
-	if (dm_call(DM_DEV_REMOVE))
-		die("cannot remove %s: %s", name, strerror(errno));
-}
-
-/* Of the device that the last ioctl was about. */
-static void dm_number(char *to, size_t size)
-{
-	snprintf(to, size, "%u:%u", major(dm.dmi.dev), minor(dm.dmi.dev));
+	snprintf(to, size, "%u:%u", major(dev), minor(dev));
 }
 
 static void linear(const char *name, uint64_t sectors, const char *base)
 {
 	char params[300];
-	int r;
+	int err;
 
 	snprintf(params, sizeof(params), "%s 0", base);
-	r = dm_load(name, sectors, "linear", params);
-	if (!r)
-		r = dm_suspend(name, 0);
-	if (r)
-		die("cannot make %s of %llu sectors: %s", name, (unsigned long long)sectors,
-		    strerror(r));
+	err = dm_try_load(name, sectors, "linear", params);
+	if (!err)
+		err = dm_suspend(name, false);
+	if (err)
+		die_errno(err, "%s of %" PRIu64 " sectors", name, sectors);
 }
 
 /* ---- The devices below ---- */
 
 static void raw_write(const void *data, size_t size, uint64_t at)
 {
-	if (at + size <= cow_base_sectors * SECTOR &&
-	    pwrite(cow_fd, data, size, at) != (ssize_t)size)
-		die("cannot write the cow device: %s", strerror(errno));
-}
-
-static void read_all(int fd, void *to, size_t size, uint64_t at)
-{
-	if (pread(fd, to, size, at) != (ssize_t)size)
-		die("cannot read: %s", strerror(errno));
-}
-
-static void *aligned(size_t size)
-{
-	void *p;
-
-	if (posix_memalign(&p, 4096, size))
-		die("no memory");
-	memset(p, 0, size);
-	return p;
+	if (at + size <= cow_base_sectors * SECTOR)
+		write_exactly(cow_fd, cow_path, data, size, at);
 }
 
 static uint64_t checksum(int fd, uint64_t sectors)
@@ -231,11 +116,11 @@ static uint64_t checksum(int fd, uint64_t sectors)
 	uint64_t sum = 0, at, n, i;
 
 	if (!buf)
-		buf = aligned(1 << 20);
+		buf = allocate(1 << 20);
 	for (at = 0; at < sectors * SECTOR; at += n) {
 		n = sectors * SECTOR - at;
 		n = n < 1 << 20 ? n : 1 << 20;
-		read_all(fd, buf, n, at);
+		read_exactly(fd, "a device", buf, n, at);
 		for (i = 0; i < n / 8; i++)
 			sum = (sum ^ buf[i]) * 0x100000001b3ULL;
 	}
@@ -244,13 +129,13 @@ static uint64_t checksum(int fd, uint64_t sectors)
 
 static uint64_t print_v1(int fd, uint64_t sectors)
 {
-	unsigned char *buf = aligned(4096);
+	unsigned char *buf = allocate(4096);
 	unsigned int found = 0, i;
 	uint64_t at, print = 0;
 	unsigned char sum;
 
 	for (at = 0; at + 1024 <= sectors * SECTOR && found < 4; at += 1024) {
-		read_all(fd, buf, 1024, at);
+		read_exactly(fd, "a device", buf, 1024, at);
 		for (i = 0, sum = 0; i < 1024; i++)
 			sum += buf[i];
 		if (sum)
@@ -262,13 +147,13 @@ static uint64_t print_v1(int fd, uint64_t sectors)
 
 static uint64_t print_v2(int fd, uint64_t sectors)
 {
-	unsigned char *buf = aligned(4096);
+	unsigned char *buf = allocate(4096);
 	uint64_t nr = sectors / 8 ? sectors / 8 : 1;
 	uint32_t crc = ~0U;
 	unsigned int i;
 
 	for (i = 0; i < 64; i++) {
-		read_all(fd, buf, sectors < 8 ? sectors * SECTOR : 4096, (nr - 1) * i / 63 * 4096);
+		read_exactly(fd, "a device", buf, sectors < 8 ? sectors * SECTOR : 4096, (nr - 1) * i / 63 * 4096);
 		crc = crc32c(crc, buf, 4096);
 	}
 	free(buf);
@@ -282,9 +167,9 @@ static void make_rdos(const char *base, int fd)
 
 	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
 		snprintf(name, sizeof(name), "hostile-rdo%u", i);
-		dm_create(name);
+		dm_simple(DM_DEV_CREATE, name, 0);
 		linear(name, sizes[i], base);
-		dm_number(rdo[i].dev, sizeof(rdo[i].dev));
+		dm_number(name, rdo[i].dev, sizeof(rdo[i].dev));
 		rdo[i].sectors = sizes[i];
 		rdo[i].print[1] = print_v1(fd, sizes[i]);
 		rdo[i].print[2] = print_v2(fd, sizes[i]);
@@ -330,13 +215,13 @@ static void fix_map_sector(uint64_t sector)
 static uint64_t fill_bitmap(void)
 {
 	const unsigned int bytes = geo.format == 2 ? COW_V2_SECTOR_BYTES : COW_V1_SECTOR_BYTES;
-	const unsigned int pattern = below(5);
+	const unsigned int pattern = rnd(5);
 	uint64_t unit, used = 0;
 
 	for (unit = 0; unit < geo.nr_units; unit++) {
 		unsigned char *byte = map_sector(unit / 8 / bytes) + unit / 8 % bytes;
 		int set = pattern == 1 || (pattern == 2 && unit % 97 == 5) ||
-			  (pattern == 3 && next(&state) & 1) || (pattern == 4 && unit >> 12 & 1);
+			  (pattern == 3 && next_random(&random_state) & 1) || (pattern == 4 && unit >> 12 & 1);
 
 		if (set)
 			*byte |= 1 << unit % 8;
@@ -351,10 +236,10 @@ static uint64_t fill_bitmap(void)
 static void make_cowfile(void)
 {
 	const unsigned int format = 1 + chance(60);
-	const unsigned int mapunit = format == 1 ? 1024 : 4096U << (chance(30) ? below(9) : 0);
+	const unsigned int mapunit = format == 1 ? 1024 : 4096U << (chance(30) ? rnd(9) : 0);
 	struct cow_head *h = head();
 
-	which = below(ARRAY_SIZE(sizes));
+	which = rnd(ARRAY_SIZE(sizes));
 	/* Repair reads all of them. */
 	if (format == 1 && which == ARRAY_SIZE(sizes) - 1)
 		which--;
@@ -379,19 +264,19 @@ static void make_cowfile(void)
 
 static uint64_t odd_number(uint64_t was)
 {
-	switch (below(12)) {
+	switch (rnd(12)) {
 	case 0: return 0;
 	case 1: return ~0ULL;
-	case 2: return 1ULL << below(64);
-	case 3: return (1ULL << below(64)) - 1;
+	case 2: return 1ULL << rnd(64);
+	case 3: return (1ULL << rnd(64)) - 1;
 	case 4: return was + 1;
 	case 5: return was - 1;
 	case 6: return was * 2;
 	case 7: return was / 2;
-	case 8: return was + (4096 << below(20));
+	case 8: return was + (4096 << rnd(20));
 	case 9: return -was;
-	case 10: return cow_base_sectors * SECTOR - below(3) * 4096;
-	default: return next(&state);
+	case 10: return cow_base_sectors * SECTOR - rnd(3) * 4096;
+	default: return next_random(&random_state);
 	}
 }
 
@@ -403,7 +288,7 @@ static void mutate_field(void)
 		{ 0, 4 }, { 4, 2 }, { 6, 2 }, { 8, 8 }, { 16, 8 }, { 24, 8 }, { 32, 8 },
 		{ 40, 8 }, { 48, 8 }, { 56, 8 }, { 64, 8 }, { 72, 4 }, { 76, 4 },
 	};
-	const unsigned int i = below(ARRAY_SIZE(fields));
+	const unsigned int i = rnd(ARRAY_SIZE(fields));
 	uint64_t n = 0;
 
 	memcpy(&n, image + fields[i].at, fields[i].size);
@@ -413,14 +298,14 @@ static void mutate_field(void)
 
 static void mutate_bitmap(void)
 {
-	const uint64_t sector = below(nr_map_sectors());
+	const uint64_t sector = rnd(nr_map_sectors());
 
-	switch (below(4)) {
+	switch (rnd(4)) {
 	case 0:
 		memset(map_sector(sector), chance(50) ? 0xff : 0, COW_MAP_SECTOR);
 		break;
 	case 1:
-		memcpy(map_sector(sector), map_sector(below(nr_map_sectors())), COW_MAP_SECTOR);
+		memcpy(map_sector(sector), map_sector(rnd(nr_map_sectors())), COW_MAP_SECTOR);
 		break;
 	default:
 		randomize(map_sector(sector), COW_MAP_SECTOR);
@@ -437,11 +322,11 @@ static void mutate_gently(void)
 	if (chance(70))
 		mutate_bitmap();
 	if (geo.format == 2 && chance(50))
-		h->cowused = htole64(below(geo.nr_units + 1));
+		h->cowused = htole64(rnd(geo.nr_units + 1));
 	if (geo.format == 2 && chance(30))
-		h->doffset = htole64(geo.doffset + ((uint64_t)geo.mapunit << below(36)));
+		h->doffset = htole64(geo.doffset + ((uint64_t)geo.mapunit << rnd(36)));
 	if (geo.format == 2 && chance(10))
-		h->compat_ro = htole32(next(&state));
+		h->compat_ro = htole32(next_random(&random_state));
 	if (geo.format == 1 && chance(80))
 		h->flags = htole16(COW_FLAG_DIRTY);
 	randomize(h->label, sizeof(h->label));
@@ -450,16 +335,16 @@ static void mutate_gently(void)
 
 static void mutate(void)
 {
-	unsigned int n = 1 + below(3);
+	unsigned int n = 1 + rnd(3);
 
 	if (chance(45)) {
 		mutate_gently();
 		return;
 	}
 	while (n--) {
-		switch (below(6)) {
+		switch (rnd(6)) {
 		case 0:
-			image[below(COW_V2_HEAD_SIZE)] ^= 1 << below(8);
+			image[rnd(COW_V2_HEAD_SIZE)] ^= 1 << rnd(8);
 			break;
 		case 1:
 			mutate_bitmap();
@@ -483,11 +368,11 @@ static uint64_t cow_sectors(void)
 {
 	const uint64_t all = cow_base_sectors - BEHIND / SECTOR;
 	const uint64_t ends[] = {
-		1 + below(16), geo.moffset / SECTOR, (geo.moffset + geo.mapsize) / SECTOR,
-		geo.doffset / SECTOR, geo.doffset / SECTOR + below(geo.rdo_sectors),
+		1 + rnd(16), geo.moffset / SECTOR, (geo.moffset + geo.mapsize) / SECTOR,
+		geo.doffset / SECTOR, geo.doffset / SECTOR + rnd(geo.rdo_sectors),
 		(geo.doffset + geo.nr_units * geo.mapunit) / SECTOR,
 	};
-	uint64_t n = ends[below(ARRAY_SIZE(ends))] + below(3) - 1;
+	uint64_t n = ends[rnd(ARRAY_SIZE(ends))] + rnd(3) - 1;
 
 	if (chance(75))
 		return all;
@@ -502,28 +387,28 @@ static void scribble(uint64_t *s, unsigned char *buf)
 	const uint64_t map = geo.moffset / SECTOR, map_end = map + nr_map_sectors();
 	uint64_t sector, i;
 
-	switch (next(s) % 4) {
+	switch (next_random(s) % 4) {
 	case 0:
-		sector = next(s) % 16;
+		sector = next_random(s) % 16;
 		break;
 	case 1:
-		sector = geo.doffset / SECTOR + next(s) % (geo.rdo_sectors + 1);
+		sector = geo.doffset / SECTOR + next_random(s) % (geo.rdo_sectors + 1);
 		break;
 	default:
-		sector = map + next(s) % (map_end - map);
+		sector = map + next_random(s) % (map_end - map);
 	}
-	switch (next(s) % 4) {
+	switch (next_random(s) % 4) {
 	case 0:
-		memset(buf, next(s) % 2 ? 0xff : 0, SECTOR);
+		memset(buf, next_random(s) % 2 ? 0xff : 0, SECTOR);
 		break;
 	case 1:
 		memcpy(buf, image + sector % (IMAGE / SECTOR) * SECTOR, SECTOR);
 		break;
 	default:
 		for (i = 0; i < SECTOR; i++)
-			buf[i] = next(s);
+			buf[i] = next_random(s);
 		/* As a sector of the bitmap, one that may be right. */
-		if (sector >= map && next(s) % 2) {
+		if (sector >= map && next_random(s) % 2) {
 			const uint64_t index = htole64(sector - map);
 			uint32_t crc = crc32c(~0U, buf, COW_V2_SECTOR_BYTES);
 
@@ -540,7 +425,7 @@ static uint64_t scribbler_state;
 
 static void *scribbler(void *arg)
 {
-	unsigned char *buf = aligned(4096);
+	unsigned char *buf = allocate(4096);
 
 	for (;;) {
 		pthread_mutex_lock(&scribbling);
@@ -556,7 +441,7 @@ static void set_scribbler(int runs)
 {
 	pthread_mutex_lock(&scribbling);
 	scribbler_runs = runs;
-	scribbler_state = next(&state);
+	scribbler_state = next_random(&random_state);
 	pthread_mutex_unlock(&scribbling);
 }
 
@@ -571,7 +456,7 @@ static void io_ended(const char *what, int failed)
 	case EIO: case ENOSPC: case EOPNOTSUPP: case EROFS: case EPERM: case EBADF:
 		return;
 	}
-	die("%s: %s", what, strerror(errno));
+	die_errno(errno, "%s", what);
 }
 
 /* Clean memory is given back, and with it parts of the bitmap: they are read again. */
@@ -580,7 +465,7 @@ static void drop_caches(void)
 	int fd = open("/proc/sys/vm/drop_caches", O_WRONLY);
 
 	if (fd < 0 || write(fd, "2", 1) != 1)
-		die("cannot drop caches: %s", strerror(errno));
+		die_errno(errno, "cannot drop caches");
 	close(fd);
 }
 
@@ -589,19 +474,19 @@ static void do_io(int fd, unsigned char *buf)
 	const uint64_t size = geo.rdo_sectors * SECTOR;
 	uint64_t range[2], at, length;
 
-	at = below(geo.rdo_sectors) * SECTOR;
-	length = (1 + below(chance(30) ? MAX_IO / SECTOR : 16)) * SECTOR;
+	at = rnd(geo.rdo_sectors) * SECTOR;
+	length = (1 + rnd(chance(30) ? MAX_IO / SECTOR : 16)) * SECTOR;
 	if (length > size - at)
 		length = size - at;
 	range[0] = at;
 	range[1] = chance(50) ? length : size - at;
-	switch (below(8)) {
+	switch (rnd(8)) {
 	case 0: case 1:
 		io_ended("read", pread(fd, buf, length, at) != (ssize_t)length);
 		break;
 	case 2: case 3: case 4:
 		if (chance(50))
-			buf[below(length)] ^= 0x55;
+			buf[rnd(length)] ^= 0x55;
 		io_ended("write", pwrite(fd, buf, length, at) != (ssize_t)length);
 		break;
 	case 5:
@@ -619,55 +504,58 @@ static void do_io(int fd, unsigned char *buf)
 static void do_control(const char *name, const char *params, unsigned char *buf)
 {
 	char message[64];
+	int err;
 
-	switch (below(8)) {
+	switch (rnd(8)) {
 	case 0: case 1:
-		dm_message(name, "sync");
+		dm_try_message(name, "sync");
 		break;
 	case 2:
 		snprintf(message, sizeof(message), "%s %llu", chance(50) ? "limit" : "low_water",
-			 (unsigned long long)(chance(50) ? below(geo.nr_units + 1) : odd_number(9)));
-		dm_message(name, message);
+			 (unsigned long long)(chance(50) ? rnd(geo.nr_units + 1) : odd_number(9)));
+		dm_try_message(name, message);
 		break;
 	case 3:
 		dm_status(name, chance(30));
 		break;
 	case 4:
 		if (chance(30))
-			dm_message(name, chance(50) ? "read_only" : "close");
+			dm_try_message(name, chance(50) ? "read_only" : "close");
 		break;
 	case 5:
 		if (chance(50))
-			dm_load(name, geo.rdo_sectors, "cowloop", params);
-		if (dm_suspend(name, 1) || dm_suspend(name, 0))
-			die("cannot suspend and resume: %s", strerror(errno));
+			dm_try_load(name, geo.rdo_sectors, "cowloop", params);
+		err = dm_suspend(name, true);
+		if (!err)
+			err = dm_suspend(name, false);
+		if (err)
+			die_errno(err, "cannot suspend and resume");
 		break;
 	case 6:
 		if (chance(30))
 			drop_caches();
 		break;
 	default:
-		scribble(&state, buf);
+		scribble(&random_state, buf);
 	}
 }
 
 static void use_device(const char *name, const char *params)
 {
 	static unsigned char *buf;
-	unsigned int n = 8 + below(24);
+	const dev_t dev = dm_device(name);
+	unsigned int n = 8 + rnd(24);
 	char node[64];
 	int fd;
 
 	if (!buf)
-		buf = aligned(MAX_IO);
-	snprintf(node, sizeof(node), "/dev/hostile-%u-%u", major(dm.dmi.dev), minor(dm.dmi.dev));
-	if (mknod(node, S_IFBLK | 0600, dm.dmi.dev) && errno != EEXIST)
-		die("%s: %s", node, strerror(errno));
+		buf = allocate(MAX_IO);
+	snprintf(node, sizeof(node), "/dev/hostile-%u-%u", major(dev), minor(dev));
+	if (mknod(node, S_IFBLK | 0600, dev) && errno != EEXIST)
+		die_errno(errno, "%s", node);
 	fd = open(node, O_RDWR | O_DIRECT);
 	if (fd < 0)
-		fd = open(node, O_RDONLY | O_DIRECT);
-	if (fd < 0)
-		die("%s: %s", node, strerror(errno));
+		fd = open_path(node, O_RDONLY | O_DIRECT);
 	set_scribbler(chance(50));
 	while (n--) {
 		if (chance(75))
@@ -689,14 +577,14 @@ static void choose_options(char *to, size_t size)
 		" 1 no_discard_passdown", " 2 repair limit:1", " 3 limit:1000 reserve:10 repair",
 	};
 
-	snprintf(to, size, "%s", options[below(ARRAY_SIZE(options))]);
+	snprintf(to, size, "%s", options[rnd(ARRAY_SIZE(options))]);
 }
 
 static void attempt(int remake)
 {
 	static uint64_t sectors;
-	unsigned char *behind = aligned(BEHIND);
-	char params[512], options[64];
+	unsigned char *behind = allocate(BEHIND);
+	char params[512], options[64], cow[16];
 	unsigned int i;
 
 	/* Else what the last one has left is opened again. */
@@ -711,37 +599,24 @@ static void attempt(int remake)
 	memset(behind, 0x5a, BEHIND);
 	raw_write(behind, BEHIND, sectors * SECTOR);
 
-	dm_create("hostile");
-	dm_prepare("hostile-cow");
-	if (dm_call(DM_DEV_STATUS))
-		die("no status of the cow device");
+	dm_simple(DM_DEV_CREATE, "hostile", 0);
+	dm_number("hostile-cow", cow, sizeof(cow));
 	choose_options(options, sizeof(options));
-	snprintf(params, sizeof(params), "%s %u:%u%s", rdo[which].dev, major(dm.dmi.dev),
-		 minor(dm.dmi.dev), options);
-	if (dm_load("hostile", geo.rdo_sectors, "cowloop", params)) {
+	snprintf(params, sizeof(params), "%s %s%s", rdo[which].dev, cow, options);
+	if (dm_try_load("hostile", geo.rdo_sectors, "cowloop", params)) {
 		nr_refused++;
 	} else {
 		nr_opened++;
-		if (dm_suspend("hostile", 0))
-			die("cannot resume: %s", strerror(errno));
+		dm_simple(DM_DEV_SUSPEND, "hostile", 0);	/* resumes */
 		use_device("hostile", params);
 	}
-	dm_remove("hostile");
+	dm_simple(DM_DEV_REMOVE, "hostile", 0);
 
-	read_all(cow_fd, behind, BEHIND, sectors * SECTOR);
+	read_exactly(cow_fd, "a device", behind, BEHIND, sectors * SECTOR);
 	for (i = 0; i < BEHIND && sectors == cow_base_sectors - BEHIND / SECTOR; i++)
 		if (behind[i] != 0x5a)
-			die("byte %u behind the cow device was written", i);
+			die(EXIT_MISMATCH, "byte %u behind the cow device was written", i);
 	free(behind);
-}
-
-static uint64_t device_sectors(int fd)
-{
-	uint64_t bytes;
-
-	if (ioctl(fd, BLKGETSIZE64, &bytes))
-		die("no size: %s", strerror(errno));
-	return bytes / SECTOR;
 }
 
 int main(int argc, char **argv)
@@ -756,38 +631,35 @@ int main(int argc, char **argv)
 	int rdo_fd;
 
 	if (argc < 3)
-		die("hostile [COUNT [SEED]] RDO COW");
-	control = open("/dev/mapper/control", O_RDWR);
-	rdo_fd = open(argv[argc - 2], O_RDONLY | O_DIRECT);
+		die(EXIT_USAGE, "hostile [COUNT [SEED]] RDO COW");
+	rdo_fd = open_path(argv[argc - 2], O_RDONLY | O_DIRECT);
 	snprintf(cow_path, sizeof(cow_path), "%s", argv[argc - 1]);
-	cow_fd = open(cow_path, O_RDWR | O_DIRECT);
-	if (control < 0 || rdo_fd < 0 || cow_fd < 0)
-		die("cannot open: %s", strerror(errno));
-	cow_base_sectors = device_sectors(cow_fd);
-	if (device_sectors(rdo_fd) < rdo_sectors || cow_base_sectors < rdo_sectors + 4096)
-		die("the devices are too small");
+	cow_fd = open_path(cow_path, O_RDWR | O_DIRECT);
+	cow_base_sectors = device_sectors(cow_path);
+	if (device_sectors(argv[argc - 2]) < rdo_sectors || cow_base_sectors < rdo_sectors + 4096)
+		die(EXIT_USAGE, "the devices are too small");
 
-	image = aligned(IMAGE);
+	image = allocate(IMAGE);
 	make_rdos(argv[argc - 2], rdo_fd);
 	sum = checksum(rdo_fd, rdo_sectors);
-	dm_create("hostile-cow");
+	dm_simple(DM_DEV_CREATE, "hostile-cow", 0);
 	if (pthread_create(&thread, NULL, scribbler, NULL))
-		die("cannot start a thread");
+		die(EXIT_SYSTEM, "cannot start a thread");
 	for (i = 0; i < count; i++) {
 		/* So that one of them can be had alone. */
-		state = seed << 32 | i;
+		random_state = seed << 32 | i;
 		if (getenv("HOSTILE_TRACE"))
 			fprintf(stderr, "%lu\n", i);
 		attempt(!i || chance(75));
 	}
 
-	dm_remove("hostile-cow");
+	dm_simple(DM_DEV_REMOVE, "hostile-cow", 0);
 	for (i = 0; i < ARRAY_SIZE(sizes); i++) {
 		snprintf(name, sizeof(name), "hostile-rdo%lu", i);
-		dm_remove(name);
+		dm_simple(DM_DEV_REMOVE, name, 0);
 	}
 	if (checksum(rdo_fd, rdo_sectors) != sum)
-		die("rdo was written");
+		die(EXIT_MISMATCH, "rdo was written");
 	printf("opened=%lu refused=%lu ios=%lu errors=%lu\n", nr_opened, nr_refused, nr_ios,
 	       nr_errors);
 	return 0;

@@ -7,18 +7,14 @@
  * Each pass reads all pages in an order of its own, compares them with what was written there last, and writes them
  * anew, so that all of them go to swap and come back.
  */
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
+#include "util.h"
 
-#define PAGE	4096UL
-#define WORDS	(PAGE / sizeof(uint64_t))
+#define PAGE		4096UL
+#define PAGE_WORDS	(PAGE / sizeof(uint64_t))
 
 static uint64_t word(uint64_t page, uint64_t pass, uint64_t i)
 {
-	return (page * 0x9e3779b97f4a7c15ULL) ^ (pass << 56) ^ i;
+	return (page * GOLDEN) ^ (pass << 56) ^ i;
 }
 
 int main(int argc, char **argv)
@@ -29,30 +25,26 @@ int main(int argc, char **argv)
 
 	if (!nr || !passes) {
 		fprintf(stderr, "Usage: memhog MIB PASSES\n");
-		return 2;
+		return EXIT_USAGE;
 	}
 	memory = mmap(NULL, nr * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 		      -1, 0);
-	if (memory == MAP_FAILED) {
-		perror("memhog: mmap");
-		return 3;
-	}
+	if (memory == MAP_FAILED)
+		die_errno(errno, "mmap");
 
 	for (pass = 0; pass <= passes; pass++) {
 		for (n = 0; n < nr; n++) {
 			/* odd passes go backwards */
 			const uint64_t page = pass & 1 ? nr - 1 - n : n;
-			uint64_t *p = memory + page * WORDS;
+			uint64_t *p = memory + page * PAGE_WORDS;
 
-			for (i = 0; i < WORDS && pass; i++) {
-				if (p[i] != word(page, pass - 1, i)) {
-					fprintf(stderr, "memhog: page %" PRIu64 ", word %" PRIu64 ", pass %" PRIu64
-						": found %" PRIx64 ", expected %" PRIx64 "\n", page, i, pass,
-						p[i], word(page, pass - 1, i));
-					return 1;
-				}
+			for (i = 0; i < PAGE_WORDS && pass; i++) {
+				if (p[i] != word(page, pass - 1, i))
+					die(EXIT_MISMATCH, "page %" PRIu64 ", word %" PRIu64 ", pass %" PRIu64
+					    ": found %" PRIx64 ", expected %" PRIx64, page, i, pass, p[i],
+					    word(page, pass - 1, i));
 			}
-			for (i = 0; i < WORDS; i++)
+			for (i = 0; i < PAGE_WORDS; i++)
 				p[i] = word(page, pass, i);
 		}
 	}

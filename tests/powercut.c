@@ -116,14 +116,13 @@ static void reap(struct work *work)
 	long got = syscall(SYS_io_getevents, work->aio, 1, DEPTH, events, NULL);
 
 	if (got < 1)
-		die("io_getevents");
+		die_errno(errno, "io_getevents");
 	for (long i = 0; i < got; i++) {
 		struct slot *slot = (void *)(uintptr_t)events[i].data;
 		const bool flush = slot->op.kind == FLUSH;
 
-		errno = 0;
 		if (events[i].res != (flush ? 0 : (long)slot->iocb.aio_nbytes))
-			die("%s failed: %lld", flush ? "a flush" : "a write", (long long)events[i].res);
+			die(EXIT_SYSTEM, "%s failed: %lld", flush ? "a flush" : "a write", (long long)events[i].res);
 		slot->busy = false;
 		if (!flush)
 			complete(work, slot->op.nr);
@@ -174,7 +173,7 @@ static void submit(struct work *work, const struct op *op)
 		iocb->aio_offset = op->sector * SECTOR;
 	}
 	if (syscall(SYS_io_submit, work->aio, 1, &iocb) != 1)
-		die("io_submit");
+		die_errno(errno, "io_submit");
 }
 
 static int work(const char *device, const struct options *opt)
@@ -185,14 +184,11 @@ static int work(const char *device, const struct options *opt)
 	uint64_t prefix;
 
 	work.opt = opt;
-	work.fd = open(device, O_RDWR | O_DIRECT);
-	if (work.fd < 0)
-		die("%s", device);
+	work.fd = open_path(device, O_RDWR | O_DIRECT);
 	for (int i = 0; i < DEPTH; i++)
-		if (posix_memalign(&work.slots[i].buf, 4096, MAX_WRITE * SECTOR))
-			die("memory");
+		work.slots[i].buf = allocate(MAX_WRITE * SECTOR);
 	if (syscall(SYS_io_setup, DEPTH, &work.aio))
-		die("io_setup");
+		die_errno(errno, "io_setup");
 
 	first_op(&op, opt, sectors);
 	while (op.nr < MAX_OPS) {
@@ -208,8 +204,7 @@ static int work(const char *device, const struct options *opt)
 			report(&work, "flushed", prefix);
 		}
 	}
-	errno = 0;
-	die("all has been written, and nobody has killed us");
+	die(EXIT_SYSTEM, "all has been written, and nobody has killed us");
 }
 
 /* ---- check ---- */
@@ -225,7 +220,7 @@ static uint64_t read_reports(const char *path, const char *name, bool *fua, uint
 	uint64_t nr, flushed = 0;
 
 	if (!file)
-		die("%s", path);
+		die_errno(errno, "%s", path);
 	while (fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "%31s %15s %" SCNu64 "%c", who, what, &nr, &dot) != 4 || dot != '.' ||
 		    nr > MAX_OPS || strcmp(who, name))
@@ -270,20 +265,17 @@ static int check(const char *device, const char *model_path, const char *reports
 {
 	static bool fua[MAX_OPS + 1];
 	const uint64_t sectors = device_sectors(device);
-	int fd = open(device, O_RDONLY | O_DIRECT), model_fd = open(model_path, O_RDWR);
-	uint64_t *model = malloc(sectors * sizeof(*model)), *stamps = malloc(sectors * sizeof(*stamps));
-	uint64_t *last = calloc(sectors, sizeof(*last));	/* durable write; 0: of an earlier round */
-	bool *good = calloc(sectors, sizeof(*good));
+	int fd = open_path(device, O_RDONLY | O_DIRECT), model_fd = open_path(model_path, O_RDWR);
+	const size_t model_size = sectors * sizeof(uint64_t);
+	uint64_t *model = allocate(model_size), *stamps = allocate(model_size);
+	uint64_t *last = allocate(model_size);	/* durable write; 0: of an earlier round */
+	bool *good = allocate(sectors * sizeof(*good));
+	char *found = allocate(sectors * SECTOR);
 	uint64_t flushed, end = 0, promised = 0, more = 0, bad = 0;
-	char *found;
 	struct op op;
 
-	if (!model || !stamps || !last || !good || posix_memalign((void **)&found, 4096, sectors * SECTOR))
-		die("memory");
-	if (fd < 0 || pread(fd, found, sectors * SECTOR, 0) != (ssize_t)(sectors * SECTOR))
-		die("%s", device);
-	if (model_fd < 0 || pread(model_fd, model, sectors * sizeof(*model), 0) != (ssize_t)(sectors * sizeof(*model)))
-		die("%s", model_path);
+	read_exactly(fd, device, found, sectors * SECTOR, 0);
+	read_exactly(model_fd, model_path, model, model_size, 0);
 	flushed = read_reports(reports, opt->cowloop, fua, &end);
 
 	for (first_op(&op, opt, sectors); op.nr < end;) {
@@ -322,9 +314,9 @@ static int check(const char *device, const char *model_path, const char *reports
 	for (uint64_t s = 0; s < sectors; s++)
 		if (!good[s] && bad++ < 10)
 			complain(found + s * SECTOR, s, model[s], stamps[s]);
-	if (pwrite(model_fd, stamps, sectors * sizeof(*stamps), 0) != (ssize_t)(sectors * sizeof(*stamps)) ||
-	    fsync(model_fd))
-		die("%s", model_path);
+	write_exactly(model_fd, model_path, stamps, model_size, 0);
+	if (fsync(model_fd))
+		die_errno(errno, "%s: fsync", model_path);
 	printf("# %s: flushed up to operation %" PRIu64 ": %" PRIu64 " sectors promised, %" PRIu64
 	       " later ones found, %" PRIu64 " bad\n", opt->cowloop, flushed, promised, more, bad);
 	return bad ? 1 : 0;
@@ -339,14 +331,14 @@ static int fill(const char *rdo, const char *model, uint64_t sectors)
 	uint64_t sector[WORDS];
 
 	if (!contents || !stamps)
-		die("%s, %s", rdo, model);
+		die_errno(errno, "%s, %s", rdo, model);
 	for (uint64_t s = 0; s < sectors; s++) {
 		make_sector(sector, s, base);
 		if (fwrite(sector, SECTOR, 1, contents) != 1 || fwrite(&base, sizeof(base), 1, stamps) != 1)
-			die("%s, %s", rdo, model);
+			die_errno(errno, "%s, %s", rdo, model);
 	}
 	if (fclose(contents) || fclose(stamps))
-		die("%s, %s", rdo, model);
+		die_errno(errno, "%s, %s", rdo, model);
 	return 0;
 }
 
@@ -377,8 +369,8 @@ int main(int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "", longopts, NULL)) != -1) {
 		switch (c) {
 		case 'c': opt.cowloop = optarg; break;
-		case 'r': opt.round = strtoull(optarg, NULL, 0); break;
-		case 's': opt.seed = strtoull(optarg, NULL, 0); break;
+		case 'r': opt.round = number("round", optarg, 0, UINT32_MAX); break;
+		case 's': opt.seed = number("seed", optarg, 0, UINT64_MAX); break;
 		default: usage();
 		}
 	}

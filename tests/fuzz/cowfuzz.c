@@ -27,13 +27,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include "../../lib/cowfile.h"
 
 #ifndef LIBFUZZER
-#include "random.h"
+#include "fuzz.h"
 #endif
 
 #define PREFIX		10
@@ -358,7 +357,6 @@ int main(int argc, char **argv)
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	static uint8_t **files;
 	static size_t *sizes;
-	static const struct itimerval patience = { .it_value.tv_sec = 20 };
 
 	if (nr_files < 1) {
 		fprintf(stderr, "usage: cowfuzz COUNT FILE...\n");
@@ -381,9 +379,7 @@ int main(int argc, char **argv)
 		const int i = rnd(nr_files);
 
 		memcpy(data, files[i], sizes[i]);
-		/* Of the CPU's time, which is not all this one's; and for what sleeps. */
-		setitimer(ITIMER_PROF, &patience, NULL);
-		alarm(600);
+		limit_time();
 		LLVMFuzzerTestOneInput(data, mutate(data, sizes[i]));
 	}
 	dprintf(STDOUT_FILENO, "%d files, %lu mutations\n", nr_files, count);

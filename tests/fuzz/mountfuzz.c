@@ -14,12 +14,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/time.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "../../lib/mountinfo.h"
-#include "random.h"
+#include "fuzz.h"
 
 #define MAX_MOUNTS	6
 #define MAX_TEXT	9000	/* longer than any path */
@@ -152,7 +151,6 @@ int main(int argc, char **argv)
 {
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	unsigned long wrong = 0, all = 0, text = 0;
-	static const struct itimerval patience = { .it_value.tv_sec = 20 };
 
 	seed_random("mountfuzz", "COWFUZZ_SEED");
 	/* What libmount says of lines that are none is of no interest. */
@@ -162,9 +160,7 @@ int main(int argc, char **argv)
 		const unsigned int nr = rnd(MAX_MOUNTS) + 1;
 		const size_t size = make_input(nr);
 
-		/* Of the CPU's time, which is not all this one's; and for what sleeps. */
-		setitimer(ITIMER_PROF, &patience, NULL);
-		alarm(600);
+		limit_time();
 		all += nr;
 		wrong += check_lines(nr, size);
 		text += read_mutant(size);

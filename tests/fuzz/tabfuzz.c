@@ -13,13 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include "../../boot/cowtab.h"
 #include "../../lib/name.h"
 #include "../../lib/spec.h"
-#include "random.h"
+#include "fuzz.h"
 
 struct options opt;
 volatile int interrupted;
@@ -88,7 +87,6 @@ int main(int argc, char **argv)
 	const unsigned long count = argc > 1 ? strtoul(argv[1], NULL, 10) : 0;
 	int fd = memfd_create("tabfuzz", MFD_CLOEXEC);
 	char data[4096];
-	static const struct itimerval patience = { .it_value.tv_sec = 20 };
 
 	if (fd < 0)
 		abort();
@@ -103,9 +101,7 @@ int main(int argc, char **argv)
 
 		memcpy(data, from, size);
 		size = mutate(data, size, sizeof(data));
-		/* Of the CPU's time, which is not all this one's; and for what sleeps. */
-		setitimer(ITIMER_PROF, &patience, NULL);
-		alarm(600);
+		limit_time();
 		run(fd, data, size);
 	}
 	printf("%lu tables\n", count);
