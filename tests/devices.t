@@ -143,8 +143,7 @@ for format in 2 1; do
 	dmsetup create drdo --table '0 2048 nth /dev/mapper/rdo'
 	dmsetup create dcow --table '0 4096 nth /dev/nullb1'
 	dmsetup create t --table "0 2048 cowloop /dev/mapper/drdo /dev/mapper/dcow 1 format:$format"
-	rm -f model
-	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+	new_model /dev/mapper/t
 	bad drdo 0 325 330 331 344 350
 	is "$(readable)" 'not 40 not 41 not 43 ' "$name: units that have some are not read, all others are"
 	runs "$name: nor is more than the sectors lost" piece 40 4 --read
@@ -212,8 +211,7 @@ scsi medium_error_start=325 medium_error_count=2
 cowtest fill "$disk" >/dev/null
 dd if=/dev/zero of=/dev/nullb1 bs=1M count=1 oflag=direct status=none
 dmsetup create t --table "0 16384 cowloop $disk /dev/nullb1"
-rm -f model
-cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+new_model /dev/mapper/t
 echo 2 >$opts
 fails 'bad sector of rdo: its unit is not read' unit 40 --read
 runs 'bad sector of rdo: its neighbour is' unit 41 --read
@@ -284,6 +282,12 @@ pull() {
 plugged_out() { await rmmod scsi_debug 2>/dev/null; }
 late() { timeout 300 cowtest io /dev/mapper/t "$@" 2>&1; }
 flush() { late --flush; }
+# one_unit: a new model, and one unit that is in the cowfile and synced
+one_unit() {
+	new_model /dev/mapper/t
+	unit 0 --write
+	dmsetup message t 0 sync
+}
 # ended: the writers that have, and how
 ended() { cat status.* 2>/dev/null | sort | uniq -c | xargs; }
 
@@ -294,8 +298,8 @@ for options in '' queue_if_no_space; do
 	scsi
 	# shellcheck disable=SC2086 # none, or one
 	cowopen t /dev/mapper/rdo "$disk" limit:12 low_water:1 $options
-	rm -f model status.*
-	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+	rm -f status.*
+	new_model /dev/mapper/t
 	for n in 0 1 2 3; do
 		unit $n --write
 	done
@@ -341,10 +345,7 @@ done
 name="cow device pulled out, rewrites"
 scsi
 cowopen t /dev/mapper/rdo "$disk" queue_if_no_space
-rm -f model
-cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
-unit 0 --write
-dmsetup message t 0 sync
+one_unit
 pull
 fails "$name: one fails" unit 0 --write
 settles fail "$name: mode fail" cowstat t mode
@@ -357,8 +358,7 @@ scsi
 cowtest fill "$disk" >/dev/null
 dd if=/dev/zero of=/dev/nullb1 bs=1M count=1 oflag=direct status=none
 cowopen t "$disk" /dev/nullb1 queue_if_no_space
-rm -f model
-cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
+new_model /dev/mapper/t
 unit 0 --write
 pull
 fails "$name: reads of it fail" unit 100 --read
@@ -385,10 +385,7 @@ for dio in off on; do
 	truncate -s 16M mnt/cow
 	cow=$(loopdev mnt/cow "--direct-io=$dio")
 	cowopen t /dev/mapper/rdo "$cow" queue_if_no_space
-	rm -f model
-	cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
-	unit 0 --write
-	dmsetup message t 0 sync
+	one_unit
 	pull
 	late $((30 * 4096)) 4096 --write >/dev/null
 	status=$?
@@ -411,10 +408,7 @@ fallocate -l 16M mnt/cow
 sync
 cow=$(loopdev mnt/cow --direct-io=on)
 cowopen t /dev/mapper/rdo "$cow" queue_if_no_space
-rm -f model
-cowtest run /dev/mapper/t --model model --ops 0 >/dev/null
-unit 0 --write
-dmsetup message t 0 sync
+one_unit
 # unit 200 and 201 are behind head and bitmap
 bad=$(filefrag -b4096 -v mnt/cow | awk -v block=202 -F '[ .:]+' '
 	$2 ~ /^[0-9]+$/ && $3 + 0 <= block && $4 + 0 >= block { print $5 + block - $3 }')

@@ -31,8 +31,7 @@ lost() {
 
 # opened COW [OPTION]: t, with a new cowfile
 opened() {
-	rm -f model
-	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	new_model $rdo --zero-permille 1000 --region 0:4K
 	cowopen t $rdo "$@"
 }
 # nothing_to_commit NAME: 64 units have been written, and committed

@@ -124,6 +124,9 @@ loopdev() {
 # sectors DEVICE: prints its size in 512-byte sectors
 sectors() { blockdev --getsz "$1"; }
 
+# devno DEVICE: prints its number as tables have it
+devno() { printf '%d:%d' "0x$(stat -Lc %t "$1")" "0x$(stat -Lc %T "$1")"; }
+
 # turn NAME TABLE: gives a device another table, whatever is open on it
 turn() { dmsetup reload "$1" --table "$2" && dmsetup suspend --noflush --nolockfs "$1" && dmsetup resume "$1"; }
 
@@ -165,6 +168,25 @@ cowopen() {
 	dmsetup create "$tap_name" --table "$(cowline "$@")"
 }
 
+# events: how many the device t has raised
+events() { dmsetup info -c --noheadings -o events t; }
+
+# over_meta SECTORS: makes /dev/mapper/meta, over $dev: what is written there is marked as a filesystem's metadata is
+# shellcheck disable=SC2154 # the test says what dev is
+over_meta() {
+	modprobe dm-nth
+	dmsetup create meta --table "0 $1 nth $dev"
+	dmsetup message meta 0 arm write 1 meta 0
+}
+# meta COMMAND...: with that for $dev
+meta() {
+	tap_dev=$dev dev=/dev/mapper/meta
+	"$@"
+	set -- $?
+	dev=$tap_dev
+	return "$1"
+}
+
 # cowstat NAME FIELD...: prints fields of the status line, by the names in its documentation, in one line
 cowstat() {
 	tap_name=$1
@@ -194,6 +216,12 @@ cowhead() {
 			for (i = 1; i <= n; i++)
 				printf "%s%s", f[name[i]], i < n ? " " : "\n"
 		}'
+}
+
+# new_model DEVICE [OPTION...]: makes the file "model" anew, for a device with the base contents
+new_model() {
+	rm -f model
+	cowtest run "$@" --model model --ops 0 >/dev/null
 }
 
 # put UNIT [COUNT [OPTION...]]: writes units, of $unit_size bytes or 4 KiB, to $dev, and with the next $stamp

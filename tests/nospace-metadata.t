@@ -32,8 +32,7 @@ while read -r dio format block data unit; do
 	mount /dev/ram1 mnt
 	truncate -s 141M mnt/cow
 	cow=$(loopdev mnt/cow "--direct-io=$dio")
-	rm -f model
-	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	new_model $rdo --zero-permille 1000 --region 0:4K
 	cowopen t $rdo "$cow" "format:$format"
 	put 0 64
 	runs "$name: sync" message sync
@@ -82,8 +81,7 @@ while read -r dio format; do
 	mount "$fs" mnt
 	truncate -s 17M mnt/original
 	cow=$(loopdev mnt/original)
-	rm -f model
-	cowtest run $rdo --model model --zero-permille 1000 --region 0:4K --ops 0 >/dev/null
+	new_model $rdo --zero-permille 1000 --region 0:4K
 	cowopen t $rdo "$cow" "format:$format"
 	put 0 64
 	dmsetup remove t

@@ -22,7 +22,6 @@ cowtest fill $rdo >/dev/null
 line() { echo "0 $SIZE cowloop $rdo $cow${*:+ $# $*}"; }
 message() { dmsetup message t 0 "$@"; }
 space() { cowstat t used limit mode queued; }
-events() { dmsetup info -c --noheadings -o events t; }
 
 fresh() {
 	dd if=/dev/zero of=$cow bs=64K count=1 oflag=direct status=none
@@ -164,18 +163,8 @@ finish "FUA"
 
 # --- Units that are reserved ----------------------------------------------------------------------------------
 
-# meta COMMAND...: what it writes is marked as a filesystem's metadata is
-modprobe dm-nth
-meta() {
-	dev=/dev/mapper/meta
-	"$@"
-	set -- $?
-	dev=/dev/mapper/t
-	return "$1"
-}
 fresh limit:40 reserve:8 queue_if_no_space
-dmsetup create meta --table "0 $SIZE nth $dev"
-dmsetup message meta 0 arm write 1 meta 0
+over_meta $SIZE
 put 0 131072
 later 409600 4096
 later 413696 512

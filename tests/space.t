@@ -44,7 +44,6 @@ part() {
 	cowtest io $dev $(($1 * 4096 + 512)) 1024 --write --stamp $stamp --model model
 }
 message() { dmsetup message t 0 "$@"; }
-events() { dmsetup info -c --noheadings -o events t; }
 space() { cowstat t used limit mode; }
 logged() { dmesg | grep -c "device-mapper: cowloop: .*$1"; }
 # raised COUNT NAME: so many events since $events; and not one more
@@ -58,8 +57,7 @@ raised() {
 
 dd if=/dev/zero of=$cow bs=4096 count=1 oflag=direct status=none
 cp base.model model
-number() { printf '%d:%d' "0x$(stat -Lc %t "$1")" "0x$(stat -Lc %T "$1")"; }
-line="0 $((MIB * 2048)) cowloop $(number $rdo) $(number $cow)"
+line="0 $((MIB * 2048)) cowloop $(devno $rdo) $(devno $cow)"
 
 for option in limit: limit limit:x limit:-1 limit:12x limit:1,5 limit:18446744073709551616 'limit: 5' \
 	low_water: low_water low_water:x low_water:-1 low_water:5k low_water:18446744073709551616 \
@@ -243,18 +241,8 @@ finish "discard"
 
 # --- The reserve --------------------------------------------------------------------------------------------
 
-# meta COMMAND...: what it writes is marked as a filesystem's metadata is
-modprobe dm-nth
-meta() {
-	dev=/dev/mapper/meta
-	"$@"
-	set -- $?
-	dev=/dev/mapper/t
-	return "$1"
-}
 fresh limit:40 reserve:8
-dmsetup create meta --table "0 $((MIB * 2048)) nth $dev"
-dmsetup message meta 0 arm write 1 meta 0
+over_meta $((MIB * 2048))
 events=$(events)
 runs "reserve: the rest of the limit is for data" put 0 32
 is "$(space)" "32 40 rw" "reserve: which has all of it, mode rw"

@@ -91,14 +91,13 @@ shares() {
 	seq 6 | sed 's/^/x/' | xargs dmsetup remove
 	is "$(left)" 0 "$what: device-mapper has no complaint"
 }
-number() { dmsetup info -c --noheadings -o major,minor --separator : "$1"; }
-rdo=$(number rdo) cow=$(number cow1)
+rdo=$(devno /dev/mapper/rdo) cow=$(devno /dev/mapper/cow1)
 shares "rdo for writing" "0 $size cowloop $rdo $cow
 	$size $size linear $rdo 0" 0
 dd if=/dev/zero of=/dev/mapper/cow2 bs=64K count=1 oflag=direct status=none
 cowopen d /dev/mapper/rdo /dev/mapper/cow2
 dmsetup remove d
-cow=$(number cow2)
+cow=$(devno /dev/mapper/cow2)
 shares "cow device for writing" "0 $size cowloop $rdo $cow 1 read_only
 	$size $size linear $cow 0" 3
 dmsetup remove cow1 cow2 rdo

@@ -26,7 +26,6 @@ other=$(loopdev other -r)
 dev=/dev/mapper/t
 line="0 $size cowloop $rdo $cow"
 
-number() { printf '%d:%d' "0x$(stat -c %t "$1")" "0x$(stat -c %T "$1")"; }
 cp rdo want
 stamp=100
 # change UNIT...: writes a part of each unit, to the device, and to the file "want"
@@ -110,14 +109,14 @@ runs "message read_only" dmsetup message t 0 read_only
 is "$(cowstat t mode)" ro "mode ro"
 dmsetup suspend t
 dmsetup resume t
-is "$(cowstat t mode) $(dmsetup table t)" "ro 0 $size cowloop $(number "$rdo") $(number "$cow") 1 read_only" \
+is "$(cowstat t mode) $(dmsetup table t)" "ro 0 $size cowloop $(devno "$rdo") $(devno "$cow") 1 read_only" \
 	"still, when suspended and resumed"
 runs "load the table from before the message" dmsetup load t --table "$line"
 dmsetup resume t
 is "$(cowstat t mode)" rw "mode rw"
 after "after the message"
 reload "another device for rdo" "0 $size cowloop $rdo2 $cow"
-is "$(dmsetup table t)" "0 $size cowloop $(number "$rdo2") $(number "$cow")" "another device for rdo: the table has it"
+is "$(dmsetup table t)" "0 $size cowloop $(devno "$rdo2") $(devno "$cow")" "another device for rdo: the table has it"
 after "another device for rdo"
 runs "the old one is free" losetup -d "$rdo"
 is "$(losetup -a | grep -c "^$rdo:")" 0 "and gone"
@@ -148,7 +147,7 @@ for read_only in "" " 1 read_only"; do
 	runs "load one table" dmsetup load t --table "$line 1 mapunit:4096"
 	runs "and another" dmsetup load t --table "$line$read_only"
 	runs "resume" dmsetup resume t
-	is "$(dmsetup table t)" "0 $size cowloop $(number "$rdo") $(number "$cow")$read_only" "the last one is live"
+	is "$(dmsetup table t)" "0 $size cowloop $(devno "$rdo") $(devno "$cow")$read_only" "the last one is live"
 	is "$(inactive)" Live "there is one table"
 done
 shows "the device is what was written"
@@ -254,7 +253,7 @@ resuspend() {
 reload_other() {
 	[ "$live" = "$rdo" ] && live=$rdo2 || live=$rdo
 	dmsetup load t --table "0 $size cowloop $live $cow" && dmsetup resume t &&
-		[ "$(dmsetup table t)" = "0 $size cowloop $(number "$live") $(number "$cow")" ]
+		[ "$(dmsetup table t)" = "0 $size cowloop $(devno "$live") $(devno "$cow")" ]
 }
 reload_refused() {
 	! dmsetup load t --table "$line 1 mapunit:65536" && ! dmsetup load t --table "0 $size cowloop $other $cow" &&
