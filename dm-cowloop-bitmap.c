@@ -1,16 +1,124 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * dm-cowloop: the bitmap in memory.
+ *
+ * The bitmap is cut into regions, each a few bitmap sectors that fit into a page
+ * together with what we have to remember about them. An array has a pointer for every
+ * region: NULL while it has not been read, a marker when all of its units are in one
+ * place, else its page. Looking up a unit is a few plain loads under RCU. The bits are
+ * kept in the byte order of the disk. A region goes from unread to EMPTY, FULL or a page
+ * when it is loaded, from a marker to a page before the first of its bits changes, and
+ * from a page to a marker when the disk says so; all of this happens in process context,
+ * and is for other files to bring about.
+ *
+ * A region's spinlock, one of a few, covers its bits and whether they have changed.
+ * Lookups do without it: they find a bit that is being set in its old or its new state,
+ * and both are right then.
+ *
+ * Nothing here does I/O, allocates but at open, or knows of the devices.
  */
 
 #include "dm-cowloop-metadata-internal.h"
 
 #include <linux/bitmap.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
+#include <linux/string.h>
 
-static spinlock_t *region_lock(struct cow_md *md, const struct cow_region *r)
+/* Regions share spinlocks. */
+#define COW_REGION_LOCKS	16
+
+struct cow_region_lock {
+	spinlock_t lock;	/* the region but for its index, holds, bad and union */
+} ____cacheline_aligned_in_smp;
+
+struct cow_bitmap {
+	struct cow_map map;
+
+	atomic_t nr_pages;		/* in map.regions[] */
+	u64 evict_next;			/* the region to look at next for one to evict */
+
+	unsigned long *uncounted;	/* regions still to be counted, or NULL */
+	u64 count_next;			/* of them, those from here on have not been tried */
+	u64 nr_unread;			/* of them, those that were tried in vain */
+
+	struct cow_region_lock locks[COW_REGION_LOCKS];
+	atomic64_t used;
+	spinlock_t space_lock;		/* makes one of changes to used and claimed */
+	u64 limit;			/* of used and claimed, in units; 0: none */
+	u64 set_aside;			/* of the limit, for writes that are urgent */
+	u64 claimed;			/* units that are being written, while there is a limit */
+
+	struct llist_head changed;	/* regions with changed bitmap sectors */
+	bool unsaved;			/* what was taken off changed is not durable yet */
+};
+
+static __always_inline struct cow_bitmap *bitmap_of(struct cow_md *md)
 {
-	return &md->locks[r->index % COW_REGION_LOCKS].lock;
+	return (struct cow_bitmap *)md->bitmap;
+}
+
+static spinlock_t *region_lock(struct cow_bitmap *b, const struct cow_region *r)
+{
+	return &b->locks[r->index % COW_REGION_LOCKS].lock;
+}
+
+size_t cow_bitmap_size(void)
+{
+	return sizeof(struct cow_bitmap);
+}
+
+int cow_bitmap_init(struct cow_md *md)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+	struct cow_layout *l = &md->layout;
+	unsigned int i;
+
+	BUILD_BUG_ON(sizeof(struct cow_region) > 4096);
+	BUILD_BUG_ON(sizeof(struct cow_stage) > 4096);
+	BUILD_BUG_ON(COW_V1_REGION_SECTORS * COW_V1_SECTOR_BYTES >
+		     sizeof_field(struct cow_region, bits));
+
+	for (i = 0; i < COW_REGION_LOCKS; i++)
+		spin_lock_init(&b->locks[i].lock);
+	spin_lock_init(&b->space_lock);
+	init_llist_head(&b->changed);
+
+	l->region_sectors = md->geo.format == 1 ? COW_V1_REGION_SECTORS : COW_V2_REGION_SECTORS;
+	l->sector_bytes = md->geo.format == 1 ? COW_V1_SECTOR_BYTES : COW_V2_SECTOR_BYTES;
+	l->sector_units = l->sector_bytes * BITS_PER_BYTE;
+	l->region_units = l->region_sectors * l->sector_units;
+	l->nr_map_sectors = div_u64(md->geo.nr_units + l->sector_units - 1, l->sector_units);
+	l->nr_regions = div_u64(md->geo.nr_units + l->region_units - 1, l->region_units);
+
+	b->map.sector_units = l->sector_units;
+	b->map.region_units = l->region_units;
+	b->map.region_inverse = DIV_ROUND_UP_ULL(BIT_ULL(38), l->region_units >> 8);
+	b->map.regions = kvcalloc(l->nr_regions, sizeof(*b->map.regions), GFP_KERNEL);
+	b->count_next = l->nr_regions;
+
+	return b->map.regions ? 0 : -ENOMEM;
+}
+
+void cow_bitmap_exit(struct cow_md *md)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+	u64 i;
+
+	for (i = 0; b->map.regions && i < md->layout.nr_regions; i++) {
+		struct cow_region *r = rcu_access_pointer(b->map.regions[i]);
+
+		if (!cow_region_is_marker(r))
+			kfree(r);
+	}
+	kvfree(b->map.regions);
+	kvfree(b->uncounted);
+}
+
+const struct cow_map *cow_md_map(const struct cow_md *md)
+{
+	return &bitmap_of((struct cow_md *)md)->map;
 }
 
 /* ---- Lookups ---- */
@@ -66,11 +174,11 @@ struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int 
 /* ---- Holds and marks ---- */
 
 /* The bitmap sectors of a region that have the bits of @nr units from @bit on. */
-static u8 bits_to_sectors(struct cow_md *md, u32 bit, u32 nr)
+static u8 bits_to_sectors(const struct cow_map *map, u32 bit, u32 nr)
 {
-	const u32 first = bit / md->map.sector_units;
+	const u32 first = bit / map->sector_units;
 
-	return nr == 1 ? BIT(first) : GENMASK((bit + nr - 1) / md->map.sector_units, first);
+	return nr == 1 ? BIT(first) : GENMASK((bit + nr - 1) / map->sector_units, first);
 }
 
 /* Bits of @nr from @bit on that are clear; some may be set meanwhile. */
@@ -91,22 +199,23 @@ static u32 count_clear(const struct cow_region *r, u32 bit, u32 nr)
  */
 static noinline int claim_units(struct cow_md *md, struct cow_hold *hold, bool urgent)
 {
+	struct cow_bitmap *b = bitmap_of(md);
 	const u32 nr = count_clear(hold->region, hold->bit, hold->nr);
 	unsigned long flags;
 	u64 needed;
 	int ret = 0;
 
 	if (!cow_md_counting(md)) {
-		spin_lock_irqsave(&md->space_lock, flags);
-		needed = cow_md_used(md) + md->claimed + nr + (urgent ? 0 : md->set_aside);
-		if (md->limit && nr && needed > md->limit) {
+		spin_lock_irqsave(&b->space_lock, flags);
+		needed = cow_md_used(md) + b->claimed + nr + (urgent ? 0 : b->set_aside);
+		if (b->limit && nr && needed > b->limit) {
 			ret = -ENOSPC;
 		} else {
-			md->claimed += nr;
+			b->claimed += nr;
 			hold->claim = nr;
 			ret = 1;
 		}
-		spin_unlock_irqrestore(&md->space_lock, flags);
+		spin_unlock_irqrestore(&b->space_lock, flags);
 	}
 	if (ret <= 0)
 		atomic_dec(&hold->region->holds);
@@ -117,16 +226,17 @@ static noinline int claim_units(struct cow_md *md, struct cow_hold *hold, bool u
 int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
 		struct cow_hold *hold)
 {
+	struct cow_bitmap *b = bitmap_of(md);
 	struct cow_region *r;
-	u64 index = cow_unit_to_region(&md->map, unit, &hold->bit);
+	u64 index = cow_unit_to_region(&b->map, unit, &hold->bit);
 	int ret = 0;
 
 	hold->nr = nr;
 	hold->claim = 0;
 	rcu_read_lock_sched();
-	r = rcu_dereference_sched(md->map.regions[index]);
+	r = rcu_dereference_sched(b->map.regions[index]);
 	if (!cow_region_is_marker(r)) {
-		if (unlikely(r->bad) && r->bad & bits_to_sectors(md, hold->bit, nr))
+		if (unlikely(r->bad) && r->bad & bits_to_sectors(&b->map, hold->bit, nr))
 			ret = -EIO;
 		else if (READ_ONCE(r->allocated))
 			ret = atomic_inc_unless_negative(&r->holds);
@@ -135,18 +245,19 @@ int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
 
 	hold->region = r;
 
-	return ret > 0 && unlikely(READ_ONCE(md->limit)) ? claim_units(md, hold, urgent) : ret;
+	return ret > 0 && unlikely(READ_ONCE(b->limit)) ? claim_units(md, hold, urgent) : ret;
 }
 
 /* End a claim: @fresh units of it have come into use. */
 static noinline void end_claim(struct cow_md *md, unsigned int fresh, unsigned int claim)
 {
+	struct cow_bitmap *b = bitmap_of(md);
 	unsigned long flags;
 
-	spin_lock_irqsave(&md->space_lock, flags);
-	atomic64_add(fresh, &md->used);
-	md->claimed -= claim;
-	spin_unlock_irqrestore(&md->space_lock, flags);
+	spin_lock_irqsave(&b->space_lock, flags);
+	atomic64_add(fresh, &b->used);
+	b->claimed -= claim;
+	spin_unlock_irqrestore(&b->space_lock, flags);
 }
 
 void cow_md_release(struct cow_md *md, const struct cow_hold *hold)
@@ -157,24 +268,25 @@ void cow_md_release(struct cow_md *md, const struct cow_hold *hold)
 }
 
 /* With the region's lock held, and before its bits change. */
-static bool queue_region(struct cow_md *md, struct cow_region *r)
+static bool queue_region(struct cow_bitmap *b, struct cow_region *r)
 {
 	if (r->queued)
 		return false;
 	r->queued = true;
 	/* A full barrier; pairs with cow_md_changed(). */
-	return llist_add(&r->changed, &md->changed);
+	return llist_add(&r->changed, &b->changed);
 }
 
 /* What cow_md_mark() does, with the region's lock held. */
-static __always_inline bool mark_locked(struct cow_md *md, const struct cow_hold *hold, u32 *fresh)
+static __always_inline bool mark_locked(struct cow_bitmap *b, const struct cow_hold *hold,
+					u32 *fresh)
 {
 	struct cow_region *r = hold->region;
 	const u32 end = hold->bit + hold->nr;
-	const bool first = queue_region(md, r);
+	const bool first = queue_region(b, r);
 	u32 bit = hold->bit, nr = 0;
 
-	r->changed_sectors |= bits_to_sectors(md, bit, hold->nr);
+	r->changed_sectors |= bits_to_sectors(&b->map, bit, hold->nr);
 	do
 		/* data_race(): with lookups, see there. */
 		nr += !data_race(__test_and_set_bit_le(bit, r->bits));
@@ -187,58 +299,65 @@ static __always_inline bool mark_locked(struct cow_md *md, const struct cow_hold
 /* The hold has ended in @fresh bits being set. */
 static __always_inline void end_hold(struct cow_md *md, const struct cow_hold *hold, u32 fresh)
 {
+	struct cow_bitmap *b = bitmap_of(md);
+
 	if (unlikely(hold->claim))
 		end_claim(md, fresh, hold->claim);
 	else
-		atomic64_add(fresh, &md->used);
+		atomic64_add(fresh, &b->used);
 	/* Last: the region is queued now, and stays where it is. */
 	atomic_dec(&hold->region->holds);
 }
 
 bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold)
 {
-	spinlock_t *lock = region_lock(md, hold->region);
+	struct cow_bitmap *b = bitmap_of(md);
+	spinlock_t *lock = region_lock(b, hold->region);
 	u32 fresh = 0;
 	bool first;
 
 	/* Interrupts are off: see dm-cowloop-metadata.h. */
 	spin_lock(lock);
-	first = mark_locked(md, hold, &fresh);
+	first = mark_locked(b, hold, &fresh);
 	spin_unlock(lock);
 	end_hold(md, hold, fresh);
 
 	return first;
 }
 
-/* What cow_md_mark() does, in process context, and with no lock held. */
-void mark_unlocked(struct cow_md *md, const struct cow_hold *hold)
+void cow_bitmap_mark(struct cow_md *md, const struct cow_hold *hold)
 {
-	spinlock_t *lock = region_lock(md, hold->region);
+	struct cow_bitmap *b = bitmap_of(md);
+	spinlock_t *lock = region_lock(b, hold->region);
 	u32 fresh = 0;
 
 	spin_lock_irq(lock);
-	mark_locked(md, hold, &fresh);
+	mark_locked(b, hold, &fresh);
 	spin_unlock_irq(lock);
 	end_hold(md, hold, fresh);
 }
 
 void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside)
 {
-	spin_lock_irq(&md->space_lock);
-	WRITE_ONCE(md->limit, limit);
-	md->set_aside = min(set_aside, limit);
-	spin_unlock_irq(&md->space_lock);
+	struct cow_bitmap *b = bitmap_of(md);
+
+	spin_lock_irq(&b->space_lock);
+	WRITE_ONCE(b->limit, limit);
+	b->set_aside = min(set_aside, limit);
+	spin_unlock_irq(&b->space_lock);
 }
 
 bool cow_md_changed(struct cow_md *md)
 {
+	struct cow_bitmap *b = bitmap_of(md);
+
 	/* Whoever has seen a bit must find its region queued, or taken. */
 	smp_rmb();
-	if (!llist_empty(&md->changed))
+	if (!llist_empty(&b->changed))
 		return true;
 	/* In this order: a commit sets unsaved before it takes the list. */
 	smp_rmb();
-	return READ_ONCE(md->unsaved);
+	return READ_ONCE(b->unsaved);
 }
 
 /* ---- Counts ---- */
@@ -246,186 +365,287 @@ bool cow_md_changed(struct cow_md *md)
 u64 cow_md_used(struct cow_md *md)
 {
 	/* Whoever changes a cowfile in use may have its bits counted once and cleared twice. */
-	return clamp_t(s64, atomic64_read(&md->used), 0, md->geo.nr_units);
+	return clamp_t(s64, atomic64_read(&bitmap_of(md)->used), 0, md->geo.nr_units);
+}
+
+u64 cow_count_next(struct cow_md *md)
+{
+	return READ_ONCE(bitmap_of(md)->count_next);
 }
 
 bool cow_md_counting(struct cow_md *md)
 {
-	return READ_ONCE(md->count_next) < md->nr_regions;
+	return cow_count_next(md) < md->layout.nr_regions;
 }
 
 bool cow_md_counted(struct cow_md *md)
 {
-	return !cow_md_counting(md) && !READ_ONCE(md->nr_unread);
+	return !cow_md_counting(md) && !READ_ONCE(bitmap_of(md)->nr_unread);
+}
+
+void cow_count_set(struct cow_md *md, u64 used)
+{
+	atomic64_set(&bitmap_of(md)->used, used);
+}
+
+int cow_count_begin(struct cow_md *md)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+	const u64 nr = md->layout.nr_regions;
+
+	b->count_next = 0;
+	b->uncounted = kvcalloc(BITS_TO_LONGS(nr), sizeof(long), GFP_KERNEL);
+	if (!b->uncounted)
+		return -ENOMEM;
+	bitmap_set(b->uncounted, 0, nr);
+
+	return 0;
+}
+
+void cow_count_region(struct cow_md *md, u64 index, u32 weight)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+
+	if (!b->uncounted || !__test_and_clear_bit(index, b->uncounted))
+		return;
+	atomic64_add(weight, &b->used);
+	if (index < b->count_next)
+		WRITE_ONCE(b->nr_unread, b->nr_unread - 1);
+}
+
+bool cow_count_pass(struct cow_md *md, bool unread)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+	const bool first = unread && !b->nr_unread;
+
+	if (unread)
+		WRITE_ONCE(b->nr_unread, b->nr_unread + 1);
+	WRITE_ONCE(b->count_next, b->count_next + 1);
+
+	return first;
+}
+
+void cow_count_end(struct cow_md *md)
+{
+	WRITE_ONCE(bitmap_of(md)->count_next, md->layout.nr_regions);
+}
+
+u64 cow_count_unread(struct cow_md *md, u64 index)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+
+	return b->nr_unread ? find_next_bit(b->uncounted, b->count_next, index) :
+			      md->layout.nr_regions;
 }
 
 /* ---- Regions in and out ---- */
+
+struct cow_region *cow_bitmap_get(struct cow_md *md, u64 index)
+{
+	return rcu_access_pointer(bitmap_of(md)->map.regions[index]);
+}
+
+struct cow_region *cow_bitmap_marker(struct cow_md *md, const struct cow_region *r, u32 weight)
+{
+	if (!weight && !r->bad)
+		return COW_REGION_EMPTY;
+	return weight == cow_region_nr_units(md, r->index) ? COW_REGION_FULL : NULL;
+}
+
+void cow_bitmap_expand(struct cow_md *md, struct cow_region *r, u64 index,
+		       const struct cow_region *marker)
+{
+	const u32 nr_units = cow_region_nr_units(md, index);
+	u32 i;
+
+	memset(r, 0, sizeof(*r));
+	r->index = index;
+	if (marker == COW_REGION_FULL) {
+		memset(r->bits, 0xff, nr_units / BITS_PER_BYTE);
+		for (i = round_down(nr_units, BITS_PER_BYTE); i < nr_units; i++)
+			__set_bit_le(i, r->bits);
+	}
+}
+
+void cow_bitmap_put(struct cow_md *md, u64 index, struct cow_region *r)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+
+	if (!cow_region_is_marker(r))
+		atomic_inc(&b->nr_pages);
+	rcu_assign_pointer(b->map.regions[index], r);
+}
+
+unsigned int cow_bitmap_nr_pages(struct cow_md *md)
+{
+	return atomic_read(&bitmap_of(md)->nr_pages);
+}
 
 /*
  * Take a region that nobody is at, and whose bits are all on disk, out of use:
  * true if so, and it can be replaced in regions[]. Any that has bits which are
  * not on disk is queued, or a commit is at it, which commit_lock keeps away.
  */
-static bool region_retire(struct cow_md *md, struct cow_region *r)
+static bool retire(struct cow_bitmap *b, struct cow_region *r)
 {
 	bool retired;
 
-	lockdep_assert_held(&md->commit_lock);
-	spin_lock_irq(region_lock(md, r));
+	spin_lock_irq(region_lock(b, r));
 	retired = !r->queued && atomic_cmpxchg(&r->holds, 0, -1) == 0;
-	spin_unlock_irq(region_lock(md, r));
+	spin_unlock_irq(region_lock(b, r));
 
 	return retired;
 }
 
-/*
- * Take the next region that can be evicted out of regions[], looking at no more
- * than *@nr of those that have a page. NULL if there is none. Lookups may still be
- * at it.
- */
-struct cow_region *region_unlink(struct cow_md *md, unsigned long *nr)
+struct cow_region *cow_bitmap_evict(struct cow_md *md, unsigned long *nr)
 {
+	struct cow_bitmap *b = bitmap_of(md);
 	struct cow_region *r;
 	u64 i;
 
-	lockdep_assert_held(&md->load_lock);
-	lockdep_assert_held(&md->commit_lock);
-
-	for (i = 0; i < md->nr_regions && *nr; i++) {
+	for (i = 0; i < md->layout.nr_regions && *nr; i++) {
 		cond_resched();
-		if (++md->evict_next >= md->nr_regions)
-			md->evict_next = 0;
-		r = rcu_access_pointer(md->map.regions[md->evict_next]);
+		if (++b->evict_next >= md->layout.nr_regions)
+			b->evict_next = 0;
+		r = rcu_access_pointer(b->map.regions[b->evict_next]);
 		if (cow_region_is_marker(r))
 			continue;
 		--*nr;
-		if (region_retire(md, r)) {
-			RCU_INIT_POINTER(md->map.regions[md->evict_next], NULL);
-			atomic_dec(&md->nr_pages);
+		if (retire(b, r)) {
+			RCU_INIT_POINTER(b->map.regions[b->evict_next], NULL);
+			atomic_dec(&b->nr_pages);
 			return r;
 		}
 	}
 	return NULL;
 }
 
-/*
- * Replace the page of a region, whose bits are all the same on disk, by a marker,
- * if that is still so. The last page is not given away; the region may be
- * evicted then.
- */
-void region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
+bool cow_bitmap_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
 {
-	if (READ_ONCE(md->reserve) && region_retire(md, r)) {
-		rcu_assign_pointer(md->map.regions[r->index], marker);
-		atomic_dec(&md->nr_pages);
-		kfree_rcu(r, rcu);
-	}
+	struct cow_bitmap *b = bitmap_of(md);
+
+	if (!retire(b, r))
+		return false;
+	rcu_assign_pointer(b->map.regions[r->index], marker);
+	atomic_dec(&b->nr_pages);
+
+	return true;
 }
 
-/*
- * Clear bits of region @index, which has a page, and return how many were set;
- * -EAGAIN if a commit has just put a marker in its place.
- */
-int region_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
+int cow_bitmap_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 {
+	struct cow_bitmap *b = bitmap_of(md);
 	const u32 end = bit + nr;
 	struct cow_region *r;
 	u32 i, cleared = 0;
 
 	/* It is held, so that a commit leaves it where it is. */
 	rcu_read_lock();
-	r = rcu_dereference(md->map.regions[index]);
+	r = rcu_dereference(b->map.regions[index]);
 	if (cow_region_is_marker(r) || !atomic_inc_unless_negative(&r->holds)) {
 		rcu_read_unlock();
 		return -EAGAIN;
 	}
 	rcu_read_unlock();
 
-	if (r->bad & bits_to_sectors(md, bit, nr)) {
+	if (r->bad & bits_to_sectors(&b->map, bit, nr)) {
 		atomic_dec(&r->holds);
 		return -EIO;
 	}
 
-	spin_lock_irq(region_lock(md, r));
+	spin_lock_irq(region_lock(b, r));
 	for (i = find_next_bit_le(r->bits, end, bit); i < end;
 	     i = find_next_bit_le(r->bits, end, i + 1)) {
 		if (!cleared++)
-			queue_region(md, r);
+			queue_region(b, r);
 		/* Only these: others may be on disk where nothing was ever written. */
-		r->changed_sectors |= BIT(i / md->map.sector_units);
+		r->changed_sectors |= BIT(i / b->map.sector_units);
 		/* data_race(): with lookups, see there. */
 		data_race(__test_and_clear_bit_le(i, r->bits));
 	}
-	spin_unlock_irq(region_lock(md, r));
-	atomic64_sub(cleared, &md->used);
+	spin_unlock_irq(region_lock(b, r));
+	atomic64_sub(cleared, &b->used);
 	atomic_dec(&r->holds);
 
 	return cleared;
 }
 
-/* ---- What a commit does to a region ---- */
+/* ---- Commits ---- */
 
-/* Copy a region's changed bitmap sectors aside; it is no longer queued. */
-void stage_region(struct cow_md *md, struct cow_stage *stage, struct cow_region *r)
+struct llist_node *cow_bitmap_take_changed(struct cow_md *md)
 {
-	unsigned long i;
+	struct cow_bitmap *b = bitmap_of(md);
 
-	stage->region = r;
-	spin_lock_irq(region_lock(md, r));
-	r->queued = false;
-	stage->sectors = r->changed_sectors;
-	r->changed_sectors = 0;
-	for_each_set_bit(i, &stage->sectors, md->region_sectors)
-		memcpy(stage->bits + i * md->sector_bytes,
-		       r->bits + i * md->sector_bytes, md->sector_bytes);
-	spin_unlock_irq(region_lock(md, r));
+	WRITE_ONCE(b->unsaved, true);
+	/* Before the list is taken; pairs with cow_md_changed(). */
+	smp_mb();
+	return llist_del_all(&b->changed);
 }
 
-/* The marker that would do for a region if all of its sectors were like the staged ones. */
-struct cow_region *marker_for(struct cow_md *md, struct cow_stage *stage)
+void cow_bitmap_saved(struct cow_md *md)
 {
-	const u8 *bits = stage->bits + __ffs(stage->sectors) * md->sector_bytes;
-
-	if (stage->region->bad || memchr_inv(bits, *bits, md->sector_bytes))
-		return NULL;
-	if (!*bits)
-		return COW_REGION_EMPTY;
-	/* Beyond the last unit no bits are set. */
-	return *bits != 0xff || region_nr_units(md, stage->region->index) < md->map.region_units ?
-		NULL : COW_REGION_FULL;
+	/* Pairs with cow_md_changed(). */
+	smp_store_release(&bitmap_of(md)->unsaved, false);
 }
 
-/* There was no space to commit what was staged: it is to be done again. */
-void requeue_staged(struct cow_md *md, struct cow_stage *stage)
-{
-	struct cow_region *r = stage->region;
-
-	spin_lock_irq(region_lock(md, r));
-	r->changed_sectors |= stage->sectors;
-	queue_region(md, r);
-	spin_unlock_irq(region_lock(md, r));
-}
-
-/* Regions that a commit has taken, but not got to. Each of them is still marked as queued. */
-void requeue_regions(struct cow_md *md, struct llist_node *todo)
+void cow_bitmap_requeue(struct cow_md *md, struct llist_node *todo)
 {
 	struct llist_node *next;
 
 	for (; todo; todo = next) {
 		next = todo->next;
-		llist_add(todo, &md->changed);
+		llist_add(todo, &bitmap_of(md)->changed);
 	}
 }
 
-/* A commit has failed: some of the region's bits may never be on disk. */
-void unstage_region(struct cow_md *md, struct cow_region *r)
+void cow_stage_take(struct cow_md *md, struct cow_stage *stage, struct cow_region *r)
 {
-	spin_lock_irq(region_lock(md, r));
-	r->queued = true;
-	spin_unlock_irq(region_lock(md, r));
+	const u32 bytes = md->layout.sector_bytes;
+	spinlock_t *lock = region_lock(bitmap_of(md), r);
+	unsigned long i;
+
+	stage->region = r;
+	spin_lock_irq(lock);
+	r->queued = false;
+	stage->sectors = r->changed_sectors;
+	r->changed_sectors = 0;
+	for_each_set_bit(i, &stage->sectors, md->layout.region_sectors)
+		memcpy(stage->bits + i * bytes, r->bits + i * bytes, bytes);
+	spin_unlock_irq(lock);
 }
 
-const struct cow_map *cow_md_map(const struct cow_md *md)
+struct cow_region *cow_stage_marker(struct cow_md *md, const struct cow_stage *stage)
 {
-	return &md->map;
+	const u32 bytes = md->layout.sector_bytes;
+	const u8 *bits = stage->bits + __ffs(stage->sectors) * bytes;
+
+	if (stage->region->bad || memchr_inv(bits, *bits, bytes))
+		return NULL;
+	if (!*bits)
+		return COW_REGION_EMPTY;
+	/* Beyond the last unit no bits are set. */
+	return *bits != 0xff ||
+	       cow_region_nr_units(md, stage->region->index) < md->layout.region_units ?
+		NULL : COW_REGION_FULL;
+}
+
+void cow_stage_requeue(struct cow_md *md, struct cow_stage *stage)
+{
+	struct cow_bitmap *b = bitmap_of(md);
+	struct cow_region *r = stage->region;
+
+	spin_lock_irq(region_lock(b, r));
+	r->changed_sectors |= stage->sectors;
+	queue_region(b, r);
+	spin_unlock_irq(region_lock(b, r));
+}
+
+void cow_stage_fail(struct cow_md *md, struct cow_stage *stage)
+{
+	struct cow_region *r = stage->region;
+	spinlock_t *lock = region_lock(bitmap_of(md), r);
+
+	spin_lock_irq(lock);
+	r->queued = true;
+	spin_unlock_irq(lock);
 }

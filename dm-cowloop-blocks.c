@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: blocks of the cow device: read by dm-bufio, written by bios of our own.
+ * dm-cowloop: blocks of the cow device, as the metadata reads and writes them.
+ *
+ * dm-bufio reads blocks and keeps them. They are written from its buffers, but by bios
+ * of our own: dm-bufio's write-back tells one error for all blocks, and makes no
+ * difference between a lack of space and a failure.
+ *
+ * The commit_lock is here: whoever has it is the only one to write, flush or wait.
  */
 
 #include "dm-cowloop-compat.h"
@@ -12,32 +18,167 @@
 #include <linux/dm-bufio.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/slab.h>
 #include <linux/vmalloc.h>
 
-bool cow_md_failed(struct cow_md *md)
-{
-	return READ_ONCE(md->failed);
-}
+struct cow_write {
+	struct bio *bio;
+	struct bio_vec bvec;
+	struct dm_buffer *buf;
+};
 
-bool cow_md_unsure(struct cow_md *md)
-{
-	return READ_ONCE(md->unsure);
-}
+struct cow_blocks {
+	struct block_device *cow;
+	struct dm_bufio_client *bufio;
+	unsigned int shift;		/* of the size of a block, in bytes */
+	bool failed;			/* it is not known what is on disk */
+	bool unsure;			/* whether the last ENOSPC was one */
 
-void cow_md_set_failed(struct cow_md *md)
-{
-	WRITE_ONCE(md->failed, true);
-}
+	struct mutex commit_lock;	/* all that is below */
+	struct cow_write writes[COW_MAX_WRITES];
+	unsigned int nr_writes;		/* begun */
+	atomic_t nr_writing;		/* of them, and one for whoever will wait */
+	struct completion written;
+};
 
 bool cow_fua_flushes(struct block_device *cow)
 {
 	return bdev_write_cache(cow) && !bdev_fua(cow);
 }
 
-static void end_writing(struct cow_md *md)
+struct cow_blocks *cow_blocks_alloc(struct block_device *cow, unsigned int size)
 {
-	if (atomic_dec_and_test(&md->nr_writing))
-		complete(&md->written);
+	struct cow_blocks *b = kzalloc(sizeof(*b), GFP_KERNEL);
+	unsigned int i;
+	int r = -ENOMEM;
+
+	if (!b)
+		return ERR_PTR(r);
+	b->cow = cow;
+	b->shift = ilog2(size);
+	mutex_init(&b->commit_lock);
+	init_completion(&b->written);
+	atomic_set(&b->nr_writing, 1);
+	for (i = 0; i < COW_MAX_WRITES; i++) {
+		b->writes[i].bio = kmalloc(sizeof(*b->writes[i].bio), GFP_KERNEL);
+		if (!b->writes[i].bio)
+			goto bad;
+	}
+	b->bufio = dm_bufio_client_create(cow, size, COW_MAX_WRITES + 1, 0, NULL, NULL, 0);
+	if (IS_ERR(b->bufio)) {
+		r = PTR_ERR(b->bufio);
+		b->bufio = NULL;
+		goto bad;
+	}
+	return b;
+bad:
+	cow_blocks_free(b);
+	return ERR_PTR(r);
+}
+
+void cow_blocks_let_go(struct cow_blocks *b)
+{
+	if (b->bufio)
+		dm_bufio_client_destroy(b->bufio);
+	b->bufio = NULL;
+	b->cow = NULL;
+}
+
+void cow_blocks_free(struct cow_blocks *b)
+{
+	unsigned int i;
+
+	if (!b)
+		return;
+	cow_blocks_let_go(b);
+	for (i = 0; i < COW_MAX_WRITES; i++)
+		kfree(b->writes[i].bio);
+	kfree(b);
+}
+
+void cow_blocks_lock(struct cow_blocks *b)
+{
+	mutex_lock(&b->commit_lock);
+}
+
+bool cow_blocks_trylock(struct cow_blocks *b)
+{
+	return mutex_trylock(&b->commit_lock);
+}
+
+void cow_blocks_unlock(struct cow_blocks *b)
+{
+	mutex_unlock(&b->commit_lock);
+}
+
+void cow_blocks_assert_locked(struct cow_blocks *b)
+{
+	lockdep_assert_held(&b->commit_lock);
+}
+
+void cow_blocks_set_failed(struct cow_blocks *b)
+{
+	WRITE_ONCE(b->failed, true);
+}
+
+bool cow_blocks_failed(const struct cow_blocks *b)
+{
+	return READ_ONCE(b->failed);
+}
+
+bool cow_blocks_unsure(const struct cow_blocks *b)
+{
+	return READ_ONCE(b->unsure);
+}
+
+/* ---- Reading ---- */
+
+sector_t cow_blocks_at(const struct cow_blocks *b, u64 byte)
+{
+	return byte >> b->shift;
+}
+
+void *cow_blocks_get(struct cow_blocks *b, u64 byte, struct dm_buffer **buf)
+{
+	const sector_t block = cow_blocks_at(b, byte);
+	void *data;
+
+	if (*buf && dm_bufio_get_block_number(*buf) != block) {
+		dm_bufio_release(*buf);
+		*buf = NULL;
+	}
+	if (!*buf) {
+		data = dm_bufio_read(b->bufio, block, buf);
+		if (IS_ERR(data)) {
+			*buf = NULL;
+			return data;
+		}
+	}
+	return dm_bufio_get_block_data(*buf) + (byte & (BIT(b->shift) - 1));
+}
+
+void cow_blocks_release(struct dm_buffer *buf)
+{
+	dm_bufio_release(buf);
+}
+
+void cow_blocks_prefetch(struct cow_blocks *b, sector_t block, unsigned int nr)
+{
+	dm_bufio_prefetch(b->bufio, block, nr);
+}
+
+void cow_blocks_forget(struct cow_blocks *b, sector_t block)
+{
+	dm_bufio_forget(b->bufio, block);
+}
+
+/* ---- Writing ---- */
+
+static void end_writing(struct cow_blocks *b)
+{
+	if (atomic_dec_and_test(&b->nr_writing))
+		complete(&b->written);
 }
 
 /*
@@ -46,124 +187,124 @@ static void end_writing(struct cow_md *md)
  */
 static void block_written(struct bio *bio)
 {
-	struct cow_md *md = bio->bi_private;
+	struct cow_blocks *b = bio->bi_private;
 
 	if (bio->bi_opf & REQ_FUA && bio->bi_status && bio->bi_status != BLK_STS_NOSPC)
-		cow_md_set_failed(md);
-	end_writing(md);
+		cow_blocks_set_failed(b);
+	end_writing(b);
 }
 
-static void cow_flushed(struct bio *bio)
+static void flushed(struct bio *bio)
 {
-	struct cow_md *md = bio->bi_private;
+	struct cow_blocks *b = bio->bi_private;
 
 	if (bio->bi_status)
-		cow_md_set_failed(md);
-	end_writing(md);
+		cow_blocks_set_failed(b);
+	end_writing(b);
 }
 
 /* Until all of them have ended */
-static void wait_for_bios(struct cow_md *md)
+static void wait_for_bios(struct cow_blocks *b)
 {
-	if (!atomic_dec_and_test(&md->nr_writing))
-		wait_for_completion_io(&md->written);
-	atomic_set(&md->nr_writing, 1);
-	reinit_completion(&md->written);
+	if (!atomic_dec_and_test(&b->nr_writing))
+		wait_for_completion_io(&b->written);
+	atomic_set(&b->nr_writing, 1);
+	reinit_completion(&b->written);
 }
 
-/*
- * Wait for all the blocks that are being written. Returns @before, if something has
- * failed before, or their error: -ENOSPC, if there is no other.
- */
-int wait_for_writes(struct cow_md *md, int before)
+/* The errno of a write that has ended. */
+static int write_error(struct cow_blocks *b, const struct bio *bio)
+{
+	int error = blk_status_to_errno(bio->bi_status);
+
+	if (error == -ENOSPC)
+		WRITE_ONCE(b->unsure, false);
+	if (error == -EIO && cow_hides_no_space(b->cow)) {
+		WRITE_ONCE(b->unsure, true);
+		error = -ENOSPC;
+	}
+	return error;
+}
+
+int cow_blocks_wait(struct cow_blocks *b, int before)
 {
 	unsigned int i;
 	int r = 0;
 
-	lockdep_assert_held(&md->commit_lock);
-	if (!md->nr_writes)
+	cow_blocks_assert_locked(b);
+	if (!b->nr_writes)
 		return before;
-	wait_for_bios(md);
-	for (i = 0; i < md->nr_writes; i++) {
-		struct cow_write *w = &md->writes[i];
-		int error = blk_status_to_errno(w->bio->bi_status);
+	wait_for_bios(b);
+	for (i = 0; i < b->nr_writes; i++) {
+		struct cow_write *w = &b->writes[i];
+		const int error = write_error(b, w->bio);
 
-		if (error == -ENOSPC)
-			WRITE_ONCE(md->unsure, false);
-		if (error == -EIO && cow_hides_no_space(md->cow)) {
-			WRITE_ONCE(md->unsure, true);
-			error = -ENOSPC;
-		}
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
 		bio_uninit(w->bio);
 		dm_bufio_release(w->buf);
 	}
-	md->nr_writes = 0;
+	b->nr_writes = 0;
 
 	return before ? before : r;
 }
 
-/* Begin to write a block. Its buffer is released by wait_for_writes(). */
-int write_block(struct cow_md *md, struct dm_buffer *buf, blk_opf_t opf)
+int cow_blocks_write(struct cow_blocks *b, struct dm_buffer *buf, bool fua)
 {
+	const blk_opf_t opf = REQ_OP_WRITE | REQ_META | REQ_SYNC | cow_write_flags(b->cow) |
+			      (fua ? REQ_FUA : 0);
 	void *data = dm_bufio_get_block_data(buf);
 	struct page *page = NULL;
 	struct cow_write *w;
 	int r = 0;
 
-	if (md->nr_writes == COW_MAX_WRITES)
-		r = wait_for_writes(md, 0);
+	if (b->nr_writes == COW_MAX_WRITES)
+		r = cow_blocks_wait(b, 0);
 
-	w = &md->writes[md->nr_writes++];
+	w = &b->writes[b->nr_writes++];
 	w->buf = buf;
-	opf |= REQ_OP_WRITE | REQ_META | REQ_SYNC | cow_write_flags(md->cow);
-	bio_init(w->bio, md->cow, &w->bvec, 1, opf);
-	w->bio->bi_iter.bi_sector =
-		dm_bufio_get_block_number(buf) << (md->block_shift - SECTOR_SHIFT);
-	w->bio->bi_private = md;
+	bio_init(w->bio, b->cow, &w->bvec, 1, opf);
+	w->bio->bi_iter.bi_sector = dm_bufio_get_block_number(buf) << (b->shift - SECTOR_SHIFT);
+	w->bio->bi_private = b;
 	w->bio->bi_end_io = block_written;
 	if (is_vmalloc_addr(data)) {
-		flush_kernel_vmap_range(data, BIT(md->block_shift));
+		flush_kernel_vmap_range(data, BIT(b->shift));
 		page = vmalloc_to_page(data);
 	}
 	/* A block is no larger than a page, nor than its alignment. */
-	__bio_add_page(w->bio, page ?: virt_to_page(data), BIT(md->block_shift),
-		       offset_in_page(data));
-	atomic_inc(&md->nr_writing);
+	__bio_add_page(w->bio, page ?: virt_to_page(data), BIT(b->shift), offset_in_page(data));
+	atomic_inc(&b->nr_writing);
 	submit_bio(w->bio);
 
 	return r;
 }
 
-/* A block that is being written must not be begun again, or the older one might win. */
-int wait_if_written(struct cow_md *md, struct dm_buffer *buf)
+int cow_blocks_wait_for(struct cow_blocks *b, const struct dm_buffer *buf)
 {
 	unsigned int i;
 
-	for (i = 0; i < md->nr_writes; i++)
-		if (md->writes[i].buf == buf)
-			return wait_for_writes(md, 0);
+	for (i = 0; i < b->nr_writes; i++)
+		if (b->writes[i].buf == buf)
+			return cow_blocks_wait(b, 0);
 	return 0;
 }
 
-/* What was written before is durable when this returns 0. No block is being written. */
-int flush_cow(struct cow_md *md)
+int cow_blocks_flush(struct cow_blocks *b)
 {
-	lockdep_assert_held(&md->commit_lock);
+	cow_blocks_assert_locked(b);
 
 	/* Without a cache it would come to nothing in the block layer, but take a way to it. */
-	if (bdev_write_cache(md->cow)) {
+	if (bdev_write_cache(b->cow)) {
 		struct bio bio;
 
-		bio_init(&bio, md->cow, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
-		bio.bi_private = md;
-		bio.bi_end_io = cow_flushed;
-		atomic_inc(&md->nr_writing);
+		bio_init(&bio, b->cow, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
+		bio.bi_private = b;
+		bio.bi_end_io = flushed;
+		atomic_inc(&b->nr_writing);
 		submit_bio(&bio);
-		wait_for_bios(md);
+		wait_for_bios(b);
 		bio_uninit(&bio);
 	}
 	/* Somebody else's flush may have been told of what this one has not. */
-	return cow_md_failed(md) ? -EIO : 0;
+	return cow_blocks_failed(b) ? -EIO : 0;
 }

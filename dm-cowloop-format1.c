@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: all that is format 1's alone.
+ * dm-cowloop: what is format 1's alone: its fingerprint, what its head must be like,
+ * and its bitmap, which is counted and checked as a whole at open, and repaired where
+ * the head is DIRTY.
  */
 
 #include "dm-cowloop-metadata-internal.h"
@@ -8,6 +10,7 @@
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/vmalloc.h>
 
 /*
@@ -15,7 +18,7 @@
  * blocks whose sum is not zero, put together by the original's C arithmetic,
  * in which a fourth sum of 0x80 or more extends its sign into bits 32 to 63.
  */
-int fingerprint_v1(const struct cow_md_args *args, void *buf, u64 *fingerprint)
+int cow_v1_fingerprint(const struct cow_md_args *args, void *buf, u64 *fingerprint)
 {
 	const sector_t end = round_down(bdev_nr_sectors(args->rdo), COW_V1_MAPUNIT / 512);
 	sector_t sector, count;
@@ -27,7 +30,7 @@ int fingerprint_v1(const struct cow_md_args *args, void *buf, u64 *fingerprint)
 		const u8 *byte = buf;
 
 		count = min_t(sector_t, end - sector, COW_IO_SIZE / 512);
-		r = read_sectors(args, args->rdo, sector, count, buf);
+		r = cow_read_sectors(args, args->rdo, sector, count, buf);
 		if (r)
 			return r;
 
@@ -44,90 +47,97 @@ int fingerprint_v1(const struct cow_md_args *args, void *buf, u64 *fingerprint)
 	return 0;
 }
 
-int check_head_v1(const struct cow_md_args *args, char **error,
-		  const struct cow_head *head, struct cow_geometry *geo)
+int cow_v1_check_head(const struct cow_md_args *args, char **error,
+		      const struct cow_head *head, struct cow_geometry *geo)
 {
 	u64 found;
 	int r;
 
-	r = check_packed(args, error, head);
+	r = cow_check_packed(args, error, head);
 	if (r)
 		return r;
 
 	found = le64_to_cpu(head->mapunit);
 	if (found != COW_V1_MAPUNIT)
-		return refuse(args, error, "Wrong unit size in cowfile",
-			      "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
+		return cow_refuse(args, error, "Wrong unit size in cowfile",
+				  "found mapunit %llu, expected %u", found, COW_V1_MAPUNIT);
 
 	cow_geometry_init(geo, 1, COW_V1_MAPUNIT, bdev_nr_sectors(args->rdo));
-	r = check_layout(args, error, head, geo);
+	r = cow_check_sizes(args, error, head, geo);
 	if (r)
 		return r;
 
 	found = le64_to_cpu(head->doffset);
 	if (found != geo->doffset)
-		return refuse(args, error, "Wrong data offset in cowfile",
-			      "found doffset %llu, expected %llu", found, geo->doffset);
+		return cow_refuse(args, error, "Wrong data offset in cowfile",
+				  "found doffset %llu, expected %llu", found, geo->doffset);
 
 	if (!(le16_to_cpu(head->flags) & COW_FLAG_DIRTY))
 		return 0;
 	if (!args->repair)
-		return refuse(args, error, "Cowfile is dirty",
-			      "found DIRTY set, expected a cowfile that was closed or synced; option 'repair' accepts and repairs it");
+		return cow_refuse(args, error, "Cowfile is dirty",
+				  "found DIRTY set, expected a cowfile that was closed or synced; option 'repair' accepts and repairs it");
 	if (args->read_only)
-		return refuse(args, error, "Cowfile is dirty and can't be repaired read-only",
-			      "found DIRTY set together with option 'read_only', expected 'repair' alone");
+		return cow_refuse(args, error, "Cowfile is dirty and can't be repaired read-only",
+				  "found DIRTY set together with option 'read_only', expected 'repair' alone");
 	return 0;
 }
 
 /* ---- The bitmap ---- */
 
 /* The first unit of a block whose units are not all in the same place, or the end. */
-static u64 find_mixed_block(struct cow_md *md, u64 index, unsigned int per_block)
+static u64 find_mixed_block(struct cow_md *md, const struct cow_region *r, unsigned int per_block)
 {
-	const struct cow_region *r = md->scratch;
-	const u32 nr_units = region_nr_units(md, index);
+	const u32 nr_units = cow_region_nr_units(md, r->index);
 	u32 bit, i;
 
 	for (bit = 0; bit < nr_units; bit += per_block)
 		for (i = bit + 1; i < min(bit + per_block, nr_units); i++)
 			if (!!test_bit_le(i, r->bits) != !!test_bit_le(bit, r->bits))
-				return region_first_unit(md, index) + bit;
+				return cow_region_first_unit(md, r->index) + bit;
 	return md->geo.nr_units;
 }
 
-/* Count a format 1 cowfile, for devices with blocks of several units. */
-static int count_blocks_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+/*
+ * Units may be smaller than the blocks of the devices. That works as long as all the
+ * units of a block are in the same place, as they are when the cowfile was always used
+ * on such devices.
+ */
+static int check_blocks(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
-	while (cow_md_counting(md)) {
-		const u64 index = md->count_next;
-		u64 mixed = md->geo.nr_units;
-		int r;
+	struct cow_region *region = kmalloc(sizeof(*region), GFP_KERNEL);
+	u64 index, mixed = md->geo.nr_units;
+	int r = 0;
 
-		mutex_lock(&md->load_lock);
-		r = count_region(md, 0);
+	if (!region)
+		return -ENOMEM;
+	for (index = 0; index < md->layout.nr_regions; index++) {
+		r = cow_region_read(md, index, region);
 		if (!r)
-			mixed = find_mixed_block(md, index, md->units_per_block);
-		mutex_unlock(&md->load_lock);
-		if (r)
-			return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
-		if (mixed < md->geo.nr_units)
-			return refuse(args, error, "Cowfile needs devices with smaller blocks",
-				      "found a block written in part at unit %llu, expected all %u units or none",
-				      mixed, md->units_per_block);
+			mixed = find_mixed_block(md, region, md->units_per_block);
+		if (r || mixed < md->geo.nr_units)
+			break;
 		cond_resched();
 	}
+	kfree(region);
+
+	if (r)
+		return cow_refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
+	if (mixed < md->geo.nr_units)
+		return cow_refuse(args, error, "Cowfile needs devices with smaller blocks",
+				  "found a block written in part at unit %llu, expected all %u units or none",
+				  mixed, md->units_per_block);
 	return 0;
 }
 
-/* Walk the whole bitmap of a format 1 cowfile: count it and check it. */
-int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+/* Walk the whole bitmap: count it and check it. */
+static int check_bitmap(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
-	const u64 found = le64_to_cpu(md->head.cowused);
+	const u64 found = le64_to_cpu(cow_commit_head(md)->cowused);
 	int r;
 
 	if (md->units_per_block > 1) {
-		r = count_blocks_v1(md, args, error);
+		r = check_blocks(md, args, error);
 		if (r)
 			return r;
 	}
@@ -135,12 +145,12 @@ int check_bitmap_v1(struct cow_md *md, const struct cow_md_args *args, char **er
 		;
 	r = cow_md_counting(md) ? -EINTR : cow_md_count_unread(md);
 	if (r)
-		return refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
+		return cow_refuse_io(args, error, r, args->cow, "Cannot read the bitmap");
 
-	if (!md->dirty && found != cow_md_used(md))
-		return refuse(args, error, "Wrong count of used units in cowfile",
-			      "found cowused %llu, expected %llu, as the bitmap has",
-			      found, cow_md_used(md));
+	if (!cow_md_is_dirty(md) && found != cow_md_used(md))
+		return cow_refuse(args, error, "Wrong count of used units in cowfile",
+				  "found cowused %llu, expected %llu, as the bitmap has",
+				  found, cow_md_used(md));
 	return 0;
 }
 
@@ -151,7 +161,7 @@ static bool is_set(struct cow_md *md, u64 unit)
 	bool set;
 
 	rcu_read_lock_sched();
-	set = cow_lookup(&md->map, unit) == COW_IN_COW;
+	set = cow_lookup(cow_md_map(md), unit) == COW_IN_COW;
 	rcu_read_unlock_sched();
 
 	return set;
@@ -180,7 +190,7 @@ static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repai
 		cow_md_release(md, &hold);
 		return 0;
 	}
-	mark_unlocked(md, &hold);
+	cow_bitmap_mark(md, &hold);
 	*repaired += nr;
 
 	return 0;
@@ -203,11 +213,11 @@ static int repair_units(struct cow_md *md, u64 unit, unsigned int nr, const void
 }
 
 /*
- * Repair a DIRTY format 1 cowfile: every unit that is not all zeroes has been
+ * Repair a DIRTY cowfile: every unit that is not all zeroes has been
  * written, whatever the bitmap says. The head is cleaned last, so that an
  * interrupted repair can be done again.
  */
-int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
+static int repair_bitmap(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const unsigned int unit_sectors = md->geo.mapunit / 512;
 	const u64 block_sectors = bdev_logical_block_size(args->cow) >> SECTOR_SHIFT;
@@ -229,7 +239,7 @@ int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 		/* The last unit may end within a block of the device. */
 		count = min(round_up(nr * unit_sectors, block_sectors),
 			    cow_sectors - data - unit * unit_sectors);
-		r = read_sectors(args, args->cow, data + unit * unit_sectors, count, buf);
+		r = cow_read_sectors(args, args->cow, data + unit * unit_sectors, count, buf);
 		if (!r)
 			r = repair_units(md, unit, nr, buf, per_block, &repaired);
 	}
@@ -239,9 +249,19 @@ int repair_v1(struct cow_md *md, const struct cow_md_args *args, char **error)
 	if (!r)
 		r = cow_md_clean(md);
 	if (r)
-		return refuse_io(args, error, r, args->cow, "Cannot repair the cowfile");
+		return cow_refuse_io(args, error, r, args->cow, "Cannot repair the cowfile");
 
 	DMWARN("%s: cow device %pg: repaired: %llu units added to the bitmap, %llu used now",
 	       args->name, args->cow, repaired, cow_md_used(md));
 	return 0;
+}
+
+int cow_v1_open(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	int r;
+
+	r = check_bitmap(md, args, error);
+	if (!r && cow_md_is_dirty(md))
+		r = repair_bitmap(md, args, error);
+	return r;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: devices read, fingerprints taken and heads checked, before a cowfile is used.
+ * dm-cowloop: heads are checked, and devices read for that, before a cowfile is used.
+ *
+ * What is format 1's alone is in dm-cowloop-format1.c, and calls what is here.
  */
 
 #include "dm-cowloop-compat.h"
@@ -14,8 +16,13 @@
 #include <linux/sched/signal.h>
 #include <linux/vmalloc.h>
 
-int read_sectors(const struct cow_md_args *args, struct block_device *bdev,
-		 sector_t sector, sector_t count, void *to)
+u64 cow_bdev_bytes(struct block_device *bdev)
+{
+	return (u64)bdev_nr_sectors(bdev) << SECTOR_SHIFT;
+}
+
+int cow_read_sectors(const struct cow_md_args *args, struct block_device *bdev,
+		     sector_t sector, sector_t count, void *to)
 {
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ | REQ_SYNC,
@@ -40,12 +47,7 @@ int read_sectors(const struct cow_md_args *args, struct block_device *bdev,
 	return cow_dm_io(&req, 1, &where, NULL);
 }
 
-/*
- * Log why a cowfile is refused: @what, which also goes to the user of dmsetup,
- * and in detail what was found and expected.
- */
-__printf(4, 5)
-int refuse(const struct cow_md_args *args, char **error, char *what, const char *fmt, ...)
+int cow_refuse(const struct cow_md_args *args, char **error, char *what, const char *fmt, ...)
 {
 	struct va_format vaf = { .fmt = fmt };
 	va_list ap;
@@ -59,8 +61,8 @@ int refuse(const struct cow_md_args *args, char **error, char *what, const char 
 	return -EINVAL;
 }
 
-int refuse_io(const struct cow_md_args *args, char **error, int r,
-	      struct block_device *bdev, char *what)
+int cow_refuse_io(const struct cow_md_args *args, char **error, int r,
+		  struct block_device *bdev, char *what)
 {
 	DMERR("%s: device %pg: %s: error %d", args->name, bdev, what, r);
 	*error = what;
@@ -95,7 +97,7 @@ COW_DM_IO_NOTIFY(sample_read)
  * The fingerprint of format 2: a CRC-32C over 64 samples spread over the
  * device, all read at once, since the device may be far away.
  */
-int fingerprint_v2(const struct cow_md_args *args, void *buf, u64 *fingerprint)
+int cow_v2_fingerprint(const struct cow_md_args *args, void *buf, u64 *fingerprint)
 {
 	const sector_t nr_sectors = bdev_nr_sectors(args->rdo);
 	const u64 nr_blocks = max_t(u64, nr_sectors / (COW_SAMPLE_SIZE / 512), 1);
@@ -138,42 +140,42 @@ int fingerprint_v2(const struct cow_md_args *args, void *buf, u64 *fingerprint)
 
 /* ---- Checking a head ---- */
 
-int check_packed(const struct cow_md_args *args, char **error,
-		 const struct cow_head *head)
+int cow_check_packed(const struct cow_md_args *args, char **error,
+		     const struct cow_head *head)
 {
 	if (le16_to_cpu(head->flags) & COW_FLAG_PACKED)
-		return refuse(args, error, "Cowfile is packed",
-			      "found PACKED set, expected a cowfile that was unpacked");
+		return cow_refuse(args, error, "Cowfile is packed",
+				  "found PACKED set, expected a cowfile that was unpacked");
 	return 0;
 }
 
-/* Sizes that both formats have. */
-int check_layout(const struct cow_md_args *args, char **error,
-		 const struct cow_head *head, const struct cow_geometry *geo)
+int cow_check_sizes(const struct cow_md_args *args, char **error,
+		    const struct cow_head *head, const struct cow_geometry *geo)
 {
 	u64 found;
 
 	found = le64_to_cpu(head->rdoblocks);
 	if (found != geo->nr_units)
-		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
-			      "found %llu units of %u bytes, expected %llu, as %pg has",
-			      found, geo->mapunit, geo->nr_units, args->rdo);
+		return cow_refuse(args, error,
+				  "Cowfile belongs to a read-only device of another size",
+				  "found %llu units of %u bytes, expected %llu, as %pg has",
+				  found, geo->mapunit, geo->nr_units, args->rdo);
 
 	found = le64_to_cpu(head->mapsize);
 	if (found != geo->mapsize)
-		return refuse(args, error, "Wrong bitmap size in cowfile",
-			      "found mapsize %llu, expected %llu", found, geo->mapsize);
+		return cow_refuse(args, error, "Wrong bitmap size in cowfile",
+				  "found mapsize %llu, expected %llu", found, geo->mapsize);
 	return 0;
 }
 
-int refuse_merging(const struct cow_md_args *args, char **error)
+int cow_refuse_merging(const struct cow_md_args *args, char **error)
 {
-	return refuse(args, error, "Cowfile is being merged",
-		      "found a merge begun, expected it to be done: see cowsetup merge");
+	return cow_refuse(args, error, "Cowfile is being merged",
+			  "found a merge begun, expected it to be done: see cowsetup merge");
 }
 
-int check_head_v2(const struct cow_md_args *args, char **error,
-		  const struct cow_head *head, struct cow_geometry *geo)
+int cow_v2_check_head(const struct cow_md_args *args, char **error,
+		      const struct cow_head *head, struct cow_geometry *geo)
 {
 	u64 found, align;
 	u32 csum, unknown;
@@ -181,57 +183,58 @@ int check_head_v2(const struct cow_md_args *args, char **error,
 
 	csum = ~crc32c(~0U, head, offsetof(struct cow_head, csum));
 	if (le32_to_cpu(head->csum) != csum)
-		return refuse(args, error, "Cowfile's head is damaged",
-			      "found checksum 0x%08x, expected 0x%08x",
-			      le32_to_cpu(head->csum), csum);
+		return cow_refuse(args, error, "Cowfile's head is damaged",
+				  "found checksum 0x%08x, expected 0x%08x",
+				  le32_to_cpu(head->csum), csum);
 
-	r = check_packed(args, error, head);
+	r = cow_check_packed(args, error, head);
 	if (r)
 		return r;
 
 	if (le32_to_cpu(head->incompat) & (COW_INCOMPAT_MERGING | COW_INCOMPAT_MERGED))
-		return refuse_merging(args, error);
+		return cow_refuse_merging(args, error);
 	unknown = le32_to_cpu(head->incompat) & ~COW_INCOMPAT_KNOWN;
 	if (unknown)
-		return refuse(args, error, "Cowfile needs features that this version lacks",
-			      "found incompat 0x%08x, expected none but 0x%08x",
-			      le32_to_cpu(head->incompat), COW_INCOMPAT_KNOWN);
+		return cow_refuse(args, error, "Cowfile needs features that this version lacks",
+				  "found incompat 0x%08x, expected none but 0x%08x",
+				  le32_to_cpu(head->incompat), COW_INCOMPAT_KNOWN);
 
 	found = le64_to_cpu(head->mapunit);
 	if (!cow_v2_mapunit_valid(found))
-		return refuse(args, error, "Wrong unit size in cowfile",
-			      "found mapunit %llu, expected a power of two from %u to %u",
-			      found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
+		return cow_refuse(args, error, "Wrong unit size in cowfile",
+				  "found mapunit %llu, expected a power of two from %u to %u",
+				  found, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
 
 	cow_geometry_init(geo, 2, found, bdev_nr_sectors(args->rdo));
 
 	found = le64_to_cpu(head->rdosectors);
 	if (found != geo->rdo_sectors)
-		return refuse(args, error, "Cowfile belongs to a read-only device of another size",
-			      "found %llu sectors, expected %llu, as %pg has",
-			      found, geo->rdo_sectors, args->rdo);
+		return cow_refuse(args, error,
+				  "Cowfile belongs to a read-only device of another size",
+				  "found %llu sectors, expected %llu, as %pg has",
+				  found, geo->rdo_sectors, args->rdo);
 
-	r = check_layout(args, error, head, geo);
+	r = cow_check_sizes(args, error, head, geo);
 	if (r)
 		return r;
 
 	found = le64_to_cpu(head->moffset);
 	if (found != geo->moffset)
-		return refuse(args, error, "Wrong bitmap offset in cowfile",
-			      "found moffset %llu, expected %llu", found, geo->moffset);
+		return cow_refuse(args, error, "Wrong bitmap offset in cowfile",
+				  "found moffset %llu, expected %llu", found, geo->moffset);
 
 	found = le64_to_cpu(head->doffset);
 	align = max(geo->mapunit, 4096U);
 	if (found < geo->doffset || found & (align - 1) || found > S64_MAX / 2)
-		return refuse(args, error, "Wrong data offset in cowfile",
-			      "found doffset %llu, expected a multiple of %llu from %llu on",
-			      found, align, geo->doffset);
+		return cow_refuse(args, error, "Wrong data offset in cowfile",
+				  "found doffset %llu, expected a multiple of %llu from %llu on",
+				  found, align, geo->doffset);
 	geo->doffset = found;
 
 	found = le64_to_cpu(head->cowused);
 	if (!(le16_to_cpu(head->flags) & COW_FLAG_DIRTY) && found > geo->nr_units)
-		return refuse(args, error, "Wrong count of used units in cowfile",
-			      "found cowused %llu, expected at most %llu",
-			      found, geo->nr_units);
+		return cow_refuse(args, error, "Wrong count of used units in cowfile",
+				  "found cowused %llu, expected at most %llu",
+				  found, geo->nr_units);
 	return 0;
 }

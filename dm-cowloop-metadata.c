@@ -1,23 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: the cowfile's head and bitmap, in memory and on disk.
+ * dm-cowloop: commits, and the head as it is written.
  *
- * In memory. The bitmap is cut into regions, each a few bitmap sectors that
- * fit into a page together with what we have to remember about them. An array
- * has a pointer for every region: NULL while it has not been read, a marker
- * when all of its units are in one place, else its page. Looking up a unit is
- * a few plain loads under RCU. The bits are kept in the byte order of the
- * disk. A region goes from unread to EMPTY, FULL or a page when it is loaded,
- * from a marker to a page before the first of its bits changes, and from a page
- * to a marker when the disk says so; all of this happens in process context.
- *
- * Memory. People swap on such devices, so a region must be loaded even where no
- * memory can be had. A page whose bits are all on disk, and which no write in
- * flight holds (cow_md_hold), can be evicted: its region becomes unread. That is
- * done when there is no memory for another one, and by a shrinker when others
- * need it. Each cowfile always has one page at least, in reserve or in use. So
- * there is one that a commit, and the completion of what is in flight, will make
- * free for eviction; neither of them needs memory that others hold.
+ * The metadata is a house of several files; dm-cowloop-metadata-internal.h lists them.
+ * Commits are here, since the order of things on disk is what they are about.
  *
  * The order of things on disk, which is what makes a crash harmless:
  *
@@ -32,11 +18,10 @@
  *     flight, when cowused is exact.
  *
  * For 2, a commit first copies the changed bitmap sectors aside as they are
- * now, then flushes the cow device, and only then writes the copies. Bits that
- * are set after the copy was made belong to the next commit. dm-bufio caches what
- * is read; blocks are written from its buffers, but by bios of our own, which
- * tell when there is no space. So what is in a buffer is on disk, or it belongs
- * to a commit that met ENOSPC.
+ * now, then flushes the cow device, and only then writes the copies
+ * (write_all_staged). Bits that are set after the copy was made belong to the next
+ * commit. Blocks are written from dm-bufio's buffers, which also hold what was read.
+ * So what is in a buffer is on disk, or it belongs to a commit that met ENOSPC.
  *
  * cow_md_mark() queues the region for the next commit before it sets the first
  * bit, so that whoever has seen the bit finds that there is something to commit;
@@ -47,127 +32,213 @@
  * Bits are cleared, by a discard, in the same way: the region is queued first.
  * Who clears them commits them before the units' data is given up.
  *
- * After an error of a write of the metadata, or of any flush of the cow device, it
- * is not known what is on disk, and the next flush may not tell. No commit is begun
- * any more until the cowfile has been opened again, nor does one that has been begun
- * write bits; the regions that it was about stay queued. That takes that all errors
- * of flushes come to be known here, and before the next flush has ended: see
- * cow_fua_flushes() and cow_flushed().
+ * Errors. After an error of a write of the metadata, or of any flush of the cow
+ * device, it is not known what is on disk, and the next flush may not tell. No commit
+ * is begun any more until the cowfile has been opened again, nor does one that has
+ * been begun write bits; the regions that it was about stay queued. For that, all
+ * errors of flushes must come to be known here, and before the next flush has ended:
+ * see cow_fua_flushes() and, in dm-cowloop-blocks.c, flushed().
  *
  * Space. The cow device may be sparse, and full. A bitmap sector that was never
  * written may then not find room, which must not come out in a commit, when
  * writes have been completed that depend on it. So a region's sectors are
- * written as they are before it can be held for the first time
- * (region_allocate): if there is no room it is that first write that fails. Where
+ * written as they are before it can be held for the first time (allocate_region() in
+ * dm-cowloop-regions.c): if there is no room it is that first write that fails. Where
  * even what has been written once needs room to be written again, a commit may
  * still meet ENOSPC. That alone is no failure: the data it is about is durable,
  * each bitmap sector is on disk in its old or its new state, and both are right.
  * The regions are queued again, for a commit when there is room. That it is owed is
- * for dm-cowloop.c to say and to heed; a commit that succeeds pays for all.
+ * for the target to say and to heed; a commit that succeeds pays for all.
  *
- * Locks: commit_lock serialises what writes the cowfile, load_lock what fills
- * the array of regions; commit_lock may be taken inside load_lock. What a region is
- * filled from is read before, without the lock, and is found in dm-bufio's cache
- * then (region_prefetch): so that several regions are read at the same time, and
- * one that takes long holds up nobody who does not need it. A region's
- * spinlock, one of a few, covers its bits and whether they have changed; lookups
- * do without it: they find a bit that is being set in its old or its new state,
- * and both are right then.
+ * Locks, each in one file, and the outer ones first:
+ *
+ *	load_lock	dm-cowloop-regions.c: what fills regions with what is on disk
+ *	commit_lock	dm-cowloop-blocks.c: what writes to the cow device, or flushes it
+ *	a region's	dm-cowloop-bitmap.c: its bits, and whether they have changed
+ *	space_lock	dm-cowloop-bitmap.c: what is in use and claimed, together
+ *
+ * The first two are mutexes, held over I/O. The shrinker only tries to take them: who
+ * has them may be waiting for memory. The last two are spinlocks, taken with interrupts
+ * off, and never together; cow_md_mark() takes them inside a lock of the target's.
+ * Lookups take none.
  */
 
 #include "dm-cowloop-metadata-internal.h"
 
 #include <linux/crc32c.h>
-#include <linux/dm-bufio.h>
 #include <linux/slab.h>
 
 /* What one commit copies aside before it needs another pair of flushes. */
 #define COW_COMMIT_MAX_REGIONS	2048
 
+struct cow_commit {
+	bool owes_commit;		/* see cow_md_owe_commit() */
+	bool dirty;			/* DIRTY is set on disk, or may be */
+
+	/* With commit_lock held: */
+	struct cow_stage *spare_stage;	/* so that a commit needs no memory */
+	bool head_unsure;		/* a write of the head met ENOSPC */
+	struct cow_head head;
+};
+
+int cow_commit_init(struct cow_md *md, const struct cow_head *head)
+{
+	struct cow_commit *c = kzalloc(sizeof(*c), GFP_KERNEL);
+
+	md->commit = c;
+	if (!c)
+		return -ENOMEM;
+	c->head = *head;
+	c->dirty = le16_to_cpu(head->flags) & COW_FLAG_DIRTY;
+	c->spare_stage = kmalloc(sizeof(*c->spare_stage), GFP_KERNEL);
+
+	return c->spare_stage ? 0 : -ENOMEM;
+}
+
+void cow_commit_exit(struct cow_md *md)
+{
+	if (md->commit)
+		kfree(md->commit->spare_stage);
+	kfree(md->commit);
+}
+
+const struct cow_head *cow_commit_head(const struct cow_md *md)
+{
+	return &md->commit->head;
+}
+
+/* ---- What is known of the cow device ---- */
+
+bool cow_md_failed(struct cow_md *md)
+{
+	return cow_blocks_failed(md->blocks);
+}
+
+void cow_md_set_failed(struct cow_md *md)
+{
+	cow_blocks_set_failed(md->blocks);
+}
+
+bool cow_md_unsure(struct cow_md *md)
+{
+	return cow_blocks_unsure(md->blocks);
+}
+
+bool cow_md_is_dirty(struct cow_md *md)
+{
+	return READ_ONCE(md->commit->dirty);
+}
+
+void cow_md_owe_commit(struct cow_md *md)
+{
+	WRITE_ONCE(md->commit->owes_commit, true);
+}
+
+bool cow_md_owes_commit(struct cow_md *md)
+{
+	return READ_ONCE(md->commit->owes_commit);
+}
+
 /* ---- The head ---- */
 
 /* Write the head as it is in memory, durably. */
-int head_write(struct cow_md *md)
+static int write_head(struct cow_md *md)
 {
 	const size_t size = md->geo.format == 1 ? COW_V1_HEAD_SIZE : COW_V2_HEAD_SIZE;
 	const bool flush = cow_fua_flushes(md->cow);
-	struct dm_buffer *buf;
+	struct cow_head *head = &md->commit->head;
+	struct dm_buffer *buf = NULL;
 	void *data;
 	int r;
 
 	if (md->geo.format == 2)
-		md->head.csum = cpu_to_le32(~crc32c(~0U, &md->head,
-						    offsetof(struct cow_head, csum)));
+		head->csum = cpu_to_le32(~crc32c(~0U, head, offsetof(struct cow_head, csum)));
 
-	data = dm_bufio_read(md->bufio, 0, &buf);
+	data = cow_blocks_get(md->blocks, 0, &buf);
 	if (IS_ERR(data))
 		return PTR_ERR(data);
-	memcpy(data, &md->head, size);
+	memcpy(data, head, size);
 
-	r = wait_for_writes(md, write_block(md, buf, flush ? 0 : REQ_FUA));
+	r = cow_blocks_wait(md->blocks, cow_blocks_write(md->blocks, buf, !flush));
 
-	return r || !flush ? r : flush_cow(md);
+	return r || !flush ? r : cow_blocks_flush(md->blocks);
 }
 
-static int head_write_flags(struct cow_md *md, u16 flags, u64 used)
+static int write_flags(struct cow_md *md, u16 flags, u64 used)
 {
+	struct cow_commit *c = md->commit;
 	int r;
 
-	lockdep_assert_held(&md->commit_lock);
+	cow_blocks_assert_locked(md->blocks);
 
 	if (cow_md_failed(md))
 		return -EIO;
-	md->head.flags = cpu_to_le16(flags);
-	md->head.cowused = cpu_to_le64(used);
-	r = head_write(md);
+	c->head.flags = cpu_to_le16(flags);
+	c->head.cowused = cpu_to_le64(used);
+	r = write_head(md);
 	/* There was no space: the head on disk is the old one or this one. */
-	md->head_unsure = r == -ENOSPC;
+	c->head_unsure = r == -ENOSPC;
 	if (!r)
-		WRITE_ONCE(md->dirty, flags & COW_FLAG_DIRTY);
+		WRITE_ONCE(c->dirty, flags & COW_FLAG_DIRTY);
 	else if (r == -ENOSPC)
-		WRITE_ONCE(md->dirty, true);
+		WRITE_ONCE(c->dirty, true);
 	else
-		WRITE_ONCE(md->failed, true);
+		cow_md_set_failed(md);
 	return r;
 }
 
 int cow_md_set_dirty(struct cow_md *md)
 {
+	const struct cow_commit *c = md->commit;
 	int r = 0;
 
-	mutex_lock(&md->commit_lock);
-	if (!md->dirty || md->head_unsure)
-		r = head_write_flags(md, le16_to_cpu(md->head.flags) | COW_FLAG_DIRTY,
-				     le64_to_cpu(md->head.cowused));
-	mutex_unlock(&md->commit_lock);
+	cow_blocks_lock(md->blocks);
+	if (!c->dirty || c->head_unsure)
+		r = write_flags(md, le16_to_cpu(c->head.flags) | COW_FLAG_DIRTY,
+				le64_to_cpu(c->head.cowused));
+	cow_blocks_unlock(md->blocks);
 
 	return r;
 }
 
-bool cow_md_is_dirty(struct cow_md *md)
+int cow_md_clean(struct cow_md *md)
 {
-	return READ_ONCE(md->dirty);
+	const struct cow_commit *c = md->commit;
+	int r = 0;
+
+	cow_blocks_lock(md->blocks);
+	/* Not if another commit has failed since the caller's. */
+	if (cow_md_changed(md) || !cow_md_counted(md))
+		r = -EIO;
+	else if (c->dirty)
+		r = write_flags(md, le16_to_cpu(c->head.flags) & ~COW_FLAG_DIRTY,
+				cow_md_used(md));
+	cow_blocks_unlock(md->blocks);
+
+	return r;
 }
 
-/* ---- Commit ---- */
-
-void cow_md_owe_commit(struct cow_md *md)
+int cow_commit_format(struct cow_md *md)
 {
-	WRITE_ONCE(md->owes_commit, true);
+	int r;
+
+	cow_blocks_lock(md->blocks);
+	r = cow_blocks_flush(md->blocks);
+	if (!r)
+		r = write_head(md);
+	cow_blocks_unlock(md->blocks);
+
+	return r;
 }
 
-bool cow_md_owes_commit(struct cow_md *md)
-{
-	return READ_ONCE(md->owes_commit);
-}
+/* ---- Commits ---- */
 
 /* Write what is staged, durably, after the data that it is about. */
 static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 {
-	const u64 first = staged->region->index * md->region_sectors;
-	const u64 end = first + region_nr_sectors(md, staged->region->index);
 	/* The usual case: one block, which takes the second flush with it. */
-	const bool single = !staged->next && first_block(md, first) == last_block(md, end) &&
+	const bool single = !staged->next &&
+			    cow_region_in_one_block(md, staged->region->index) &&
 			    !cow_fua_flushes(md->cow);
 	struct cow_stage *stage;
 	int r;
@@ -176,12 +247,12 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
 	 * On its own: device-mapper forgets that a flush failed when there is a
 	 * write with it.
 	 */
-	r = flush_cow(md);
+	r = cow_blocks_flush(md->blocks);
 	for (stage = staged; stage && !r; stage = stage->next)
-		r = write_staged(md, stage, single ? REQ_FUA : 0);
-	r = wait_for_writes(md, r);
+		r = cow_region_write(md, stage, single);
+	r = cow_blocks_wait(md->blocks, r);
 
-	return r || single ? r : flush_cow(md);
+	return r || single ? r : cow_blocks_flush(md->blocks);
 }
 
 /*
@@ -190,13 +261,16 @@ static int write_all_staged(struct cow_md *md, struct cow_stage *staged)
  */
 static int commit_some(struct cow_md *md, struct llist_node **todo)
 {
+	struct cow_stage *const spare = md->commit->spare_stage;
 	struct cow_stage *stage, *staged = NULL;
 	unsigned int nr = 0;
 	int r;
 
 	while (*todo && nr < COW_COMMIT_MAX_REGIONS) {
+		struct cow_region *region;
+
 		if (!nr)
-			stage = md->spare_stage;
+			stage = spare;
 		else
 			stage = kmalloc(sizeof(*stage),
 					GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
@@ -207,9 +281,9 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 		nr++;
 
 		/* The node may be queued again as soon as the region is staged. */
-		stage->region = llist_entry(*todo, struct cow_region, changed);
+		region = llist_entry(*todo, struct cow_region, changed);
 		*todo = (*todo)->next;
-		stage_region(md, stage, stage->region);
+		cow_stage_take(md, stage, region);
 	}
 
 	r = write_all_staged(md, staged);
@@ -217,12 +291,12 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 	while ((stage = staged)) {
 		staged = stage->next;
 		if (r == -ENOSPC)
-			requeue_staged(md, stage);
+			cow_stage_requeue(md, stage);
 		else if (r)
-			unstage_region(md, stage->region);
+			cow_stage_fail(md, stage);
 		else if (stage->marker)
-			region_collapse(md, stage->region, stage->marker);
-		if (stage != md->spare_stage)
+			cow_region_collapse(md, stage->region, stage->marker);
+		if (stage != spare)
 			kfree(stage);
 	}
 
@@ -234,32 +308,28 @@ static int commit_locked(struct cow_md *md)
 	struct llist_node *todo;
 	int r = 0;
 
-	lockdep_assert_held(&md->commit_lock);
+	cow_blocks_assert_locked(md->blocks);
 
 	if (cow_md_failed(md))
 		return -EIO;
-	WRITE_ONCE(md->unsaved, true);
-	/* Before the list is taken; pairs with cow_md_changed(). */
-	smp_mb();
-	todo = llist_del_all(&md->changed);
+	todo = cow_bitmap_take_changed(md);
 
 	if (!todo)
-		r = flush_cow(md);
+		r = cow_blocks_flush(md->blocks);
 	while (todo && !r)
 		r = commit_some(md, &todo);
-	/* As flush_cow() does, where the last flush was one in a FUA write. */
+	/* As cow_blocks_flush() does, where the last flush was one in a FUA write. */
 	if (!r && cow_md_failed(md))
 		r = -EIO;
 	/* After an error there is something unsaved: for ever, or until there is space. */
 	if (r == -ENOSPC) {
-		requeue_regions(md, todo);
+		cow_bitmap_requeue(md, todo);
 	} else if (r) {
-		WRITE_ONCE(md->failed, true);
+		cow_md_set_failed(md);
 	} else {
 		/* All that was there when anybody came to owe it. */
-		WRITE_ONCE(md->owes_commit, false);
-		/* Pairs with cow_md_changed(). */
-		smp_store_release(&md->unsaved, false);
+		WRITE_ONCE(md->commit->owes_commit, false);
+		cow_bitmap_saved(md);
 	}
 	return r;
 }
@@ -268,25 +338,9 @@ int cow_md_commit(struct cow_md *md)
 {
 	int r;
 
-	mutex_lock(&md->commit_lock);
+	cow_blocks_lock(md->blocks);
 	r = commit_locked(md);
-	mutex_unlock(&md->commit_lock);
-
-	return r;
-}
-
-int cow_md_clean(struct cow_md *md)
-{
-	int r = 0;
-
-	mutex_lock(&md->commit_lock);
-	/* Not if another commit has failed since the caller's. */
-	if (cow_md_changed(md) || !cow_md_counted(md))
-		r = -EIO;
-	else if (md->dirty)
-		r = head_write_flags(md, le16_to_cpu(md->head.flags) & ~COW_FLAG_DIRTY,
-				     cow_md_used(md));
-	mutex_unlock(&md->commit_lock);
+	cow_blocks_unlock(md->blocks);
 
 	return r;
 }

@@ -1,6 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: regions of the bitmap, from and to disk.
+ * dm-cowloop: regions of the bitmap, from and to disk, and the memory that they take.
+ *
+ * Memory. People swap on such devices, so a region must be loaded even where no memory
+ * can be had. A page whose bits are all on disk, and which no write in flight holds
+ * (cow_md_hold), can be evicted: its region becomes unread. That is done when there is no
+ * memory for another one, and by a shrinker when others need it. Each cowfile always has
+ * one page at least, in reserve or in use. So there is one that a commit, and the
+ * completion of what is in flight, will make free for eviction; neither of them needs
+ * memory that others hold.
+ *
+ * Reading. What a region is filled from is read before the load_lock is taken, and is
+ * found in dm-bufio's cache then (prefetch_region): so that several regions are read at
+ * the same time, and one that takes long holds up nobody who does not need it.
  */
 
 #include "dm-cowloop-compat.h"
@@ -9,13 +21,22 @@
 #include <linux/bitmap.h>
 #include <linux/crc32c.h>
 #include <linux/device-mapper.h>
-#include <linux/dm-bufio.h>
+#include <linux/mutex.h>
 #include <linux/sched/signal.h>
 #include <linux/shrinker.h>
 #include <linux/slab.h>
 
 /* Regions that cow_md_count_some() does in a call. */
 #define COW_COUNT_REGIONS	256
+
+struct cow_regions {
+	struct mutex load_lock;		/* all that is below, and the bitmap's regions */
+	struct cow_region *scratch;	/* to read a region into */
+	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
+	bool keep_all;			/* nothing is evicted but for want of memory here */
+
+	struct shrinker *shrinker;
+};
 
 /* Why a region is loaded. */
 enum cow_purpose {
@@ -34,46 +55,56 @@ static __le32 map_sector_csum(const struct cow_map_sector *s, u64 sector)
 	return cpu_to_le32(~crc32c(crc, &index, sizeof(index)));
 }
 
-/*
- * Bitmap sector @sector in its dm-bufio block. *@buf holds the block; it is
- * read when *@buf is NULL or holds another one, which is released.
- */
-static void *map_sector_get(struct cow_md *md, u64 sector, struct dm_buffer **buf)
+/* Where bitmap sector @sector begins on the cow device. */
+static u64 map_sector_byte(struct cow_md *md, u64 sector)
 {
-	const u64 byte = md->geo.moffset + sector * COW_MAP_SECTOR;
-	const sector_t block = byte >> md->block_shift;
-	void *data;
-
-	if (*buf && dm_bufio_get_block_number(*buf) != block) {
-		dm_bufio_release(*buf);
-		*buf = NULL;
-	}
-	if (!*buf) {
-		data = dm_bufio_read(md->bufio, block, buf);
-		if (IS_ERR(data)) {
-			*buf = NULL;
-			return data;
-		}
-	}
-	return dm_bufio_get_block_data(*buf) + (byte & (BIT(md->block_shift) - 1));
+	return md->geo.moffset + sector * COW_MAP_SECTOR;
 }
 
+/* Bitmap sector @sector is the last one in its block. */
 static bool map_sector_ends_block(struct cow_md *md, u64 sector)
 {
-	const u64 end = md->geo.moffset + (sector + 1) * COW_MAP_SECTOR;
+	const u64 end = map_sector_byte(md, sector + 1);
 
-	return !(end & (BIT(md->block_shift) - 1));
+	return cow_blocks_at(md->blocks, end) != cow_blocks_at(md->blocks, end - 1);
 }
 
-/* The blocks of dm-bufio that bitmap sectors @first to @end, exclusive, are in. */
-sector_t first_block(struct cow_md *md, u64 first)
+/* The blocks that bitmap sectors @first to @end, exclusive, are in. */
+static sector_t first_block(struct cow_md *md, u64 first)
 {
-	return (md->geo.moffset + first * COW_MAP_SECTOR) >> md->block_shift;
+	return cow_blocks_at(md->blocks, map_sector_byte(md, first));
 }
 
-sector_t last_block(struct cow_md *md, u64 end)
+static sector_t last_block(struct cow_md *md, u64 end)
 {
-	return (md->geo.moffset + end * COW_MAP_SECTOR - 1) >> md->block_shift;
+	return cow_blocks_at(md->blocks, map_sector_byte(md, end) - 1);
+}
+
+/* The first bitmap sector of region @index, and the first one behind it. */
+static u64 region_first_sector(struct cow_md *md, u64 index)
+{
+	return index * md->layout.region_sectors;
+}
+
+static u64 region_end_sector(struct cow_md *md, u64 index)
+{
+	return region_first_sector(md, index) + cow_region_nr_sectors(md, index);
+}
+
+/* The blocks that region @index is in. */
+static sector_t region_first_block(struct cow_md *md, u64 index)
+{
+	return first_block(md, region_first_sector(md, index));
+}
+
+static sector_t region_last_block(struct cow_md *md, u64 index)
+{
+	return last_block(md, region_end_sector(md, index));
+}
+
+bool cow_region_in_one_block(struct cow_md *md, u64 index)
+{
+	return region_first_block(md, index) == region_last_block(md, index);
 }
 
 /* False, and a line in the log, when a sector of format 2 is damaged. */
@@ -85,8 +116,8 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 	if (s->csum == csum || !memchr_inv(s, 0, sizeof(*s)))
 		return true;
 
-	first = sector * md->map.sector_units;
-	last = min(first + md->map.sector_units, md->geo.nr_units) - 1;
+	first = sector * md->layout.sector_units;
+	last = min(first + md->layout.sector_units, md->geo.nr_units) - 1;
 	/* Again each time it is read; it may be evicted. */
 	DMERR_LIMIT("%s: %pg: bitmap sector %llu: csum %08x, expected %08x: units %llu-%llu fail",
 		    md->name, md->cow, sector, le32_to_cpu(s->csum),
@@ -94,12 +125,13 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 	return false;
 }
 
-/* Read region @index into @r; bits that belong to no unit are left out. */
-static int region_read(struct cow_md *md, u64 index, struct cow_region *r)
+int cow_region_read(struct cow_md *md, u64 index, struct cow_region *r)
 {
-	const u32 nr_sectors = region_nr_sectors(md, index);
-	const u32 nr_units = region_nr_units(md, index);
-	const u64 first = index * md->region_sectors;
+	const u32 nr_sectors = cow_region_nr_sectors(md, index);
+	const u32 nr_units = cow_region_nr_units(md, index);
+	const u32 nr_bytes = DIV_ROUND_UP(nr_units, BITS_PER_BYTE);
+	const u32 sector_bytes = md->layout.sector_bytes;
+	const u64 first = region_first_sector(md, index);
 	struct dm_buffer *buf = NULL;
 	const void *data;
 	u32 i;
@@ -108,70 +140,69 @@ static int region_read(struct cow_md *md, u64 index, struct cow_region *r)
 	r->index = index;
 
 	for (i = 0; i < nr_sectors; i++) {
-		data = map_sector_get(md, first + i, &buf);
+		data = cow_blocks_get(md->blocks, map_sector_byte(md, first + i), &buf);
 		if (IS_ERR(data))
 			return PTR_ERR(data);
 		if (md->geo.format == 2 && !map_sector_good(md, first + i, data))
 			r->bad |= BIT(i);
 		else
-			memcpy(r->bits + i * md->sector_bytes, data, md->sector_bytes);
+			memcpy(r->bits + i * sector_bytes, data, sector_bytes);
 	}
 	if (buf)
-		dm_bufio_release(buf);
+		cow_blocks_release(buf);
 
 	for (i = nr_units; i < round_up(nr_units, BITS_PER_BYTE); i++)
 		__clear_bit_le(i, r->bits);
-	memset(r->bits + DIV_ROUND_UP(nr_units, BITS_PER_BYTE), 0,
-	       sizeof(r->bits) - DIV_ROUND_UP(nr_units, BITS_PER_BYTE));
+	memset(r->bits + nr_bytes, 0, sizeof(r->bits) - nr_bytes);
 
 	return 0;
 }
 
 /*
- * Begin to write staged bitmap sectors, with @opf. A block is begun once all of
- * the region's sectors in it are in place, so that no checksum is written without
- * its bits. (In format 1, which has no checksums, regions may share a block.)
+ * A block is begun once all of the region's sectors in it are in place, so that no
+ * checksum is written without its bits. (In format 1, which has no checksums, regions
+ * may share a block.)
  */
-int write_staged(struct cow_md *md, struct cow_stage *stage, blk_opf_t opf)
+int cow_region_write(struct cow_md *md, struct cow_stage *stage, bool fua)
 {
+	const u32 sector_bytes = md->layout.sector_bytes;
 	const u64 index = stage->region->index;
-	const u64 first = index * md->region_sectors;
-	const u64 end = first + region_nr_sectors(md, index);
+	const u64 first = region_first_sector(md, index);
+	const u64 end = region_end_sector(md, index);
 	struct dm_buffer *buf = NULL;
 	bool touched = false;
 	u64 sector;
 	int r = 0;
 
-	stage->marker = marker_for(md, stage);
+	stage->marker = cow_stage_marker(md, stage);
 	for (sector = first; sector < end && !r; sector++) {
-		const u32 offset = (sector - first) * md->sector_bytes;
 		const bool changed = stage->sectors & BIT(sector - first);
 		struct cow_map_sector *s = NULL;
 
 		if (changed || stage->marker) {
-			s = map_sector_get(md, sector, &buf);
+			s = cow_blocks_get(md->blocks, map_sector_byte(md, sector), &buf);
 			if (IS_ERR(s))
 				return PTR_ERR(s);
 		}
 		if (changed) {
-			r = wait_if_written(md, buf);
-			memcpy(s, stage->bits + offset, md->sector_bytes);
+			r = cow_blocks_wait_for(md->blocks, buf);
+			memcpy(s, stage->bits + (sector - first) * sector_bytes, sector_bytes);
 			if (md->geo.format == 2)
 				s->csum = map_sector_csum(s, sector);
 			touched = true;
 		}
 		if (stage->marker &&
-		    memchr_inv(s, stage->marker == COW_REGION_FULL ? 0xff : 0, md->sector_bytes))
+		    memchr_inv(s, stage->marker == COW_REGION_FULL ? 0xff : 0, sector_bytes))
 			stage->marker = NULL;
 
 		if (touched && !r && (sector + 1 == end || map_sector_ends_block(md, sector))) {
-			r = write_block(md, buf, opf);
+			r = cow_blocks_write(md->blocks, buf, fua);
 			buf = NULL;
 			touched = false;
 		}
 	}
 	if (buf)
-		dm_bufio_release(buf);
+		cow_blocks_release(buf);
 
 	return r;
 }
@@ -179,17 +210,17 @@ int write_staged(struct cow_md *md, struct cow_stage *stage, blk_opf_t opf)
 /* ---- Memory ---- */
 
 /* Evict a region, if one can be, and return its page. */
-static struct cow_region *region_evict(struct cow_md *md)
+static struct cow_region *evict_region(struct cow_md *md)
 {
 	unsigned long nr = ULONG_MAX;
 	struct cow_region *r;
 
-	mutex_lock(&md->commit_lock);
-	r = region_unlink(md, &nr);
-	mutex_unlock(&md->commit_lock);
+	cow_blocks_lock(md->blocks);
+	r = cow_bitmap_evict(md, &nr);
+	cow_blocks_unlock(md->blocks);
 	/* A close that wanted to have the whole bitmap in memory has to try again. */
 	if (r)
-		WRITE_ONCE(md->keep_all, false);
+		WRITE_ONCE(md->regions->keep_all, false);
 
 	if (r)
 		synchronize_rcu();
@@ -200,64 +231,118 @@ static unsigned long regions_count(struct shrinker *shrinker, struct shrink_cont
 {
 	struct cow_md *md = cow_shrinker_owner(shrinker);
 
-	return READ_ONCE(md->keep_all) ? 0 : atomic_read(&md->nr_pages);
+	return READ_ONCE(md->regions->keep_all) ? 0 : cow_bitmap_nr_pages(md);
 }
 
 /* Others need memory. Who has the locks may be one of them. */
 static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_control *sc)
 {
 	struct cow_md *md = cow_shrinker_owner(shrinker);
+	struct cow_regions *regions = md->regions;
 	unsigned long nr = sc->nr_to_scan, freed = 0;
 	struct cow_region *r;
 
-	if (!mutex_trylock(&md->load_lock))
+	if (!mutex_trylock(&regions->load_lock))
 		return SHRINK_STOP;
-	if (md->keep_all || !mutex_trylock(&md->commit_lock)) {
-		mutex_unlock(&md->load_lock);
+	if (regions->keep_all || !cow_blocks_trylock(md->blocks)) {
+		mutex_unlock(&regions->load_lock);
 		return SHRINK_STOP;
 	}
 	/* Without one in reserve, one stays that is in use: see the top. */
-	while (nr && (md->reserve || atomic_read(&md->nr_pages) > 1)) {
-		r = region_unlink(md, &nr);
+	while (nr && (regions->reserve || cow_bitmap_nr_pages(md) > 1)) {
+		r = cow_bitmap_evict(md, &nr);
 		if (!r)
 			break;
 		kfree_rcu(r, rcu);
 		freed++;
 	}
-	mutex_unlock(&md->commit_lock);
-	mutex_unlock(&md->load_lock);
+	cow_blocks_unlock(md->blocks);
+	mutex_unlock(&regions->load_lock);
 
 	return freed;
 }
 
-int start_shrinker(struct cow_md *md)
+int cow_regions_init(struct cow_md *md)
 {
-	md->shrinker = cow_shrinker_alloc("dm-cowloop", md);
-	if (!md->shrinker)
-		return -ENOMEM;
-	md->shrinker->count_objects = regions_count;
-	md->shrinker->scan_objects = regions_scan;
-	md->shrinker->seeks = DEFAULT_SEEKS;
+	struct cow_regions *regions = kzalloc(sizeof(*regions), GFP_KERNEL);
 
-	return cow_shrinker_register(md->shrinker, "dm-cowloop");
+	md->regions = regions;
+	if (!regions)
+		return -ENOMEM;
+	mutex_init(&regions->load_lock);
+	regions->scratch = kmalloc(sizeof(*regions->scratch), GFP_KERNEL);
+	regions->reserve = kmalloc(sizeof(*regions->reserve), GFP_KERNEL);
+
+	return regions->scratch && regions->reserve ? 0 : -ENOMEM;
+}
+
+int cow_regions_start(struct cow_md *md)
+{
+	struct shrinker *shrinker = cow_shrinker_alloc("dm-cowloop", md);
+
+	md->regions->shrinker = shrinker;
+	if (!shrinker)
+		return -ENOMEM;
+	shrinker->count_objects = regions_count;
+	shrinker->scan_objects = regions_scan;
+	shrinker->seeks = DEFAULT_SEEKS;
+
+	return cow_shrinker_register(shrinker, "dm-cowloop");
+}
+
+void cow_regions_exit(struct cow_md *md)
+{
+	if (!md->regions)
+		return;
+	cow_shrinker_free(md->regions->shrinker);
+	kfree(md->regions->scratch);
+	kfree(md->regions->reserve);
+	kfree(md->regions);
 }
 
 /* A page for a region, or NULL if there will be none before a commit. */
-static struct cow_region *region_alloc(struct cow_md *md, enum cow_purpose purpose)
+static struct cow_region *alloc_region(struct cow_md *md, enum cow_purpose purpose)
 {
 	const gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC | __GFP_NOWARN;
+	struct cow_regions *regions = md->regions;
 	struct cow_region *r;
 
-	lockdep_assert_held(&md->load_lock);
+	lockdep_assert_held(&regions->load_lock);
 
-	if (!md->reserve)
-		WRITE_ONCE(md->reserve, kmalloc(sizeof(*r), gfp));
+	if (!regions->reserve)
+		WRITE_ONCE(regions->reserve, kmalloc(sizeof(*r), gfp));
 	r = kmalloc(sizeof(*r), gfp);
 	if (!r) {
-		r = md->reserve;
-		WRITE_ONCE(md->reserve, NULL);
+		r = regions->reserve;
+		WRITE_ONCE(regions->reserve, NULL);
 	}
-	return r || purpose == COW_TO_HAVE_ALL ? r : region_evict(md);
+	return r || purpose == COW_TO_HAVE_ALL ? r : evict_region(md);
+}
+
+/* The last page is not given away: the region may be evicted then. */
+void cow_region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
+{
+	cow_blocks_assert_locked(md->blocks);
+	if (READ_ONCE(md->regions->reserve) && cow_bitmap_collapse(md, r, marker))
+		kfree_rcu(r, rcu);
+}
+
+/* Begin or end to keep all regions, but for want of memory for another one. */
+static void set_keep_all(struct cow_md *md, bool keep_all)
+{
+	mutex_lock(&md->regions->load_lock);
+	WRITE_ONCE(md->regions->keep_all, keep_all);
+	mutex_unlock(&md->regions->load_lock);
+}
+
+void cow_regions_keep(struct cow_md *md)
+{
+	set_keep_all(md, true);
+}
+
+void cow_md_may_evict(struct cow_md *md)
+{
+	set_keep_all(md, false);
 }
 
 /* ---- Loading ---- */
@@ -267,22 +352,22 @@ static struct cow_region *region_alloc(struct cow_md *md, enum cow_purpose purpo
  * to have it in its cache. Returns 0, also if there is nothing to be read, or a negative
  * errno. Sleeps, does I/O.
  */
-static int region_prefetch(struct cow_md *md, u64 index)
+static int prefetch_region(struct cow_md *md, u64 index)
 {
-	const u64 first = index * md->region_sectors;
-	struct dm_buffer *buf;
-	sector_t block, last;
+	const u64 end = region_end_sector(md, index);
+	struct dm_buffer *buf = NULL;
+	u64 sector;
 	void *data;
 
-	if (is_loaded(md, index))
+	if (cow_bitmap_get(md, index))
 		return 0;
-	last = last_block(md, first + region_nr_sectors(md, index));
-	for (block = first_block(md, first); block <= last; block++) {
-		data = dm_bufio_read(md->bufio, block, &buf);
+	for (sector = region_first_sector(md, index); sector < end; sector++) {
+		data = cow_blocks_get(md->blocks, map_sector_byte(md, sector), &buf);
 		if (IS_ERR(data))
 			return PTR_ERR(data);
-		dm_bufio_release(buf);
 	}
+	cow_blocks_release(buf);
+
 	return 0;
 }
 
@@ -291,101 +376,85 @@ static int region_prefetch(struct cow_md *md, u64 index)
  * its page, as the @purpose is. Counts its units when that is still to be done.
  * Returns what cow_md_load() does.
  */
-static int region_load(struct cow_md *md, u64 index, enum cow_purpose purpose)
+static int load_region(struct cow_md *md, u64 index, enum cow_purpose purpose)
 {
-	struct cow_region *r = md->scratch;
+	struct cow_region *scratch = md->regions->scratch, *r;
 	u32 weight;
 	int ret;
 
-	lockdep_assert_held(&md->load_lock);
+	lockdep_assert_held(&md->regions->load_lock);
 
-	if (is_loaded(md, index))
+	if (cow_bitmap_get(md, index))
 		return 0;
-	ret = region_read(md, index, r);
+	ret = cow_region_read(md, index, scratch);
 	if (ret)
 		return ret;
 
-	weight = bitmap_weight((unsigned long *)r->bits, sizeof(r->bits) * BITS_PER_BYTE);
-	if (!weight && !r->bad) {
-		r = COW_REGION_EMPTY;
-	} else if (weight == region_nr_units(md, index)) {
-		r = COW_REGION_FULL;
-	} else if (purpose != COW_TO_COUNT) {
-		r = region_alloc(md, purpose);
+	weight = bitmap_weight((unsigned long *)scratch->bits,
+			       sizeof(scratch->bits) * BITS_PER_BYTE);
+	r = cow_bitmap_marker(md, scratch, weight);
+	if (!r && purpose != COW_TO_COUNT) {
+		r = alloc_region(md, purpose);
 		if (!r)
 			return 1;
-		*r = *md->scratch;
-	} else {
-		r = NULL;
+		*r = *scratch;
 	}
-
-	if (md->uncounted && __test_and_clear_bit(index, md->uncounted)) {
-		atomic64_add(weight, &md->used);
-		if (index < md->count_next)
-			WRITE_ONCE(md->nr_unread, md->nr_unread - 1);
-	}
-	if (!cow_region_is_marker(r))
-		atomic_inc(&md->nr_pages);
-	rcu_assign_pointer(md->map.regions[index], r);
+	cow_count_region(md, index, weight);
+	cow_bitmap_put(md, index, r);
 
 	return 0;
 }
 
 /*
- * Write region @index's part of the bitmap as it is on disk, once, so that there
- * is room for it from now on.
+ * Before region @index can be held for the first time: write its part of the bitmap
+ * as it is on disk, so that there is room for it from now on.
  */
-static int region_allocate(struct cow_md *md, u64 index)
+static int allocate_region(struct cow_md *md, u64 index)
 {
-	const u64 first = index * md->region_sectors;
-	const sector_t last = last_block(md, first + region_nr_sectors(md, index));
+	const u64 end = region_end_sector(md, index);
+	struct dm_buffer *buf = NULL;
 	struct cow_region *r;
-	struct dm_buffer *buf;
-	sector_t block;
+	u64 sector;
 	int ret = 0;
 
-	mutex_lock(&md->commit_lock);
+	cow_blocks_lock(md->blocks);
 	/* It may have been evicted, or a commit may have put a marker in its place. */
-	r = rcu_access_pointer(md->map.regions[index]);
+	r = cow_bitmap_get(md, index);
 	if (cow_region_is_marker(r) || r->allocated)
 		goto out;
 
-	if (cow_md_failed(md))
+	if (cow_blocks_failed(md->blocks))
 		ret = -EIO;
-	for (block = first_block(md, first); block <= last && !ret; block++) {
-		void *data = dm_bufio_read(md->bufio, block, &buf);
+	for (sector = region_first_sector(md, index); sector < end && !ret; sector++) {
+		void *data = cow_blocks_get(md->blocks, map_sector_byte(md, sector), &buf);
 
-		ret = IS_ERR(data) ? PTR_ERR(data) : write_block(md, buf, 0);
+		if (IS_ERR(data)) {
+			ret = PTR_ERR(data);
+		} else if (sector + 1 == end || map_sector_ends_block(md, sector)) {
+			ret = cow_blocks_write(md->blocks, buf, false);
+			buf = NULL;
+		}
 	}
 	/* An error is not final: what could not be written is what was there. */
-	ret = wait_for_writes(md, ret);
+	ret = cow_blocks_wait(md->blocks, ret);
 	if (!ret)
 		WRITE_ONCE(r->allocated, true);
 out:
-	mutex_unlock(&md->commit_lock);
+	cow_blocks_unlock(md->blocks);
 
 	return ret;
 }
 
 /* A page in the place of region @index's marker; returns 1 if there is no memory. */
-static int region_expand(struct cow_md *md, u64 index)
+static int expand_region(struct cow_md *md, u64 index)
 {
-	struct cow_region *marker = rcu_access_pointer(md->map.regions[index]);
-	const u32 nr_units = region_nr_units(md, index);
-	struct cow_region *r = region_alloc(md, COW_TO_USE);
-	u32 i;
+	const struct cow_region *marker = cow_bitmap_get(md, index);
+	struct cow_region *r = alloc_region(md, COW_TO_USE);
 
 	if (!r)
 		return 1;
-	memset(r, 0, sizeof(*r));
-	r->index = index;
-	if (marker == COW_REGION_FULL) {
-		memset(r->bits, 0xff, nr_units / BITS_PER_BYTE);
-		for (i = round_down(nr_units, BITS_PER_BYTE); i < nr_units; i++)
-			__set_bit_le(i, r->bits);
-	}
-	atomic_inc(&md->nr_pages);
-	rcu_assign_pointer(md->map.regions[index], r);
+	cow_bitmap_expand(md, r, index, marker);
+	cow_bitmap_put(md, index, r);
 
 	return 0;
 }
@@ -393,149 +462,133 @@ static int region_expand(struct cow_md *md, u64 index)
 int cow_md_load(struct cow_md *md, u64 unit, bool for_write)
 {
 	u32 bit;
-	const u64 index = cow_unit_to_region(&md->map, unit, &bit);
+	const u64 index = cow_unit_to_region(cow_md_map(md), unit, &bit);
 	int ret;
 
-	ret = region_prefetch(md, index);
+	ret = prefetch_region(md, index);
 	if (ret)
 		return ret;
-	mutex_lock(&md->load_lock);
-	ret = region_load(md, index, COW_TO_USE);
-	if (!ret && for_write &&
-	    rcu_access_pointer(md->map.regions[index]) == COW_REGION_EMPTY)
-		ret = region_expand(md, index);
-	mutex_unlock(&md->load_lock);
+	mutex_lock(&md->regions->load_lock);
+	ret = load_region(md, index, COW_TO_USE);
+	if (!ret && for_write && cow_bitmap_get(md, index) == COW_REGION_EMPTY)
+		ret = expand_region(md, index);
+	mutex_unlock(&md->regions->load_lock);
 
 	/* Without the lock: others may read on while the cow device looks for space. */
 	if (!ret && for_write)
-		ret = region_allocate(md, index);
+		ret = allocate_region(md, index);
 	return ret;
 }
 
 int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
 {
 	u32 bit;
-	const u64 index = cow_unit_to_region(&md->map, unit, &bit);
+	const u64 index = cow_unit_to_region(cow_md_map(md), unit, &bit);
 	struct cow_region *r;
 	int ret;
 
-	*run = min_t(u64, max, md->map.region_units - bit);
-	ret = region_prefetch(md, index);
+	*run = min_t(u64, max, md->layout.region_units - bit);
+	ret = prefetch_region(md, index);
 	if (ret)
 		return ret;
-	mutex_lock(&md->load_lock);
+	mutex_lock(&md->regions->load_lock);
 	do {
-		ret = region_load(md, index, COW_TO_USE);
-		r = rcu_access_pointer(md->map.regions[index]);
+		ret = load_region(md, index, COW_TO_USE);
+		r = cow_bitmap_get(md, index);
 		if (!ret && r == COW_REGION_FULL)
-			ret = region_expand(md, index);
+			ret = expand_region(md, index);
 		if (ret > 0)
 			ret = -ENOMEM;
 		if (ret || r == COW_REGION_EMPTY)
 			break;
-		ret = region_clear(md, index, bit, *run);
+		ret = cow_bitmap_clear(md, index, bit, *run);
 	} while (ret == -EAGAIN);
-	mutex_unlock(&md->load_lock);
+	mutex_unlock(&md->regions->load_lock);
 
 	return ret;
 }
 
 int cow_md_load_all(struct cow_md *md)
 {
+	struct cow_regions *regions = md->regions;
 	u64 index;
 	int r = 0;
 
-	mutex_lock(&md->load_lock);
-	WRITE_ONCE(md->keep_all, true);
-	mutex_unlock(&md->load_lock);
-	for (index = 0; index < md->nr_regions && !r; index++) {
-		r = signal_pending(current) ? -EINTR : region_prefetch(md, index);
+	set_keep_all(md, true);
+	for (index = 0; index < md->layout.nr_regions && !r; index++) {
+		r = signal_pending(current) ? -EINTR : prefetch_region(md, index);
 		if (r)
 			break;
-		mutex_lock(&md->load_lock);
-		r = region_load(md, index, COW_TO_HAVE_ALL);
-		mutex_unlock(&md->load_lock);
+		mutex_lock(&regions->load_lock);
+		r = load_region(md, index, COW_TO_HAVE_ALL);
+		mutex_unlock(&regions->load_lock);
 		cond_resched();
 	}
 
-	mutex_lock(&md->load_lock);
+	mutex_lock(&regions->load_lock);
 	/* Others may have needed the memory, and evicted some. */
-	if (!r && !md->keep_all)
+	if (!r && !regions->keep_all)
 		r = 1;
 	if (r)
-		WRITE_ONCE(md->keep_all, false);
+		WRITE_ONCE(regions->keep_all, false);
 	else
-		WRITE_ONCE(md->count_next, md->nr_regions);
-	mutex_unlock(&md->load_lock);
+		cow_count_end(md);
+	mutex_unlock(&regions->load_lock);
 
 	return r > 0 ? -ENOMEM : r;
-}
-
-void cow_md_may_evict(struct cow_md *md)
-{
-	mutex_lock(&md->load_lock);
-	WRITE_ONCE(md->keep_all, false);
-	mutex_unlock(&md->load_lock);
 }
 
 /* ---- Counting ---- */
 
 static void log_unread(struct cow_md *md, u64 index, int error)
 {
-	const u64 first = region_first_unit(md, index);
+	const u64 first = cow_region_first_unit(md, index);
 
 	DMERR("%s: %pg: cannot read the bitmap of units %llu-%llu: error %d; they fail, uncounted",
-	      md->name, md->cow, first, first + region_nr_units(md, index) - 1, error);
+	      md->name, md->cow, first, first + cow_region_nr_units(md, index) - 1, error);
 }
 
 /*
- * Count the next region. One that can't be read, and maybe could not be before, with
- * @error, is passed over, and stays in uncounted: it is counted when it is loaded. Returns
- * its error.
+ * Count the next region, @index. If it can't be read, and maybe could not be before, with
+ * @error, it is passed over: it is counted when it is loaded.
  */
-int count_region(struct cow_md *md, int error)
+static void count_region(struct cow_md *md, u64 index, int error)
 {
-	const u64 index = md->count_next;
-	const int r = error && !is_loaded(md, index) ? error :
-						       region_load(md, index, COW_TO_COUNT);
-
-	lockdep_assert_held(&md->load_lock);
+	lockdep_assert_held(&md->regions->load_lock);
+	if (!error || cow_bitmap_get(md, index))
+		error = load_region(md, index, COW_TO_COUNT);
 	/* For all of them there is one line in the log. Format 1 is refused then. */
-	if (r && !md->nr_unread++ && md->geo.format == 2)
-		log_unread(md, index, r);
-	WRITE_ONCE(md->count_next, index + 1);
-
-	return r;
+	if (cow_count_pass(md, error) && md->geo.format == 2)
+		log_unread(md, index, error);
 }
 
 /* Have dm-bufio read the part of the bitmap that is counted next, all at once. */
 static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
 {
-	const u64 first = index * md->region_sectors;
-	const u64 end = min(first + nr * md->region_sectors, md->nr_map_sectors);
-	const sector_t from = first_block(md, first);
+	const u64 last = min(index + nr, md->layout.nr_regions) - 1;
+	const sector_t from = region_first_block(md, index);
 
-	dm_bufio_prefetch(md->bufio, from, last_block(md, end) - from + 1);
+	cow_blocks_prefetch(md->blocks, from, region_last_block(md, last) - from + 1);
 }
 
 bool cow_md_count_some(struct cow_md *md)
 {
-	u64 index = READ_ONCE(md->count_next);
+	u64 index = cow_count_next(md);
 	unsigned int i;
 	int error;
 
-	if (index < md->nr_regions)
+	if (index < md->layout.nr_regions)
 		prefetch_regions(md, index, COW_COUNT_REGIONS);
 	for (i = 0; i < COW_COUNT_REGIONS; i++) {
-		index = READ_ONCE(md->count_next);
-		if (index >= md->nr_regions)
+		index = cow_count_next(md);
+		if (index >= md->layout.nr_regions)
 			break;
-		error = region_prefetch(md, index);
-		mutex_lock(&md->load_lock);
+		error = prefetch_region(md, index);
+		mutex_lock(&md->regions->load_lock);
 		/* Others may count, too. An error has been logged. */
-		if (index == md->count_next)
-			(void)count_region(md, error);
-		mutex_unlock(&md->load_lock);
+		if (index == cow_count_next(md))
+			count_region(md, index, error);
+		mutex_unlock(&md->regions->load_lock);
 		cond_resched();
 	}
 	return cow_md_counting(md);
@@ -544,24 +597,21 @@ bool cow_md_count_some(struct cow_md *md)
 int cow_md_count_unread(struct cow_md *md)
 {
 	u64 index = 0;
-	bool more;
 	int r = 0;
 
 	do {
-		mutex_lock(&md->load_lock);
-		more = md->nr_unread;
-		if (more)
-			index = find_next_bit(md->uncounted, md->count_next, index);
-		mutex_unlock(&md->load_lock);
-		if (!more)
+		mutex_lock(&md->regions->load_lock);
+		index = cow_count_unread(md, index);
+		mutex_unlock(&md->regions->load_lock);
+		if (index >= md->layout.nr_regions)
 			break;
 
-		r = region_prefetch(md, index);
+		r = prefetch_region(md, index);
 		if (r)
 			break;
-		mutex_lock(&md->load_lock);
-		r = region_load(md, index, COW_TO_COUNT);
-		mutex_unlock(&md->load_lock);
+		mutex_lock(&md->regions->load_lock);
+		r = load_region(md, index, COW_TO_COUNT);
+		mutex_unlock(&md->regions->load_lock);
 		cond_resched();
 	} while (!r);
 
@@ -574,7 +624,7 @@ static u32 sector_weight(struct cow_md *md, const u8 *bits, const u8 *but)
 {
 	u32 weight = 0, i;
 
-	for (i = 0; i < md->sector_bytes; i++)
+	for (i = 0; i < md->layout.sector_bytes; i++)
 		weight += hweight8(bits[i] & ~but[i]);
 	return weight;
 }
@@ -582,21 +632,20 @@ static u32 sector_weight(struct cow_md *md, const u8 *bits, const u8 *but)
 /* Compare a region with what is on disk now, not with what is cached. */
 static int compare_region(struct cow_md *md, const struct cow_region *r, struct cow_unsaved *units)
 {
-	const u64 first = (u64)r->index * md->region_sectors;
-	const u64 end = first + region_nr_sectors(md, r->index);
-	const struct cow_region *disk = md->scratch;
+	struct cow_region *disk = md->regions->scratch;
 	sector_t block;
 	u32 i;
 	int ret;
 
-	for (block = first_block(md, first); block <= last_block(md, end); block++)
-		dm_bufio_forget(md->bufio, block);
-	ret = region_read(md, r->index, md->scratch);
+	for (block = region_first_block(md, r->index);
+	     block <= region_last_block(md, r->index); block++)
+		cow_blocks_forget(md->blocks, block);
+	ret = cow_region_read(md, r->index, disk);
 	if (ret)
 		return ret;
-	for (i = 0; i < end - first; i++) {
-		const u8 *bits = r->bits + i * md->sector_bytes;
-		const u8 *there = disk->bits + i * md->sector_bytes;
+	for (i = 0; i < cow_region_nr_sectors(md, r->index); i++) {
+		const u8 *bits = r->bits + i * md->layout.sector_bytes;
+		const u8 *there = disk->bits + i * md->layout.sector_bytes;
 
 		if (r->bad & BIT(i))
 			continue;
@@ -613,17 +662,17 @@ int cow_md_unsaved(struct cow_md *md, struct cow_unsaved *units)
 	int ret = 0;
 
 	*units = (struct cow_unsaved) { };
-	mutex_lock(&md->load_lock);
-	mutex_lock(&md->commit_lock);
-	for (index = 0; index < md->nr_regions && !ret; index++) {
-		r = rcu_access_pointer(md->map.regions[index]);
+	mutex_lock(&md->regions->load_lock);
+	cow_blocks_lock(md->blocks);
+	for (index = 0; index < md->layout.nr_regions && !ret; index++) {
+		r = cow_bitmap_get(md, index);
 		/* So are those that a commit has failed for. */
 		if (!cow_region_is_marker(r) && r->queued)
 			ret = compare_region(md, r, units);
 		cond_resched();
 	}
-	mutex_unlock(&md->commit_lock);
-	mutex_unlock(&md->load_lock);
+	cow_blocks_unlock(md->blocks);
+	mutex_unlock(&md->regions->load_lock);
 
 	return ret;
 }
