@@ -35,7 +35,7 @@ make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-t
 make uninstall          takes all of it away again; PREFIX and DESTDIR as for make install
 make install-dkms       the module's source, for DKMS
 make deb                Debian packages, in build/deb; make rpm: RPM packages, in build/rpm
-make patch              a series of patches for a kernel tree, in build/patch; KTREE=<tree>
+make patch              a series of patches for a kernel tree, in build/patch; KTREE=<tree>; FORMAT=2: without format 1
 make clean              removes what was built
 make distclean          and the kernels and VM images in ~/.cache/dm-cowloop
 
@@ -284,7 +284,7 @@ rpm:
 # The module as a part of a kernel
 patch:
 	$(Q)[ "$(KTREE)" ] || { echo "make: which tree? make patch KTREE=/path/to/linux" >&2; exit 1; }
-	$(Q)scripts/package/patch "$(KTREE)"
+	$(Q)scripts/package/patch $(if $(filter 2,$(FORMAT)),--format2) "$(KTREE)"
 
 # --- Seeing it work -----------------------------------------------------------------------------------------
 

@@ -350,7 +350,12 @@ int cow_check_sizes(const struct cow_md_args *args, char **error, const struct c
 int cow_v2_check_head(const struct cow_md_args *args, char **error,
 		      const struct cow_head *head, struct cow_geometry *geo);
 
-/* ---- Format 1: dm-cowloop-format1.c; likewise ---- */
+/*
+ * ---- Format 1: dm-cowloop-format1.c; likewise ----
+ *
+ * The file may be left out: then a cowfile of format 1 is refused, and none is made.
+ */
+#ifdef COWLOOP_FORMAT1
 
 int cow_v1_fingerprint(const struct cow_md_args *args, void *buf, u64 *fingerprint);
 int cow_v1_check_head(const struct cow_md_args *args, char **error,
@@ -358,5 +363,37 @@ int cow_v1_check_head(const struct cow_md_args *args, char **error,
 
 /* Walk the whole bitmap: count it, check it, and repair the cowfile if it is DIRTY. */
 int cow_v1_open(struct cow_md *md, const struct cow_md_args *args, char **error);
+
+/* Whether a cowfile of format 1 can be made: 0, or -EINVAL with the refusal logged. */
+static inline int cow_v1_check_format(const struct cow_md_args *args, char **error)
+{
+	return 0;
+}
+
+#else
+
+static inline int cow_v1_fingerprint(const struct cow_md_args *args, void *buf,
+				     u64 *fingerprint)
+{
+	return -EOPNOTSUPP;
+}
+
+static inline int cow_v1_check_format(const struct cow_md_args *args, char **error)
+{
+	return cow_refuse(args, error, "Unknown version of cowfile", "found 1, expected 2");
+}
+
+static inline int cow_v1_check_head(const struct cow_md_args *args, char **error,
+				    const struct cow_head *head, struct cow_geometry *geo)
+{
+	return cow_v1_check_format(args, error);
+}
+
+static inline int cow_v1_open(struct cow_md *md, const struct cow_md_args *args, char **error)
+{
+	return -EOPNOTSUPP;
+}
+
+#endif /* COWLOOP_FORMAT1 */
 
 #endif /* DM_COWLOOP_METADATA_INTERNAL_H */

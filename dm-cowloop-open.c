@@ -198,6 +198,12 @@ static int choose_geometry(const struct cow_md_args *args, char **error,
 	if (args->read_only)
 		return cow_refuse(args, error, "Cannot format a blank cow device read-only",
 				  "found %u zero bytes, expected a cowfile", COW_BLANK_SIZE);
+	if (format == 1) {
+		const int r = cow_v1_check_format(args, error);
+
+		if (r)
+			return r;
+	}
 	if (format == 1 ? mapunit != COW_V1_MAPUNIT : !cow_v2_mapunit_valid(mapunit))
 		return cow_refuse(args, error, "Wrong unit size for the format",
 				  "found mapunit %u, expected %s for format %u", mapunit,

@@ -39,6 +39,11 @@ said $? "checkpatch finds nothing"
 ! grep -nE '^\+.*(-compat|COWLOOP_HAVE|__KERNEL__|LINUX_VERSION|KERNEL_VERSION)' "${patches[0]}" >"$tmp/out"
 said $? "there is nothing for other kernels in them"
 
+scripts/package/patch --format2 "$ktree" >"$tmp/out" 2>&1 &&
+	! grep -nE '^\+.*(-format1|COWLOOP_FORMAT1)' build/patch/0001-* >"$tmp/out" &&
+	scripts/package/patch "$ktree" >"$tmp/out" 2>&1
+said $? "they can do without format 1"
+
 help=$(sed -n '/^+config DM_COWLOOP/,/^ /p' "${patches[0]}" | sed -n '/^+\thelp/,/^+$/p' | sed '1d; $d')
 [ "$(wc -l <<<"$help")" = 5 ]
 said $? "Kconfig says in five lines when to choose it" || printf '%s\n' "$help" | sed 's/^/# /'
@@ -95,12 +100,16 @@ while read -r version; do
 	# what is for all kinds of machines is in a directory of its own, which the Makefile names
 	headers=$(sed -n 's,^include \(/.*\)/Makefile$,\1,p' "$kdir/Makefile")
 	headers=${kdir%%/usr/src/*}${headers:-$kdir}
-	rm -rf "$tmp/module"
-	mkdir "$tmp/module"
-	scripts/package/in-tree "$headers" "$tmp/module" >"$tmp/out" 2>&1 &&
-		{ echo 'obj-m := dm-cowloop.o' && grep '^dm-cowloop-y ' Kbuild; } >"$tmp/module/Kbuild" &&
-		scripts/kernels/kbuild "$kdir" "$tmp/module" -s W=1 modules >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
-	said $? "what it becomes for $release builds, too, without a warning"
+	for format2 in '' --format2; do
+		rm -rf "$tmp/module"
+		mkdir "$tmp/module"
+		# shellcheck disable=SC2086 # an option, or none
+		scripts/package/in-tree $format2 "$headers" "$tmp/module" >"$tmp/out" 2>&1 &&
+			{ echo 'obj-m := dm-cowloop.o' && grep '^dm-cowloop-y ' Kbuild | sed "${format2:+/-format1\.o/d}"; } \
+				>"$tmp/module/Kbuild" &&
+			scripts/kernels/kbuild "$kdir" "$tmp/module" -s W=1 modules >"$tmp/out" 2>&1 && [ ! -s "$tmp/out" ]
+		said $? "what it becomes for $release builds, too, without a warning${format2:+: $format2}"
+	done
 done < <(scripts/kernel --all)
 
 # a whole kernel, no more than tests/smoke.t needs
