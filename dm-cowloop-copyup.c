@@ -1,52 +1,105 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: copy-up of units of which only a part is written.
+ * dm-cowloop: copy-up, when only a part of a unit is written that is not in the cowfile.
+ *
+ * The unit is read from rdo, the new data is laid over it, and the whole is stored in the
+ * cowfile. Other writes to parts of the unit that come in before it is stored are folded
+ * into the same copy-up.
+ *
+ * kcopyd is not used, though it copies, too: it would write the unit before the new data is
+ * laid over it, and then once more, and it does not tell ENOSPC from other errors.
  */
 
 #include "dm-cowloop-internal.h"
 
-#define DM_MSG_PREFIX "cowloop"
+#include <linux/mempool.h>
 
-/* Memory for a unit, or NULL if @gfp does not allow to wait for it. */
+/* Copy-ups that can always go on at the same time, however short memory is. */
+#define COW_MIN_COPYUPS		2
+
+/*
+ * Memory for units up to this size comes from caches, since it need not be cleared each time:
+ * all of it is written before it is used.
+ */
+#define COW_MAX_CACHED		(64 * 1024)
+
+struct cow_copyups {
+	mempool_t units;		/* memory for a unit */
+	struct dm_io_client *rdo_reads;
+	struct bio_set stores;
+	struct kmem_cache *cache;	/* of units; NULL: there is none */
+};
+
+/* ---- Memory ---- */
+
+/* Devices share the caches, one for each size of a unit, from 1 KiB on. */
+static struct {
+	struct kmem_cache *cache;
+	unsigned int users;
+} caches[ilog2(COW_MAX_CACHED) - 10 + 1];
+
+static DEFINE_MUTEX(caches_lock);
+
+/* A cache with a constructor is never cleared. */
+static void construct_unit(void *data)
+{
+}
+
+static struct kmem_cache *get_cache(unsigned int size)
+{
+	const unsigned int i = ilog2(size) - 10;
+	struct kmem_cache *cache;
+	char name[32];
+
+	mutex_lock(&caches_lock);
+	if (!caches[i].users) {
+		snprintf(name, sizeof(name), "dm_cowloop_unit_%u", size);
+		/* Some filesystems do direct I/O with nothing less than whole pages. */
+		caches[i].cache = kmem_cache_create(name, size,
+						    min_t(unsigned int, size, PAGE_SIZE), 0,
+						    construct_unit);
+	}
+	cache = caches[i].cache;
+	if (cache)
+		caches[i].users++;
+	mutex_unlock(&caches_lock);
+
+	return cache;
+}
+
+static void put_cache(struct kmem_cache *cache)
+{
+	unsigned int i;
+
+	mutex_lock(&caches_lock);
+	for (i = 0; i < ARRAY_SIZE(caches); i++)
+		if (caches[i].cache == cache && !--caches[i].users) {
+			kmem_cache_destroy(cache);
+			caches[i].cache = NULL;
+		}
+	mutex_unlock(&caches_lock);
+}
+
 void *cow_alloc_unit(struct cowloop *cow, gfp_t gfp)
 {
-	void *data = NULL;
-	unsigned long flags;
-
-	spin_lock_irqsave(&cow->lock, flags);
-	if (cow->nr_spares)
-		data = cow->spares[--cow->nr_spares];
-	spin_unlock_irqrestore(&cow->lock, flags);
-
-	return data ? data : mempool_alloc(&cow->units, gfp);
+	return mempool_alloc(&cow->copyups->units, gfp);
 }
 
-/* Any context. */
 void cow_free_unit(struct cowloop *cow, void *data)
 {
-	unsigned long flags;
-
-	/* Not while others wait for it. */
-	if (READ_ONCE(cow->units.curr_nr) >= cow->units.min_nr) {
-		spin_lock_irqsave(&cow->lock, flags);
-		if (cow->nr_spares < cow->max_spares) {
-			cow->spares[cow->nr_spares++] = data;
-			data = NULL;
-		}
-		spin_unlock_irqrestore(&cow->lock, flags);
-	}
-	if (data)
-		mempool_free(data, &cow->units);
+	mempool_free(data, &cow->copyups->units);
 }
 
-/* Any context. @io goes away with the last of its bios. */
-static void copyup_end(struct cow_io *io, blk_status_t status, bool unsure)
+/* ---- Reading and storing ---- */
+
+/* @io goes away with the last of its bios. */
+static void end_copyup(struct cow_io *io, blk_status_t status, bool unsure)
 {
 	struct cowloop *cow = io->cowloop;
-	struct bio_list bios = io->folded;
+	struct bio_list bios = io->copyup.folded;
 	struct bio *bio;
 
-	cow_free_unit(cow, io->data);
+	cow_free_unit(cow, io->copyup.data);
 	cow_end_copyup(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios))) {
@@ -60,7 +113,7 @@ static sector_t copyup_sectors(struct cow_io *io)
 {
 	struct cowloop *cow = io->cowloop;
 
-	return cow_unit_end(cow, io->unit) - cow_unit_start(cow, io->unit);
+	return cow_unit_end(cow, io->entry.unit) - cow_unit_start(cow, io->entry.unit);
 }
 
 /* Lay the data of @bio over the unit at @data, which begins at sector @start. */
@@ -80,91 +133,149 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 	}
 }
 
-static void copyup_stored(struct bio *store)
+static void unit_stored(struct bio *store)
 {
 	struct cow_io *io = store->bi_private;
 	const blk_status_t status = store->bi_status;
 
 	bio_put(store);
-	copyup_end(io, status, cow_may_lack_space(io->cowloop, status));
+	end_copyup(io, status, cow_may_lack_space(io->cowloop, status));
 }
 
-/*
- * Store the unit, with the data of all the bios laid over it. In a bio, since
- * dm-io would not tell when the cow device is out of space.
- */
-static void copyup_store(struct work_struct *work)
+/* Send the unit, of @size bytes, to the cow device; as urgent as the bios it is for. */
+static void send_store(struct cow_io *io, size_t size)
 {
-	struct cow_io *io = container_of(work, struct cow_io, work);
 	struct cowloop *cow = io->cowloop;
-	const sector_t start = cow_unit_start(cow, io->unit);
-	const size_t length = copyup_sectors(io) << SECTOR_SHIFT;
-	/* The last unit may end within a block of the cow device. */
-	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow->bdev)),
-				  1U << (cow->unit_shift + SECTOR_SHIFT));
-	blk_opf_t opf = REQ_OP_WRITE | cow->write_flags;
+	blk_opf_t opf = REQ_OP_WRITE | cow->ways.flags;
+	void *data = io->copyup.data;
 	struct bio *bio, *store;
 
-	cow_end_folding(cow, io);
-
-	if (io->read_failed) {
-		copyup_end(io, BLK_STS_IOERR, false);
-		return;
-	}
-
-	memset(io->data + length, 0, size - length);
-	bio_list_for_each(bio, &io->folded) {
-		lay_over(io->data, start, bio);
+	bio_list_for_each(bio, &io->copyup.folded)
 		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
-	}
-	if (cow->zero_needs_commit && !memchr_inv(io->data, 0, size)) {
-		bio_list_for_each(bio, &io->folded) {
-			struct cow_io *folded = cow_bio_to_io(bio);
 
-			folded->commit = true;
-		}
-	}
-
-	store = bio_alloc_bioset(cow->cow->bdev, 1, opf, GFP_NOIO, &cow->bios);
-	store->bi_iter.bi_sector = cow->data_sector + start;
+	/* dm-io, which reads the unit, would not tell when the cow device is out of space. */
+	store = bio_alloc_bioset(cow->cow_bdev, 1, opf, GFP_NOIO, &cow->copyups->stores);
+	store->bi_iter.bi_sector = cow->layout.data_sector + cow_unit_start(cow, io->entry.unit);
 	store->bi_private = io;
-	store->bi_end_io = copyup_stored;
-	/* Memory from kmalloc() is contiguous, and so one vector, however large. */
-	__bio_add_page(store, virt_to_page(io->data), size, offset_in_page(io->data));
+	store->bi_end_io = unit_stored;
+	/* Memory of a cache is contiguous, and so one vector, however large. */
+	__bio_add_page(store, virt_to_page(data), size, offset_in_page(data));
 	cow_submit_write(cow, store);
 }
 
-static void copyup_read(struct bio *read)
+/* Store the unit, with the data of all the bios laid over it. */
+static void store_unit(struct work_struct *work)
 {
-	struct cow_io *io = read->bi_private;
+	struct cow_io *io = container_of(work, struct cow_io, work);
+	struct cowloop *cow = io->cowloop;
+	const sector_t start = cow_unit_start(cow, io->entry.unit);
+	const size_t length = copyup_sectors(io) << SECTOR_SHIFT;
+	/* The last unit may end within a block of the cow device. */
+	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow_bdev)),
+				  1U << (cow->layout.unit_shift + SECTOR_SHIFT));
+	void *data = io->copyup.data;
+	struct bio *bio;
 
-	io->read_failed = read->bi_status;
-	bio_put(read);
-	INIT_WORK(&io->work, copyup_store);
-	queue_work(io->cowloop->io_wq, &io->work);
+	cow_end_folding(cow, io);
+	if (io->read_failed) {
+		end_copyup(io, BLK_STS_IOERR, false);
+		return;
+	}
+
+	memset(data + length, 0, size - length);
+	bio_list_for_each(bio, &io->copyup.folded)
+		lay_over(data, start, bio);
+	if (cow->ways.zero_needs_commit && !memchr_inv(data, 0, size))
+		bio_list_for_each(bio, &io->copyup.folded)
+			cow_bio_to_io(bio)->commit = true;
+	send_store(io, size);
 }
 
-/* Read the unit from rdo. False if there is no bio, which @gfp may not allow to wait for. */
-bool cow_copyup_start(struct cow_io *io, gfp_t gfp)
+static void unit_read(unsigned long error, void *context)
+{
+	struct cow_io *io = context;
+
+	io->read_failed = error;
+	INIT_WORK(&io->work, store_unit);
+	queue_work(io->cowloop->queues.io, &io->work);
+}
+
+COW_DM_IO_NOTIFY(unit_read)
+
+/* Waits for memory, if there is none, until another such read has ended. */
+static void read_unit(struct cow_io *io)
 {
 	struct cowloop *cow = io->cowloop;
-	struct bio *read = bio_alloc_bioset(cow->rdo->bdev, 1, REQ_OP_READ, gfp,
-					    &cow->rdo_reads);
+	struct dm_io_request req = {
+		.bi_opf = REQ_OP_READ,
+		.mem.type = DM_IO_KMEM,
+		.mem.ptr.addr = io->copyup.data,
+		.notify.fn = unit_read_notify,
+		.notify.context = io,
+		.client = cow->copyups->rdo_reads,
+	};
+	struct dm_io_region where = {
+		.bdev = cow->rdo_bdev,
+		.sector = cow_unit_start(cow, io->entry.unit),
+		.count = copyup_sectors(io),
+	};
 
-	if (!read)
-		return false;
-	read->bi_iter.bi_sector = cow_unit_start(cow, io->unit);
-	read->bi_private = io;
-	read->bi_end_io = copyup_read;
-	__bio_add_page(read, virt_to_page(io->data), copyup_sectors(io) << SECTOR_SHIFT,
-		       offset_in_page(io->data));
 	this_cpu_inc(cow->stats->copyups);
-	submit_bio_noacct(read);
-
-	return true;
+	if (cow_dm_io(&req, 1, &where, NULL))
+		unit_read(1, io);
 }
 
-void cow_copyup_start_later(struct work_struct *work)
+static void read_unit_later(struct work_struct *work)
 {
-	cow_copyup_start(container_of(work, struct cow_io, work), GFP_NOIO);
+	read_unit(container_of(work, struct cow_io, work));
+}
+
+void cow_begin_copyup(struct cow_io *io, bool may_wait)
+{
+	if (may_wait) {
+		read_unit(io);
+		return;
+	}
+	INIT_WORK(&io->work, read_unit_later);
+	queue_work(io->cowloop->queues.rdo, &io->work);
+}
+
+/* ---- Making and destroying ---- */
+
+int cow_copyups_create(struct cowloop *cow, unsigned int size)
+{
+	struct cow_copyups *c = kzalloc(sizeof(*c), GFP_KERNEL);
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	cow->copyups = c;
+	c->rdo_reads = dm_io_client_create();
+	if (IS_ERR(c->rdo_reads)) {
+		r = PTR_ERR(c->rdo_reads);
+		c->rdo_reads = NULL;
+		return r;
+	}
+	r = bioset_init(&c->stores, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
+	if (r)
+		return r;
+	if (size > COW_MAX_CACHED)
+		return mempool_init_kmalloc_pool(&c->units, COW_MIN_COPYUPS, size);
+	c->cache = get_cache(size);
+	return c->cache ? mempool_init_slab_pool(&c->units, COW_MIN_COPYUPS, c->cache) : -ENOMEM;
+}
+
+void cow_copyups_destroy(struct cowloop *cow)
+{
+	struct cow_copyups *c = cow->copyups;
+
+	if (!c)
+		return;
+	mempool_exit(&c->units);
+	if (c->cache)
+		put_cache(c->cache);
+	bioset_exit(&c->stores);
+	if (c->rdo_reads)
+		dm_io_client_destroy(c->rdo_reads);
+	kfree(c);
 }

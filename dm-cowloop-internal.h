@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * dm-cowloop: what the parts of the target share.
+ * dm-cowloop: what the rooms of the target share. A room is a file, and a struct that no
+ * other file knows; dm-cowloop.c says which room does what. Here are the few structs that
+ * several rooms need, helpers for bios and units, and what each room does for the others.
+ *
+ * Functions that say nothing of their context may be called in any, with any lock held but
+ * those of their own room and of rooms above it: dm-cowloop.c has the order of the locks.
  */
 
 #ifndef DM_COWLOOP_INTERNAL_H
@@ -11,67 +16,28 @@
 
 #include <linux/bio.h>
 #include <linux/blkdev.h>
-#include <linux/delay.h>
 #include <linux/device-mapper.h>
-#include <linux/dm-io.h>
-#include <linux/hash.h>
-#include <linux/init.h>
-#include <linux/interval_tree_generic.h>
 #include <linux/list.h>
-#include <linux/mempool.h>
-#include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/percpu.h>
-#include <linux/ratelimit.h>
 #include <linux/rbtree.h>
-#include <linux/rculist.h>
-#include <linux/sched/signal.h>
 #include <linux/slab.h>
-#include <linux/srcu.h>
-#include <linux/wait.h>
+#include <linux/spinlock.h>
 #include <linux/workqueue.h>
+
+#define DM_MSG_PREFIX "cowloop"
 
 /*
  * First writes are tracked by the aligned MiB they are in, and cut at its end.
  * No unit is larger, and all the units of a MiB are in one region of the bitmap.
  */
 #define COW_TRACK_SECTORS	2048
-#define COW_BUCKET_BITS		7
-
-/* Copy-ups that can always go on at the same time, however short memory is. */
-#define COW_MIN_COPYUPS		2
-
-/* Bytes of the memory for copy-ups that are kept for the next ones. */
-#define COW_SPARE_BYTES		(128 * 1024)
-#define COW_MAX_SPARES		16
-
-/* Deferred reads, and writes, for which the bitmap is read at the same time. */
-#define COW_MAX_LOADS		16
-
-/*
- * Cowloop devices that may lie one over the other, as rdo or as cow device. The end of a bio
- * is told from the lowest to the highest on one stack, which some two hundred exhaust.
- */
-#define COW_MAX_DEPTH		16
-
-/* How long to wait, in microseconds, for what is in flight when memory is short. */
-#define COW_MEMORY_DELAY	1000
 
 /* How long changed bits wait for a flush before they are committed anyway. */
 #define COW_COMMIT_DELAY	(5 * HZ)
 
 /* How long writes that found no space wait before one of them is tried again. */
 #define COW_SPACE_DELAY		HZ
-
-/* How long a sync keeps the gate shut at first, to wait for what is in flight. */
-#define COW_GATE_DELAY		(HZ / 10)
-
-/* How long writes are kept for errors in a row of which none need be for want of space. */
-#define COW_UNSURE_DELAY	(60 * HZ)
-
-/* Whom to tell when an entry leaves the table. */
-#define COW_AWAITED_BY_SYNC	BIT(0)
-#define COW_AWAITED_BY_DISCARD	BIT(1)
 
 /* A device in a later mode does not go back to an earlier one, but for the first two. */
 enum cow_mode {
@@ -92,7 +58,11 @@ enum cow_lack {
 	COW_LACK_UNITS,		/* first writes, and what is not known better */
 };
 
-/* Optional parameters, as given on the table line; 0 where not given. */
+/*
+ * Optional parameters, as given on the table line; 0 where not given. limit, low_water and
+ * read_only change while the target is in use: the first two by the space room, the last
+ * by the sync room, and all are read with READ_ONCE().
+ */
 struct cow_options {
 	unsigned int format;
 	unsigned int mapunit;
@@ -119,113 +89,81 @@ enum cow_flight {
 	COW_NR_FLIGHTS,
 };
 
+/* Of each CPU. */
 struct cow_stats {
 	unsigned long begun[COW_NR_FLIGHTS];
 	unsigned long ended[COW_NR_FLIGHTS];	/* however they did; but for COW_FLIGHT_NONE */
 	unsigned long rdo_reads;	/* that were deferred, as they were split: */
 	unsigned long cow_reads;
 	unsigned long copyups;
+	unsigned long commits;
+	unsigned long errors;
+	unsigned long discards;
+	unsigned long discarded_units;
+	unsigned long no_space;		/* writes that found none */
 };
 
-/* First writes in flight in some of the device's MiBs. */
-struct cow_bucket {
-	spinlock_t lock;		/* the list, and the state of what is on it */
-	struct hlist_head writes;	/* of cow_io */
+/* Where things are in the cowfile, constant. */
+struct cow_layout {
+	unsigned int unit_shift;	/* of a unit, in sectors */
+	sector_t data_sector;		/* of unit 0 in the cow device */
+	sector_t units_end;		/* what the units span; the last may be short */
 };
 
-struct cowfile;
+/* How the cow device is to be written, constant. */
+struct cow_ways {
+	blk_opf_t flags;		/* cow_write_flags() */
+	unsigned int sectors;		/* cow_write_sectors() */
+	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
+};
 
+/* Who waits for whom: see dm-cowloop-send.c. */
+struct cow_queues {
+	struct workqueue_struct *rdo;
+	struct workqueue_struct *io;
+	struct workqueue_struct *load;
+	struct workqueue_struct *deferred;
+};
+
+struct cow_sender;
+struct cow_space;
+struct cow_commits;
+struct cow_table;
+struct cow_copyups;
+struct cow_discards;
+struct cow_devices;
+
+/* A target: what reads and rewrites need comes first, then what first writes need. */
 struct cowloop {
-	/* What reads and rewrites need comes first. */
 	struct cow_map map;
 	struct cow_stats __percpu *stats;
 	blk_opf_t state_opf;		/* bios with one of them are not for map alone */
-	bool owes_commit;		/* cow_md_owes_commit(): see set_map_state() */
-	unsigned int unit_shift;	/* of a unit, in sectors */
+	struct cow_layout layout;
 	struct block_device *rdo_bdev;
-	struct block_device *cow_bdev;	/* for map alone: NULL in mode closed */
-	sector_t data_sector;		/* of unit 0 in the cow device */
+	struct block_device *map_bdev;	/* the cow device for map alone; NULL in mode closed */
 
-	enum cow_mode mode;
-	struct dm_dev *rdo;		/* and cow: see renew_devices() */
-	struct dm_dev *cow;		/* NULL once it has been let go */
-	bool has_resumed;
+	enum cow_mode mode;		/* the space room's */
+	bool owes_commit;		/* the space room's: cow_md_owes_commit() */
+	bool writes_kept;		/* the space room's: some are, or one is tried again */
+	bool gate_open;			/* the table's */
+	bool has_ranges;		/* the table's: of discards */
 	struct cow_md *md;
-	struct dm_target *ti;
-	blk_opf_t write_flags;		/* cow_write_flags() */
-	unsigned int write_sectors;	/* cow_write_sectors() */
-	sector_t units_end;		/* what the units span; the last may be short */
+	struct block_device *cow_bdev;	/* NULL once it has been let go */
+	struct cow_ways ways;
 	struct cow_options opt;
-	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
-	atomic_long_t commits;
-	atomic_long_t errors;
-	atomic_long_t nr_discards;
-	atomic_long_t discarded_units;
-	atomic_long_t no_space;		/* writes that found none */
 
-	struct cow_bucket *buckets;
-	bool gate_open;
-	bool discards_at_work;		/* the gate stays open */
-	unsigned int discard_runs;	/* that have begun */
-	unsigned int nr_ranges;		/* in cow->ranges */
-	struct mutex gate_lock;		/* opens or shuts the gate; held by a sync */
-	wait_queue_head_t drained;	/* of what a sync waits for */
-
-	spinlock_t lock;		/* lists of bios, ranges, modes, all that is about space */
-	struct bio_list deferred;	/* writes */
-	struct bio_list rdo_bios;	/* of deferred reads, to be sent to rdo */
-	struct bio_list commit_bios;
-	struct bio_list held_back;	/* writes, by a commit that is owed */
-
-	struct bio_list discards;	/* to be published */
-	struct bio_list blocked_discards;	/* published; for do_discards() alone */
-	struct rb_root_cached ranges;	/* of discards that are published: cow_io */
-
-	bool no_commit_timer;		/* it is not to be armed any more */
-	bool queueing;			/* keep writes that find no space */
-	bool writes_kept;		/* or the first of them is being tried again */
-	bool reserved_kept;		/* likewise, some of reserved_bios */
-	bool retrying;
-	unsigned int nr_kept;
-	struct bio_list no_space_bios;
-	struct bio_list reserved_bios;	/* likewise, with units reserved for them: first */
-	bool low;			/* low water has been reached, and told */
-	u64 space_since;		/* when out_of_space was left, in jiffies */
-	u64 unsure_since;		/* when errors began that may be for want of it; or 0 */
-	bool found_space;		/* too soon after that, and nothing was short of it since */
-	u8 lacks;			/* BIT(enum cow_lack); mode out_of_space */
-	struct ratelimit_state space_log;
-
-	struct workqueue_struct *rdo_wq;	/* who waits for whom: see the top */
-	struct workqueue_struct *io_wq;
-	struct workqueue_struct *load_wq;
-	struct workqueue_struct *deferred_wq;
-	struct work_struct rdo_work;
-	struct work_struct deferred_work;
-	struct work_struct discard_work;
-	struct work_struct count_work;
-	struct delayed_work retry_work;
-	struct delayed_work leave_work;
-	struct work_struct commit_work;
-	struct delayed_work commit_timer;
-	struct work_struct event_work;
-
-	struct dm_io_client *io;
-	mempool_t units;		/* memory for a unit, for copy-ups */
-	void *spares[COW_MAX_SPARES];	/* some of it, which need not be cleared by kmalloc() */
-	unsigned int nr_spares;
-	unsigned int max_spares;
-	struct bio_set bios;		/* stores of copy-ups, discards */
-	struct bio_set rdo_reads;	/* of copy-ups */
-	struct bio_set splits;		/* of deferred reads */
-	struct bio_set pieces;		/* of writes, with write_sectors */
-
+	struct dm_target *ti;
 	struct mutex message_lock;	/* one message at a time */
-	char rdo_name[sizeof_field(struct dm_dev, name)];
-	char cow_name[sizeof_field(struct dm_dev, name)];
-	struct cowfile *cowfile;
-	struct list_head user;		/* in cowfile->users */
-	unsigned int depth;		/* of cowloop devices one over the other, with this one */
+	struct cow_queues queues;
+
+	/* The rooms. */
+	struct cow_sender *sender;
+	struct cow_space *space;
+	struct cow_commits *commits;
+	struct cow_table *table;
+	struct cow_copyups *copyups;
+	struct cow_discards *discards;
+	struct cow_devices *devices;
 };
 
 enum cow_io_state {
@@ -235,11 +173,40 @@ enum cow_io_state {
 	COW_IO_COPYUP_STORE,	/* in the table: may not any more */
 };
 
-/* Whom to tell when an entry leaves the table. */
-#define COW_AWAITED_BY_SYNC	BIT(0)
-#define COW_AWAITED_BY_DISCARD	BIT(1)
+/* A first write while it is in the table: see dm-cowloop-table.h. */
+struct cow_entry {
+	unsigned int nr;		/* units */
+	u64 unit;
+	struct cow_hold hold;		/* of them */
+	struct cow_bucket *bucket;
+	struct hlist_node node;		/* in it */
+	struct bio_list waiters;	/* to be mapped again afterwards */
+};
 
-/* What goes with a bio of COW_FLIGHT_WRITES. */
+/* The range of a discard, which first writes to its units wait for while it is published. */
+struct cow_range {
+	unsigned int nr;		/* units */
+	bool blocked;			/* by what is in the table */
+	u64 unit;
+	u64 last_below;
+	struct rb_node node;
+	struct bio_list waiters;	/* to be mapped again afterwards */
+};
+
+/* A write as it was before it went to the cow device, in case that it has to be kept. */
+struct cow_origin {
+	struct bvec_iter iter;
+	struct block_device *bdev;
+	unsigned short flags;
+};
+
+/* A unit that is copied up; it lives with the first of the bios that it is for. */
+struct cow_unit {
+	struct bio_list folded;		/* with the first */
+	void *data;
+};
+
+/* The state of a bio of COW_FLIGHT_WRITES. */
 struct cow_io {
 	/* accept_write() sets these eight as one */
 	u8 state;
@@ -249,7 +216,7 @@ struct cow_io {
 	bool unsure;			/* has failed, it may be for want of space */
 	bool kept;			/* for want of space, or is to be */
 	bool retried;			/* is the first of those kept, tried again */
-	bool blocked;			/* a discard, by what is in the table */
+	bool read_failed;		/* a copy-up's */
 	union {
 		struct {
 			bool commit;		/* ends with a commit */
@@ -257,48 +224,42 @@ struct cow_io {
 		};
 		u16 at_end;		/* either of these */
 	};
-	bool read_failed;
-	unsigned int nr;		/* units */
-	u64 unit;
-	struct cow_hold hold;		/* of them, while in the table */
-	struct cow_bucket *bucket;
-	struct hlist_node node;		/* in it */
-	struct bio_list waiters;	/* to be mapped again afterwards */
-
 	union {
-		struct {		/* of a write that may have to be kept */
-			struct bvec_iter iter;
-			struct block_device *bdev;
-			unsigned short flags;
-		};
-		struct {		/* of a discard that is published */
-			struct rb_node range;
-			u64 last_below;
-		};
+		struct cow_entry entry;
+		struct cow_range range;	/* of a discard */
 	};
-
-	/* of a copy-up; it lives with the first of its bios */
-	struct bio_list folded;
-	void *data;
+	struct cow_origin origin;
+	struct cow_unit copyup;
 
 	struct cowloop *cowloop;	/* of a bio of any kind, while it has work */
 	struct work_struct work;
 };
 
-/* ---- Helpers ---- */
+/* ---- Units, and where they are ---- */
 
-static inline const char *cow_name(struct cowloop *cow)
+static inline u64 cow_sector_to_unit(struct cowloop *cow, sector_t sector)
 {
-	return dm_device_name(dm_table_get_md(cow->ti->table));
+	return sector >> cow->layout.unit_shift;
 }
 
-/* Of a write that was accepted. */
-static inline struct cow_io *cow_bio_to_io(struct bio *bio)
+static inline sector_t cow_unit_start(struct cowloop *cow, u64 unit)
 {
-	return bio->bi_private;
+	return (sector_t)unit << cow->layout.unit_shift;
 }
 
-/* Where the contents of @unit, and of at most @nr (> 0) from it on, are. Any context. */
+static inline sector_t cow_unit_end(struct cowloop *cow, u64 unit)
+{
+	return min(cow_unit_start(cow, unit + 1), cow->layout.units_end);
+}
+
+/* Units that a bio touches. */
+static inline unsigned int cow_bio_units(struct cowloop *cow, struct bio *bio)
+{
+	return cow_sector_to_unit(cow, bio_end_sector(bio) - 1) -
+	       cow_sector_to_unit(cow, bio->bi_iter.bi_sector) + 1;
+}
+
+/* Where the contents of @unit, and of at most @nr (> 0) from it on, are. */
 static inline struct cow_run cow_lookup_now(struct cowloop *cow, u64 unit, unsigned int nr)
 {
 	struct cow_run run;
@@ -310,26 +271,18 @@ static inline struct cow_run cow_lookup_now(struct cowloop *cow, u64 unit, unsig
 	return run;
 }
 
-static inline u64 cow_sector_to_unit(struct cowloop *cow, sector_t sector)
+/* ---- Bios ---- */
+
+/* The target's name in messages. */
+static inline const char *cow_name(struct cowloop *cow)
 {
-	return sector >> cow->unit_shift;
+	return dm_device_name(dm_table_get_md(cow->ti->table));
 }
 
-static inline sector_t cow_unit_start(struct cowloop *cow, u64 unit)
+/* Of a write that was accepted. */
+static inline struct cow_io *cow_bio_to_io(struct bio *bio)
 {
-	return (sector_t)unit << cow->unit_shift;
-}
-
-static inline sector_t cow_unit_end(struct cowloop *cow, u64 unit)
-{
-	return min(cow_unit_start(cow, unit + 1), cow->units_end);
-}
-
-/* Units that a bio touches. */
-static inline unsigned int cow_bio_units(struct cowloop *cow, struct bio *bio)
-{
-	return cow_sector_to_unit(cow, bio_end_sector(bio) - 1) -
-	       cow_sector_to_unit(cow, bio->bi_iter.bi_sector) + 1;
+	return bio->bi_private;
 }
 
 /*
@@ -343,7 +296,7 @@ static inline void cow_let_wait(struct bio *bio)
 }
 
 /*
- * Leave what is from sector @end on to a bio of its own; only within map. False if
+ * Leave the part from sector @end on to a bio of its own; only within map. False if
  * that must not be done with a bio that is not to wait: when some of its parts have
  * been written, and others would have to wait, it is too late to submit it again.
  * Polled ones device-mapper would submit again, and in vain.
@@ -376,6 +329,19 @@ static inline void cow_end_bios(struct bio_list *bios, blk_status_t status)
 		cow_end_bio(bio, status);
 }
 
+/* Take all the bios off a @list that @lock is for. Process context. */
+static inline struct bio_list cow_take_bios(spinlock_t *lock, struct bio_list *list)
+{
+	struct bio_list bios;
+
+	spin_lock_irq(lock);
+	bios = *list;
+	bio_list_init(list);
+	spin_unlock_irq(lock);
+
+	return bios;
+}
+
 static inline int cow_remap_to_rdo(struct cowloop *cow, struct bio *bio)
 {
 	bio_set_dev(bio, cow->rdo_bdev);
@@ -383,17 +349,18 @@ static inline int cow_remap_to_rdo(struct cowloop *cow, struct bio *bio)
 	return DM_MAPIO_REMAPPED;
 }
 
+/* While the bio's flight keeps the cow device. */
 static inline int cow_remap_to_cow(struct cowloop *cow, struct bio *bio)
 {
-	bio_set_dev(bio, cow->cow->bdev);
-	bio->bi_iter.bi_sector += cow->data_sector;
+	bio_set_dev(bio, cow->cow_bdev);
+	bio->bi_iter.bi_sector += cow->layout.data_sector;
 
 	return DM_MAPIO_REMAPPED;
 }
 
 /*
  * Count a bio, if the mode is @last or an earlier one: false if it is not, and the
- * bio is to be refused. See drain(). Any context.
+ * bio is to be refused. See drain() in dm-cowloop-sync.c.
  */
 static __always_inline bool cow_begin_flight(struct cowloop *cow, struct bio *bio,
 					     enum cow_flight flight, enum cow_mode last)
@@ -411,6 +378,18 @@ static __always_inline bool cow_begin_flight(struct cowloop *cow, struct bio *bi
 	return begun;
 }
 
+/* Where the cow device can't write zeroes, or would wait, it is tried another way. */
+static inline bool cow_is_error(blk_status_t status)
+{
+	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
+}
+
+/* A first write has failed: maybe for want of space, which some devices can't tell? */
+static inline bool cow_may_lack_space(struct cowloop *cow, blk_status_t status)
+{
+	return unlikely(status == BLK_STS_IOERR) && cow_hides_no_space(cow->cow_bdev);
+}
+
 /*
  * A filesystem lives on when there is no space for data; without space for its
  * own blocks it does not.
@@ -426,145 +405,342 @@ static inline bool cow_is_reserved_for(struct cowloop *cow, struct bio *bio)
 	return cow->opt.reserve && READ_ONCE(cow->opt.limit) && cow_is_urgent(bio);
 }
 
-/* A first write has failed: maybe for want of space, which some devices can't tell? */
-static inline bool cow_may_lack_space(struct cowloop *cow, blk_status_t status)
-{
-	return unlikely(status == BLK_STS_IOERR) && cow_hides_no_space(cow->cow->bdev);
-}
+/* ---- Sending: dm-cowloop-send.c ---- */
 
-static inline bool cow_is_error(blk_status_t status)
-{
-	/* Where the cow device can't write zeroes, or would wait, it is tried another way. */
-	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
-}
+/*
+ * Make, and destroy, the queues: work that completed the last bio may still be running until
+ * they are destroyed. Sleep. Return 0 or -ENOMEM; queues that were made before are for
+ * cow_queues_destroy().
+ */
+int cow_queues_create(struct cow_queues *queues);
+void cow_queues_destroy(struct cow_queues *queues);
 
-/* ---- dm-cowloop-send.c ---- */
+/*
+ * Make, and destroy, the room, as all of the functions of this kind below: they sleep, the
+ * first returns 0 or a negative errno, and the second can be called in any case.
+ * @map_again is called for each bio that was deferred, in the queue deferred: it may sleep,
+ * and sees to the bio's end.
+ */
+int cow_sender_create(struct cowloop *cow, void (*map_again)(struct cowloop *, struct bio *));
+void cow_sender_destroy(struct cowloop *cow);
 
-struct bio_list cow_take_bios(struct cowloop *cow, struct bio_list *list);
+/* Run @function, in @wq, on the cow_io of @bio, which may be a read; and the bio of it. */
 void cow_queue_bio(struct cowloop *cow, struct bio *bio, struct workqueue_struct *wq,
 		   work_func_t function);
 struct bio *cow_work_to_bio(struct work_struct *work, struct cowloop **cow);
+
+/* Have writes mapped again in the queue deferred. cow_defer_bio() returns what map is to. */
 void cow_defer_bios(struct cowloop *cow, struct bio_list *bios);
 int cow_defer_bio(struct cowloop *cow, struct bio *bio);
-void cow_do_rdo(struct work_struct *work);
+
+/* Send a read to rdo, by somebody who may wait for it. Process context. */
 void cow_send_to_rdo(struct cowloop *cow, struct bio *bio);
-bool cow_in_pieces(struct cowloop *cow, struct bio *bio);
-void cow_submit_write(struct cowloop *cow, struct bio *bio);
 
-/* ---- dm-cowloop-space.c ---- */
-
-void cow_set_map_state(struct cowloop *cow, enum cow_mode mode);
-void cow_update_map_state(struct cowloop *cow);
-bool cow_change_mode(struct cowloop *cow, enum cow_mode mode);
-void cow_set_mode(struct cowloop *cow, enum cow_mode mode);
-void cow_do_event(struct work_struct *work);
-void cow_metadata_failed(struct cowloop *cow, const char *what, int r);
-void cow_device_failed(struct cowloop *cow, const char *reason, int r);
-bool cow_still_there(struct cowloop *cow);
-u64 cow_space_limit(struct cowloop *cow);
-void cow_update_low(struct cowloop *cow);
-void cow_do_leave(struct work_struct *work);
-void cow_space_made(struct cowloop *cow);
-void cow_space_found(struct cowloop *cow, enum cow_lack lack);
-void cow_out_of_space(struct cowloop *cow, enum cow_lack lack);
-void cow_unsure_error(struct cowloop *cow);
-bool cow_worth_waiting(struct cowloop *cow, bool unsure);
-bool cow_keep_bio(struct cowloop *cow, struct bio *bio);
-bool cow_has_to_queue(struct cowloop *cow, struct bio *bio);
-void cow_end_retried(struct cowloop *cow);
-struct bio_list cow_take_kept(struct cowloop *cow);
-void cow_stop_queueing(struct cowloop *cow);
-void cow_start_queueing(struct cowloop *cow);
-void cow_restore_bio(struct bio *bio);
-unsigned int cow_nr_waiting(struct cowloop *cow);
-void cow_count_readable(struct cowloop *cow);
-int cow_count_all(struct cowloop *cow);
-void cow_do_count(struct work_struct *work);
+/* Split the first @sectors off a deferred read, chained to the rest. Sleeps. */
+struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sectors);
 
 /*
- * Raise an event if low water has been reached, once until there is more again.
- * Any context.
+ * Some cow devices may take a write in part: it is sent to them in pieces, of which each is
+ * taken, or not. cow_send_in_pieces() is for map, and returns what map is to return;
+ * cow_submit_write() sleeps. Both are for a write that has been remapped.
  */
+bool cow_in_pieces(struct cowloop *cow, struct bio *bio);
+int cow_send_in_pieces(struct cowloop *cow, struct bio *bio);
+void cow_submit_write(struct cowloop *cow, struct bio *bio);
+
+/* ---- Modes and space: dm-cowloop-space.c ---- */
+
+/*
+ * @try_again is called for a write that was kept, as the sender's @map_again is;
+ * @waiting_is_over when a commit need not wait for space any more, with no lock held.
+ */
+int cow_space_create(struct cowloop *cow, void (*try_again)(struct cowloop *, struct bio *),
+		     void (*waiting_is_over)(struct cowloop *));
+void cow_space_destroy(struct cowloop *cow);
+
+/* Set the first mode, before any bio comes. */
+void cow_set_first_mode(struct cowloop *cow, enum cow_mode mode);
+
+/* True if the mode was an earlier one: then an event is to be raised. */
+bool cow_change_mode(struct cowloop *cow, enum cow_mode mode);
+
+/* The same, and raises the event. Sleeps. */
+void cow_set_mode(struct cowloop *cow, enum cow_mode mode);
+
+/* Raise an event soon; and wait until all that were to be raised have been, which sleeps. */
+void cow_raise_event(struct cowloop *cow);
+void cow_flush_events(struct cowloop *cow);
+
+/* Whether a commit is owed may have changed. */
+void cow_update_map_state(struct cowloop *cow);
+
+/* The metadata could not be written, for errno @r, while @what was done. Sleeps. */
+void cow_metadata_failed(struct cowloop *cow, const char *what, int r);
+
+/* Enter mode fail: nobody knows what is durable, for a @reason that is logged. */
+void cow_device_failed(struct cowloop *cow, const char *reason, int r);
+
+/* False if the cow device has gone. Before the end of a flight that needs it. */
+bool cow_still_there(struct cowloop *cow);
+
+/* The units that there may be in the cowfile. */
+u64 cow_space_limit(struct cowloop *cow);
+
+/* Set the limit, or low water, to so many units, by a message. Sleep. */
+void cow_set_limit(struct cowloop *cow, u64 units);
+void cow_set_low_water(struct cowloop *cow, u64 units);
+
+/* Raise an event if low water has been reached, once until there is more again. */
+void cow_update_low(struct cowloop *cow);
 static inline void cow_check_low_water(struct cowloop *cow)
 {
 	if (unlikely(READ_ONCE(cow->opt.low_water)))
 		cow_update_low(cow);
 }
 
-/* ---- dm-cowloop-commit.c ---- */
+/* Room was made for whoever lacks it. */
+void cow_space_made(struct cowloop *cow);
 
+/*
+ * I/O of the kind @lack, which takes space, has found some. Where writes succeed and fail
+ * in turn the mode does not follow each of them: it is left a little later then, if none has
+ * failed meanwhile.
+ */
+void cow_space_found(struct cowloop *cow, enum cow_lack lack);
+
+/* There was no space for I/O of the kind @lack. */
+void cow_out_of_space(struct cowloop *cow, enum cow_lack lack);
+
+/*
+ * There was an error of the cow device that may be for want of space; whether there was one
+ * since a commit has told the two apart; and that a commit has succeeded.
+ */
+void cow_note_unsure(struct cowloop *cow);
+bool cow_is_unsure(struct cowloop *cow);
+void cow_note_commit(struct cowloop *cow);
+
+/* Whether to wait on for space that is @unsure to be what is lacking. */
+bool cow_worth_waiting(struct cowloop *cow, bool unsure);
+
+/*
+ * Writes that find no space. cow_note_origin() is for all that may have to be kept, before
+ * they are remapped. cow_keep_write() keeps one that has failed, as it was before; it goes
+ * behind those that are kept already, unless it was the first of them. It returns false if
+ * the write is not to be kept. cow_has_to_queue(): while writes are kept, whether some of
+ * them are before @bio. cow_end_retried(): the first of them has ended.
+ */
+void cow_note_origin(struct bio *bio);
+bool cow_keep_write(struct cowloop *cow, struct bio *bio);
+bool cow_has_to_queue(struct cowloop *cow, struct bio *bio);
+void cow_end_retried(struct cowloop *cow);
+unsigned int cow_nr_kept(struct cowloop *cow);
+
+/* From now on writes are kept, or none is, and those that were end without success. Sleep. */
+void cow_start_queueing(struct cowloop *cow);
+void cow_stop_queueing(struct cowloop *cow);
+
+/* After the device has been suspended: no work is under way any more. Sleep. */
+void cow_space_resume(struct cowloop *cow);
+void cow_space_quiesce(struct cowloop *cow);
+
+/*
+ * Counting the units in use, as is to be done after a crash. cow_count_readable() counts as
+ * far as the bitmap can be read, or until a signal comes: units that can't be read are not
+ * in the limit, and fail. cow_count_all() counts all of them, for a clean head: it returns
+ * 0, a negative errno, or -EINTR after a signal. Sleep. The last one ends what is counted in
+ * the background.
+ */
+void cow_count_readable(struct cowloop *cow);
+int cow_count_all(struct cowloop *cow);
+void cow_cancel_counting(struct cowloop *cow);
+
+/* ---- Commits: dm-cowloop-commit.c ---- */
+
+int cow_commits_create(struct cowloop *cow);
+void cow_commits_destroy(struct cowloop *cow);
+
+/* Complete @bio, a flush or a write, after a commit. */
 void cow_commit_bio(struct cowloop *cow, struct bio *bio);
+
+/*
+ * Have @bio, a write that was accepted and not sent to the cow device yet, mapped again
+ * after a commit. If there is none it fails. Returns what map is to return.
+ */
 int cow_hold_back(struct cowloop *cow, struct bio *bio);
+unsigned int cow_nr_held_back(struct cowloop *cow);
+
+/* Before somebody is told that there was no space for a commit: see dm-cowloop-commit.c. */
 void cow_owe_commit(struct cowloop *cow);
+
+/*
+ * Commit. cow_commit_soon() has it done again by the timer if there is no space for it.
+ * Sleep, do I/O. Return 0 or a negative errno, which has been told.
+ */
 int cow_commit(struct cowloop *cow);
-void cow_do_commit(struct work_struct *work);
-void cow_do_commit_timer(struct work_struct *work);
+int cow_commit_soon(struct cowloop *cow);
+
+/* Have a commit tried after a while. */
+void cow_commit_later(struct cowloop *cow);
+
+/* An error of the cow device may be for want of space: a commit's flush tells. */
+void cow_unsure_error(struct cowloop *cow);
+
+/* Have the commits end that wait for space. */
+void cow_end_waiting_commits(struct cowloop *cow);
+
+/* Commits may be begun by the timer, or are not any more, nor under way. The latter sleeps. */
+void cow_start_commits(struct cowloop *cow);
 void cow_cancel_commits(struct cowloop *cow);
+
+/*
+ * Where nothing is written any more: 0 if all that was is durable, or -EIO. A table that
+ * could be written before may have left bits for want of space, or met an error.
+ */
 int cow_all_durable(struct cowloop *cow);
+
+/* Log what is not durable, if there is any. Nothing is in flight. Sleeps, does I/O. */
 void cow_log_unsaved(struct cowloop *cow, bool closed);
+
+/* The beginning and the end of a flush; they return what map, and end_io, are to return. */
 int cow_map_flush(struct cowloop *cow, struct bio *bio);
 int cow_end_flush(struct cowloop *cow, blk_status_t *error);
-int cow_commit_soon(struct cowloop *cow);
-int cow_commit_for_memory(struct cowloop *cow);
+
+/*
+ * Bring the bitmap's part for @unit into memory, however little there is, by commits where
+ * it takes them: cow_commit_for_memory(). Sleep, do I/O. Return 0 or a negative errno.
+ */
 int cow_load(struct cowloop *cow, u64 unit, bool for_write);
+int cow_commit_for_memory(struct cowloop *cow);
 
-/* ---- dm-cowloop-table.c ---- */
+/* ---- The table of first writes: dm-cowloop-table.c, and .h for those who enter it ---- */
 
-bool cow_wait_for_discard(struct cowloop *cow, struct bio *bio, u64 unit,
-			  unsigned int nr);
+/* @discards_ready is called when an entry has ended that was in the way of a discard. */
+int cow_table_create(struct cowloop *cow, void (*discards_ready)(struct cowloop *));
+void cow_table_destroy(struct cowloop *cow);
+
+/* No more writes are folded into a copy-up; and it leaves the table. Not in interrupts first. */
 void cow_end_folding(struct cowloop *cow, struct cow_io *io);
 void cow_end_copyup(struct cowloop *cow, struct cow_io *io, blk_status_t status);
-void cow_awaited_ended(struct cowloop *cow, u8 awaited);
+
+/*
+ * Open the gate, which may write the head. Sleeps, does I/O. Returns 0, or a negative errno,
+ * which has been told but for -ENOSPC.
+ */
 int cow_open_gate(struct cowloop *cow);
+
+/*
+ * Shut the gate, with nothing in the table and no discard at work any more: returns 0, and
+ * the gate is locked until cow_unlock_gate(); or -EINTR after a signal. One at a time. Sleeps.
+ */
 int cow_shut_gate(struct cowloop *cow);
-void cow_publish_ranges(struct cowloop *cow);
-void cow_withdraw_range(struct cowloop *cow, struct cow_io *io);
-struct bio_list cow_take_ready_discards(struct cowloop *cow);
+void cow_unlock_gate(struct cowloop *cow);
+
+/*
+ * Discards. A published range is found by first writes, which wait for it until it has been
+ * withdrawn. cow_block_ranges() tells those that have something in their way in the table:
+ * they are blocked, and @discards_ready is called when it has ended. cow_begin_discards()
+ * opens the gate, and keeps it open, if it returns 0. Process context; the last but one sleeps.
+ */
+void cow_publish_range(struct cowloop *cow, struct cow_range *range);
+void cow_withdraw_range(struct cowloop *cow, struct cow_range *range);
+void cow_block_ranges(struct cowloop *cow);
 int cow_begin_discards(struct cowloop *cow);
 void cow_end_discards(struct cowloop *cow);
 
-/* ---- dm-cowloop-copyup.c ---- */
+/* ---- Copy-up: dm-cowloop-copyup.c ---- */
 
+/* For units of @size bytes. */
+int cow_copyups_create(struct cowloop *cow, unsigned int size);
+void cow_copyups_destroy(struct cowloop *cow);
+
+/* Memory for a unit, or NULL if @gfp does not allow to wait for it. */
 void *cow_alloc_unit(struct cowloop *cow, gfp_t gfp);
 void cow_free_unit(struct cowloop *cow, void *data);
-bool cow_copyup_start(struct cow_io *io, gfp_t gfp);
-void cow_copyup_start_later(struct work_struct *work);
 
-/* ---- dm-cowloop-write.c ---- */
+/*
+ * Begin to copy up the unit of @io, which is in the table: now, if @may_wait and there is
+ * memory; else in the queue rdo.
+ */
+void cow_begin_copyup(struct cow_io *io, bool may_wait);
 
+/* ---- Writes that have state: dm-cowloop-write.c ---- */
+
+/* False if no writes are accepted any more: then @bio is to be refused. */
 bool cow_accept_write(struct cowloop *cow, struct bio *bio);
+
+/* Accept a write, and map it; of whole units in one MiB; or of any, which begins with @run. */
 int cow_accept_whole(struct cowloop *cow, struct bio *bio);
 int cow_accept_and_map(struct cowloop *cow, struct bio *bio, struct cow_run run);
+
+/* The end of a write that was accepted; returns what end_io is to return. */
 int cow_end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error);
-void cow_do_deferred(struct work_struct *work);
-void cow_do_retry(struct work_struct *work);
 
-/* ---- dm-cowloop-discard.c ---- */
+/* Map a write again that had to wait. Sleeps, does I/O. */
+void cow_deferred_write(struct cowloop *cow, struct bio *bio);
 
+/* ---- Discards: dm-cowloop-discard.c ---- */
+
+int cow_discards_create(struct cowloop *cow);
+void cow_discards_destroy(struct cowloop *cow);
+
+/* Accept a discard of all the units it is whole of. Returns what map is to return. */
 int cow_map_discard(struct cowloop *cow, struct bio *bio);
-void cow_do_discards(struct work_struct *work);
 
-/* ---- dm-cowloop-io.c ---- */
+/* Have discards looked at: what was in their way may be there no more. */
+void cow_discards_ready(struct cowloop *cow);
+
+/* Wait for the run that is under way; or end it. Sleep. */
+void cow_flush_discards(struct cowloop *cow);
+void cow_cancel_discards(struct cowloop *cow);
+
+/* ---- Map and end_io: dm-cowloop-io.c ---- */
 
 int cowloop_map(struct dm_target *ti, struct bio *bio);
 int cowloop_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error);
 
-/* ---- dm-cowloop-sync.c ---- */
+/* ---- Sync, and the end: dm-cowloop-sync.c ---- */
 
+/*
+ * With the message lock, in process context. All can be done again when a signal has ended
+ * them, which -EINTR tells. Sleep, do I/O; return 0 or a negative errno.
+ *
+ * cow_commit_and_clean() brings all completed writes and their bits to stable storage, and
+ * leaves a clean head, unless counting has ended with an error, which is @counted. First
+ * writes are held up meanwhile. cow_sync() counts before. cow_make_read_only() refuses
+ * writes from now on, and returns when those under way are safe. cow_close() lets go of the
+ * cow device, too, in mode fail with -EIO.
+ */
 int cow_commit_and_clean(struct cowloop *cow, int counted);
 int cow_sync(struct cowloop *cow);
 int cow_make_read_only(struct cowloop *cow);
 int cow_close(struct cowloop *cow);
 
-/* ---- dm-cowloop-devices.c ---- */
+/* ---- Devices: dm-cowloop-devices.c ---- */
 
-void cow_put_cowfile(struct cowloop *cow);
-int cow_get_cowfile(struct cowloop *cow, const struct cow_md_args *args);
+/*
+ * Open the devices of a table line, and the cowfile, or share the one that the live table of
+ * this device has open. Sleep, do I/O. Return 0, or a negative errno with the reason logged and
+ * in ti->error; what was made before is for cow_devices_destroy(), which can be called in any
+ * case.
+ */
+int cow_devices_create(struct cowloop *cow, char **argv);
+void cow_devices_destroy(struct cowloop *cow);
+
+/* Look up again what device-mapper has for the devices, until the table is live. Sleeps. */
+void cow_renew_devices(struct cowloop *cow);
+void cow_devices_are_live(struct cowloop *cow);
+
+/* As the table line has them: "major:minor". */
+const char *cow_rdo_name(struct cowloop *cow);
+const char *cow_cow_name(struct cowloop *cow);
+
+/*
+ * Begin to close the cowfile, which -EBUSY tells is shared with another table; and end it, by
+ * letting go of the cow device if it is @closed. Sleep.
+ */
 int cow_begin_closing(struct cowloop *cow);
 void cow_end_closing(struct cowloop *cow, bool closed);
-int cow_get_devices(struct cowloop *cow, struct dm_target *ti, char **argv);
-void cow_renew_devices(struct cowloop *cow);
+
 int cowloop_iterate_devices(struct dm_target *ti, iterate_devices_callout_fn fn, void *data);
-/* ----  ---- */
 
 #endif /* DM_COWLOOP_INTERNAL_H */

@@ -1,42 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: map and end_io: all that most bios see of the target.
+ * dm-cowloop: map and end_io, which is all that most bios see of the target.
+ *
+ * Reads go to the cowfile for units whose bit is set, to rdo for all others; a bio is cut
+ * where the answer changes. Rewrites of units whose bits are set go to the cowfile. All of
+ * this is decided in map by cow_lookup(), without a lock and without state to be kept.
+ *
+ * A clone's bi_private is the target's. It is what the bio is counted as, or the cow_io of a
+ * write that was accepted: dm_per_bio_data() would be a call for each read. Device-mapper
+ * does not use it in a clone that it gives to map; smoke.t fails at once if it does.
  */
 
 #include "dm-cowloop-internal.h"
 
-#define DM_MSG_PREFIX "cowloop"
+/* ---- Reads ---- */
 
-static void do_load_read(struct work_struct *work);
-
-/* Map a read of which the first units, or all, are @run. */
-static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_run run)
+/* Send a read, or a part of one, that was deferred. */
+static void send_read(struct cowloop *cow, struct bio *bio, enum cow_where where)
 {
-	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
-
-	if (run.nr < cow_bio_units(cow, bio) && !cow_trim_bio(bio, cow_unit_start(cow, unit + run.nr)))
-		return cow_end_bio(bio, BLK_STS_AGAIN);
-
-	switch (run.where) {
+	switch (where) {
 	case COW_IN_RDO:
-		this_cpu_inc(cow->stats->begun[COW_FLIGHT_NONE]);
-		return cow_remap_to_rdo(cow, bio);
+		this_cpu_inc(cow->stats->rdo_reads);
+		cow_send_to_rdo(cow, bio);
+		break;
 	case COW_IN_COW:
-		if (unlikely(!cow_begin_flight(cow, bio, COW_FLIGHT_READS, COW_MODE_FAIL)))
-			return cow_end_bio(bio, BLK_STS_IOERR);
-		return cow_remap_to_cow(cow, bio);
-	case COW_UNKNOWN:
-		if (likely(cow_begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL))) {
-			cow_queue_bio(cow, bio, cow->load_wq, do_load_read);
-			return DM_MAPIO_SUBMITTED;
-		}
-		/* All was loaded before the mode changed. */
-		smp_rmb();
-		run = cow_lookup_now(cow, unit, cow_bio_units(cow, bio));
-		return run.where == COW_UNKNOWN ? cow_end_bio(bio, BLK_STS_IOERR) :
-						  map_read(cow, bio, run);
+		this_cpu_inc(cow->stats->cow_reads);
+		cow_remap_to_cow(cow, bio);
+		submit_bio_noacct(bio);
+		break;
 	default:
-		return cow_end_bio(bio, BLK_STS_IOERR);
+		cow_end_bio(bio, BLK_STS_IOERR);
+		break;
 	}
 }
 
@@ -50,7 +44,7 @@ static void do_load_read(struct work_struct *work)
 	struct bio *bio = cow_work_to_bio(work, &cow);
 	struct bio *split = NULL;
 
-	/* It has waited; and an EAGAIN from here would not be tried again. */
+	/* The bio has waited; and an EAGAIN from here would not be tried again. */
 	cow_let_wait(bio);
 	while (split != bio) {
 		const sector_t sector = bio->bi_iter.bi_sector;
@@ -67,27 +61,46 @@ static void do_load_read(struct work_struct *work)
 			return;
 		}
 
-		split = bio;
-		if (run.nr < nr) {
-			split = bio_split(bio, cow_unit_start(cow, unit + run.nr) - sector,
-					  GFP_NOIO, &cow->splits);
-			bio_chain(split, bio);
-		}
-		if (run.where == COW_BAD) {
-			cow_end_bio(split, BLK_STS_IOERR);
-			continue;
-		}
-		if (run.where == COW_IN_RDO) {
-			this_cpu_inc(cow->stats->rdo_reads);
-			cow_send_to_rdo(cow, split);
-		} else {
-			this_cpu_inc(cow->stats->cow_reads);
-			cow_remap_to_cow(cow, split);
-			submit_bio_noacct(split);
-		}
+		split = run.nr == nr ? bio :
+			cow_split_read(cow, bio, cow_unit_start(cow, unit + run.nr) - sector);
+		send_read(cow, split, run.where);
 		cond_resched();
 	}
 }
+
+/* Map a read of which the first units, or all, are @run. */
+static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_run run)
+{
+	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const unsigned int nr = cow_bio_units(cow, bio);
+
+	if (run.nr < nr && !cow_trim_bio(bio, cow_unit_start(cow, unit + run.nr)))
+		return cow_end_bio(bio, BLK_STS_AGAIN);
+
+	switch (run.where) {
+	case COW_IN_RDO:
+		this_cpu_inc(cow->stats->begun[COW_FLIGHT_NONE]);
+		return cow_remap_to_rdo(cow, bio);
+	case COW_IN_COW:
+		if (unlikely(!cow_begin_flight(cow, bio, COW_FLIGHT_READS, COW_MODE_FAIL)))
+			return cow_end_bio(bio, BLK_STS_IOERR);
+		return cow_remap_to_cow(cow, bio);
+	case COW_UNKNOWN:
+		if (likely(cow_begin_flight(cow, bio, COW_FLIGHT_OTHERS, COW_MODE_FAIL))) {
+			cow_queue_bio(cow, bio, cow->queues.load, do_load_read);
+			return DM_MAPIO_SUBMITTED;
+		}
+		/* All was loaded before the mode changed. */
+		smp_rmb();
+		run = cow_lookup_now(cow, unit, cow_bio_units(cow, bio));
+		return run.where == COW_UNKNOWN ? cow_end_bio(bio, BLK_STS_IOERR) :
+						  map_read(cow, bio, run);
+	default:
+		return cow_end_bio(bio, BLK_STS_IOERR);
+	}
+}
+
+/* ---- Map ---- */
 
 /* Where all of a bio is, or COW_UNKNOWN if that is not to be said in one word. */
 static noinline enum cow_where lookup_all(struct cowloop *cow, u64 unit, unsigned int nr)
@@ -102,7 +115,7 @@ static bool is_whole(struct cowloop *cow, struct bio *bio)
 {
 	const sector_t start = bio->bi_iter.bi_sector, end = bio_end_sector(bio);
 
-	return !((start | end) & ((1U << cow->unit_shift) - 1)) &&
+	return !((start | end) & ((1U << cow->layout.unit_shift) - 1)) &&
 	       start / COW_TRACK_SECTORS == (end - 1) / COW_TRACK_SECTORS;
 }
 
@@ -115,7 +128,7 @@ static noinline int map_by_runs(struct cowloop *cow, struct bio *bio)
 					  map_read(cow, bio, run);
 }
 
-/* What map does not decide on alone. */
+/* Map a bio that map does not decide on alone: see set_map_state() in dm-cowloop-space.c. */
 static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 {
 	u64 unit;
@@ -126,7 +139,8 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 
 	/*
 	 * Device-mapper's mark on a polled bio that it has split and keeps a list of. The
-	 * clone has it from the bio, but no list, which a device-mapper below would look for.
+	 * clone has it from the bio, but no list, which a device-mapper below would look for,
+	 * and crash: the polled jobs of fio.t find it when that changes.
 	 */
 	bio->bi_opf &= ~REQ_DRV;
 	bio->bi_iter.bi_sector = dm_target_offset(cow->ti, bio->bi_iter.bi_sector);
@@ -140,11 +154,9 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 		bio->bi_opf |= REQ_NOUNMAP;
 		fallthrough;
 	case REQ_OP_WRITE:
-		bio->bi_opf |= cow->write_flags;
+		bio->bi_opf |= cow->ways.flags;
 		return cow_accept_and_map(cow, bio, cow_lookup_now(cow, unit, nr));
 	case REQ_OP_DISCARD:
-		if (!cow_accept_write(cow, bio))
-			return cow_end_bio(bio, BLK_STS_IOERR);
 		return cow_map_discard(cow, bio);
 	default:
 		return DM_MAPIO_KILL;
@@ -163,7 +175,7 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 	enum cow_where where;
 	u64 first, last;
 
-	/* See drain(). */
+	/* See drain() in dm-cowloop-sync.c. */
 	rcu_read_lock_sched();
 	if (unlikely(bio->bi_opf & READ_ONCE(cow->state_opf))) {
 		rcu_read_unlock_sched();
@@ -175,14 +187,14 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 	where = first == last ? cow_lookup(&cow->map, first) :
 				lookup_all(cow, first, last - first + 1);
 	if (where == COW_IN_COW) {
-		bdev = READ_ONCE(cow->cow_bdev);
+		bdev = READ_ONCE(cow->map_bdev);
 		if (likely(bdev)) {
 			flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
 			__this_cpu_inc(cow->stats->begun[flight]);
 			rcu_read_unlock_sched();
 			bio->bi_private = (void *)flight;
 			bio_set_dev(bio, bdev);
-			bio->bi_iter.bi_sector += cow->data_sector;
+			bio->bi_iter.bi_sector += cow->layout.data_sector;
 			return DM_MAPIO_REMAPPED;
 		}
 	}
@@ -196,6 +208,8 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 		return cow_accept_whole(cow, bio);
 	return map_by_runs(cow, bio);
 }
+
+/* ---- End of I/O ---- */
 
 /* The end, with an error, of a bio without state; returns what end_io is to return. */
 static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
@@ -213,7 +227,7 @@ static noinline int end_with_error(struct cowloop *cow, enum cow_flight flight,
 			cow_owe_commit(cow);
 	}
 	if (cow_is_error(error) && r == DM_ENDIO_DONE) {
-		atomic_long_inc(&cow->errors);
+		this_cpu_inc(cow->stats->errors);
 		if (flight == COW_FLIGHT_READS || flight == COW_FLIGHT_REWRITES)
 			cow_still_there(cow);
 	}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * dm-cowloop: syncing, making read-only, closing.
+ * dm-cowloop: a clean cowfile, at a sync and at the end: read_only, close. All of this is
+ * with the message lock, one at a time.
  */
 
 #include "dm-cowloop-internal.h"
@@ -8,14 +9,6 @@
 #include <linux/delay.h>
 #include <linux/sched/signal.h>
 
-#define DM_MSG_PREFIX "cowloop"
-
-/*
- * Bring all completed writes and their bits to stable storage, and leave a clean head,
- * unless counting the units has ended with an error, which is @counted. First writes are
- * held up meanwhile. -EINTR after a signal. With the message lock, where anything may be
- * in flight.
- */
 int cow_commit_and_clean(struct cowloop *cow, int counted)
 {
 	int r;
@@ -35,12 +28,11 @@ int cow_commit_and_clean(struct cowloop *cow, int counted)
 		else if (writes && READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE)
 			cow_space_found(cow, COW_LACK_COMMIT);
 	}
-	mutex_unlock(&cow->gate_lock);
+	cow_unlock_gate(cow);
 
 	return r ? r : counted;
 }
 
-/* The same, but counts before. It can be done again when a signal has ended it. */
 int cow_sync(struct cowloop *cow)
 {
 	int counted;
@@ -55,7 +47,7 @@ int cow_sync(struct cowloop *cow)
 	return counted == -EINTR ? counted : cow_commit_and_clean(cow, counted);
 }
 
-/* ---- Waiting for what is in flight ---- */
+/* ---- Waiting for bios in flight ---- */
 
 static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 {
@@ -74,7 +66,9 @@ static bool in_flight(struct cowloop *cow, enum cow_flight flight)
 
 /*
  * After the mode was changed to one in which no bios are begun any more that count as one
- * of @flights: wait for their end. Returns 0, or -EINTR after a signal.
+ * of @flights: wait for their end. Returns 0, or -EINTR after a signal. A percpu_ref for
+ * each kind would have to be killed, and brought to life again, where a signal ends this,
+ * and would cost reads and rewrites a call.
  */
 static int drain(struct cowloop *cow, unsigned long flights)
 {
@@ -91,18 +85,13 @@ static int drain(struct cowloop *cow, unsigned long flights)
 	return 0;
 }
 
-/*
- * Refuse writes from now on, and return when those under way are safe. After a signal,
- * with -EINTR, they are refused, but what is under way may not be safe yet; it can be done
- * again.
- */
 int cow_make_read_only(struct cowloop *cow)
 {
 	bool change;
 	int r;
 
 	change = cow_change_mode(cow, COW_MODE_RO);
-	/* They would be waited for. */
+	/* Writes that are kept would be waited for. */
 	cow_stop_queueing(cow);
 	r = drain(cow, BIT(COW_FLIGHT_REWRITES) | BIT(COW_FLIGHT_WRITES));
 	if (change)
@@ -117,8 +106,8 @@ int cow_make_read_only(struct cowloop *cow)
 /* ---- Closing ---- */
 
 /*
- * What is in rdo must be known without the cow device. In mode fail it is enough to have
- * tried: so much of the bitmap as can't be read is for reads to fail.
+ * Which units are in rdo must be known without the cow device. In mode fail it is enough to
+ * have tried: so much of the bitmap as can't be read is for reads to fail.
  */
 static int load_all(struct cowloop *cow)
 {
@@ -138,10 +127,10 @@ static int prepare_close(struct cowloop *cow)
 	r = load_all(cow);
 	if (!r) {
 		r = cow_make_read_only(cow);
-		/* What can't be saved any more keeps nobody from unplugging what has failed. */
+		/* Data that can't be saved any more keeps nobody from unplugging the device. */
 		if (r != -EINTR && READ_ONCE(cow->mode) == COW_MODE_FAIL)
 			r = 0;
-		/* What was under way may have needed the memory. */
+		/* Writes under way may have needed the memory. */
 		if (!r)
 			r = load_all(cow);
 	}
@@ -152,20 +141,19 @@ static int prepare_close(struct cowloop *cow)
 }
 
 /*
- * Sync, and let go of the cow device. What is in it can't be read any more. In mode fail
- * it is let go, too, and -EIO returned. -EINTR after a signal: how far it has come is what
- * the mode says, and it can be done again.
+ * Sync, and let go of the cow device. What is in it can't be read any more. After a signal
+ * the mode says how far it has come.
  */
 int cow_close(struct cowloop *cow)
 {
 	int r;
 
-	if (!READ_ONCE(cow->cow))
+	if (!READ_ONCE(cow->cow_bdev))
 		return cow_all_durable(cow);
 	r = cow_begin_closing(cow);
 	if (r) {
 		DMERR("%s: a table that was loaded uses cow device %pg too; see dmsetup clear",
-		      cow_name(cow), cow->cow->bdev);
+		      cow_name(cow), cow->cow_bdev);
 		return r;
 	}
 
@@ -178,8 +166,8 @@ int cow_close(struct cowloop *cow)
 			       BIT(COW_FLIGHT_OTHERS));
 	}
 	if (!r) {
-		cancel_work_sync(&cow->count_work);
-		cancel_work_sync(&cow->discard_work);
+		cow_cancel_counting(cow);
+		cow_cancel_discards(cow);
 		cow_cancel_commits(cow);
 		cow_log_unsaved(cow, true);
 		cow_md_let_go(cow->md);

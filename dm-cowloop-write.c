@@ -1,33 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * dm-cowloop: writes that have state: first writes, and rewrites that are not for map alone.
+ *
+ * First writes are those to units whose bit is not set. Whole units go straight to the
+ * cowfile, and their bits are set when the write has completed, not before: a read that
+ * races the write finds rdo's data, the old contents. A part of a unit is copied up. While
+ * they are in flight, first writes are in the table: see dm-cowloop-table.h.
+ *
+ * A write is accepted, then mapped, maybe again after it had to wait, and ended here.
  */
 
-#include "dm-cowloop-internal.h"
 #include "dm-cowloop-table.h"
 
-#define DM_MSG_PREFIX "cowloop"
+/* ---- Rewrites ---- */
 
-static void submit_write_later(struct work_struct *work)
-{
-	struct cowloop *cow;
-	struct bio *bio = cow_work_to_bio(work, &cow);
-
-	cow_submit_write(cow, bio);
-}
-
-/* Map a write to what is in the cowfile, or will be. */
+/* Map a write to units that are in the cowfile, or will be. */
 static int write_to_cow(struct cowloop *cow, struct bio *bio)
 {
 	cow_remap_to_cow(cow, bio);
-	if (!cow_in_pieces(cow, bio))
+	if (likely(!cow->ways.sectors) || !cow_in_pieces(cow, bio))
 		return DM_MAPIO_REMAPPED;
-
-	/* Not all the pieces could be had in map, which submits none before it returns. */
-	cow_let_wait(bio);
-	cow_queue_bio(cow, bio, cow->io_wq, submit_write_later);
-
-	return DM_MAPIO_SUBMITTED;
+	return cow_send_in_pieces(cow, bio);
 }
 
 /* A write that will set bits: durable only with a commit. */
@@ -44,16 +37,18 @@ static int rewrite(struct cowloop *cow, struct bio *bio)
 	/* The bits of the units may not be on disk yet; and an error of a flush is everybody's. */
 	if (unlikely(bio->bi_opf & REQ_FUA) &&
 	    (cow_md_changed(cow->md) || cow_md_failed(cow->md) ||
-	     cow_fua_flushes(cow->cow->bdev)))
+	     cow_fua_flushes(cow->cow_bdev)))
 		take_fua(cow_bio_to_io(bio), bio);
 
 	return write_to_cow(cow, bio);
 }
 
+/* ---- First writes ---- */
+
 /* Whether a unit that @bio writes is all zeroes; @bio consists of whole units. */
 static bool has_zero_unit(struct cowloop *cow, struct bio *bio)
 {
-	const unsigned int unit_size = 1U << (cow->unit_shift + SECTOR_SHIFT);
+	const unsigned int unit_size = 1U << (cow->layout.unit_shift + SECTOR_SHIFT);
 	unsigned int left = unit_size;
 	bool zero = true;
 	struct bvec_iter iter;
@@ -93,7 +88,7 @@ static bool may_have_space(struct cowloop *cow, struct bio *bio, sector_t end)
 
 	io->kept = unlikely(READ_ONCE(cow->writes_kept)) && cow_has_to_queue(cow, bio);
 
-	return !io->kept && cow->data_sector + end <= bdev_nr_sectors(cow->cow->bdev);
+	return !io->kept && cow->layout.data_sector + end <= bdev_nr_sectors(cow->cow_bdev);
 }
 
 /* The end of a first write that is not to be tried. */
@@ -118,19 +113,20 @@ static noinline int not_entered(struct cowloop *cow, struct bio *bio, int reason
 static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64 unit,
 				       unsigned int nr)
 {
-	struct cow_bucket *bucket = bucket_of(cow, unit);
 	struct cow_io *copyup, *io = cow_bio_to_io(bio);
+	struct cow_bucket *bucket;
 	int ready;
 
 	if (unlikely(!may_have_space(cow, bio, bio_end_sector(bio))))
 		return not_tried(cow, bio);
-	if (unlikely(cow->zero_needs_commit) && has_zero_unit(cow, bio))
+	if (unlikely(cow->ways.zero_needs_commit) && has_zero_unit(cow, bio))
 		io->commit = true;
 
+	bucket = bucket_of(cow, unit);
 	spin_lock_irq(&bucket->lock);
 	copyup = hlist_empty(&bucket->writes) ? NULL : find_copyup(bucket, unit, nr);
 	if (unlikely(copyup)) {
-		bio_list_add(&copyup->waiters, bio);
+		bio_list_add(&copyup->entry.waiters, bio);
 		spin_unlock_irq(&bucket->lock);
 		return DM_MAPIO_SUBMITTED;
 	}
@@ -146,6 +142,32 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 	return write_to_cow(cow, bio);
 }
 
+/* Fold @bio into a copy-up of its unit, or have it wait for @other. With the bucket's lock. */
+static void join(struct cow_io *other, struct bio *bio)
+{
+	if (other->state == COW_IO_COPYUP_READ) {
+		take_fua(cow_bio_to_io(bio), bio);
+		bio_list_add(&other->copyup.folded, bio);
+	} else {
+		bio_list_add(&other->entry.waiters, bio);
+	}
+}
+
+/* Enter the table for a copy-up, with *@data, which is used. With the bucket's lock. */
+static void enter_copyup(struct cowloop *cow, struct bio *bio, struct cow_bucket *bucket,
+			 u64 unit, void **data)
+{
+	struct cow_io *io = cow_bio_to_io(bio);
+
+	enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
+	bio_list_init(&io->copyup.folded);
+	bio_list_add(&io->copyup.folded, bio);
+	io->copyup.data = *data;
+	io->cowloop = cow;
+	*data = NULL;
+	take_fua(io, bio);
+}
+
 /*
  * Write a part of a unit that did not look written. *@data is memory for the
  * unit, if there is some, as there is in a worker; it is set to NULL when it was used.
@@ -153,9 +175,9 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **data)
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
-	struct cow_io *other, *io = cow_bio_to_io(bio);
 	const bool in_worker = *data;
 	enum cow_where where;
+	struct cow_io *other;
 	int ready;
 
 	if (unlikely(!may_have_space(cow, bio, cow_unit_end(cow, unit))))
@@ -170,12 +192,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 	}
 	other = find_overlap(bucket, unit, 1);
 	if (other) {
-		if (other->state == COW_IO_COPYUP_READ) {
-			take_fua(io, bio);
-			bio_list_add(&other->folded, bio);
-		} else {
-			bio_list_add(&other->waiters, bio);
-		}
+		join(other, bio);
 		spin_unlock_irq(&bucket->lock);
 		return DM_MAPIO_SUBMITTED;
 	}
@@ -184,37 +201,19 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 		*data = cow_alloc_unit(cow, GFP_NOWAIT);
 	/* A bit that was not in memory may have been set long ago. */
 	ready = *data && where != COW_UNKNOWN ? may_enter(cow, bio, unit, 1) : 0;
-	if (ready > 0) {
-		enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
-		bio_list_init(&io->folded);
-		bio_list_add(&io->folded, bio);
-		io->cowloop = cow;
-		io->data = *data;
-		*data = NULL;
-		take_fua(io, bio);
-	}
+	if (ready > 0)
+		enter_copyup(cow, bio, bucket, unit, data);
 	spin_unlock_irq(&bucket->lock);
 
 	if (ready <= 0)
 		return not_entered(cow, bio, ready);
 	/* Who must not wait for rdo leaves it to somebody else to find room in its queue. */
-	if (in_worker || bio->bi_opf & REQ_NOWAIT || !cow_copyup_start(io, GFP_NOWAIT)) {
-		INIT_WORK(&io->work, cow_copyup_start_later);
-		queue_work(cow->rdo_wq, &io->work);
-	}
+	cow_begin_copyup(cow_bio_to_io(bio), !in_worker && !(bio->bi_opf & REQ_NOWAIT));
 
 	return DM_MAPIO_SUBMITTED;
 }
 
-/* Where the whole units that @bio begins with end, or their MiB. */
-static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
-{
-	const sector_t mib = round_down(bio->bi_iter.bi_sector, COW_TRACK_SECTORS);
-	const sector_t end = min(bio_end_sector(bio), mib + COW_TRACK_SECTORS);
-
-	/* The last unit may be short. */
-	return end == cow->units_end ? end : cow_unit_start(cow, cow_sector_to_unit(cow, end));
-}
+/* ---- Mapping ---- */
 
 /* A write whose part of the bitmap was not in memory, when it was looked up first. */
 static void do_load_write(struct work_struct *work)
@@ -229,10 +228,21 @@ static void do_load_write(struct work_struct *work)
 		cow_defer_bio(cow, bio);
 }
 
+/* Where the whole units that @bio begins with end, or their MiB. */
+static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
+{
+	const sector_t mib = round_down(bio->bi_iter.bi_sector, COW_TRACK_SECTORS);
+	const sector_t end = min(bio_end_sector(bio), mib + COW_TRACK_SECTORS);
+
+	/* The last unit may be short. */
+	return end == cow->layout.units_end ? end :
+					      cow_unit_start(cow, cow_sector_to_unit(cow, end));
+}
+
 /*
  * Map a write that was accepted, and of which the first units, or all, are @run. It is
  * trimmed to one of three: units that are all written, whole units in one MiB, or a
- * part of one unit. What has one of the latter two shapes
+ * part of one unit. A bio that has one of the latter two shapes
  * already, as deferred bios do, is not trimmed again; nor is one that is held back,
  * or may be kept for want of space, ever of the first.
  */
@@ -257,21 +267,17 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 	end = part ? cow_unit_end(cow, unit) : whole_units_end(cow, bio);
 	if (unlikely(!cow_trim_bio(bio, end)))
 		return cow_end_bio(bio, BLK_STS_AGAIN);
-	/* It could be tried again from here, whatever becomes of the bits. */
+	/* The write could be tried again from here, whatever becomes of the bits. */
 	if (unlikely(cow->opt.queue_if_no_space)) {
-		struct cow_io *io = cow_bio_to_io(bio);
-
-		io->iter = bio->bi_iter;
-		io->bdev = bio->bi_bdev;
-		io->flags = bio->bi_flags;
+		cow_note_origin(bio);
 		if (run.where == COW_IN_COW && run.nr >= cow_bio_units(cow, bio) && likely(!hold))
 			return rewrite(cow, bio);
 	}
 	if (unlikely(hold))
 		return cow_hold_back(cow, bio);
-	/* It may turn out to be a rewrite, which takes no space. */
+	/* The write may turn out to be a rewrite, which takes no space. */
 	if (unlikely(run.where == COW_UNKNOWN)) {
-		cow_queue_bio(cow, bio, cow->load_wq, do_load_write);
+		cow_queue_bio(cow, bio, cow->queues.load, do_load_write);
 		return DM_MAPIO_SUBMITTED;
 	}
 
@@ -279,9 +285,8 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 		      write_units(cow, bio, unit, cow_bio_units(cow, bio));
 }
 
-/* ---- Accepting and ending writes ---- */
+/* ---- Accepting ---- */
 
-/* False if no writes are accepted any more: then @bio is to be refused. */
 static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 {
 	struct cow_io *io;
@@ -297,7 +302,7 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	io->unsure = false;
 	io->kept = false;
 	io->retried = false;
-	io->blocked = false;
+	io->read_failed = false;
 	io->commit = false;
 	io->seeks_space = unlikely(READ_ONCE(cow->mode) == COW_MODE_OUT_OF_SPACE) &&
 			  !cow_is_reserved_for(cow, bio);
@@ -305,7 +310,6 @@ static __always_inline bool accept_write(struct cowloop *cow, struct bio *bio)
 	return true;
 }
 
-/* For a discard, which is a write, too. */
 bool cow_accept_write(struct cowloop *cow, struct bio *bio)
 {
 	return accept_write(cow, bio);
@@ -333,9 +337,64 @@ int cow_accept_and_map(struct cowloop *cow, struct bio *bio, struct cow_run run)
 	return r;
 }
 
+/* ---- Mapping again ---- */
+
+/* All the units that @bio writes are in the cowfile. */
+static bool is_rewrite(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
+	const unsigned int nr = cow_bio_units(cow, bio);
+	const struct cow_run run = cow_lookup_now(cow, unit, nr);
+
+	return run.where == COW_IN_COW && run.nr == nr;
+}
+
+/* Have all there that it takes to write to @unit. Sleeps, does I/O. */
+static int prepare_write(struct cowloop *cow, struct bio *bio, u64 unit)
+{
+	int r;
+
+	r = cow_load(cow, unit, false);
+	if (r || is_rewrite(cow, bio))
+		return r;
+	/* The limit takes the right count. */
+	if (READ_ONCE(cow->opt.limit))
+		cow_count_readable(cow);
+	r = cow_load(cow, unit, true);
+
+	return r ? r : cow_open_gate(cow);
+}
+
+void cow_deferred_write(struct cowloop *cow, struct bio *bio)
+{
+	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
+	struct cow_run run;
+	void *data = NULL;
+	int r;
+
+	/* First: to wait for memory might evict the region that is loaded. */
+	if (bio_sectors(bio) < 1U << cow->layout.unit_shift)
+		data = cow_alloc_unit(cow, GFP_NOIO);
+	r = prepare_write(cow, bio, unit);
+	cow_bio_to_io(bio)->for_units = r;
+	if (r == -ENOSPC)
+		cow_bio_to_io(bio)->unsure = cow_md_unsure(cow->md);
+	if (r) {
+		cow_end_bio(bio, errno_to_blk_status(r));
+	} else {
+		run = cow_lookup_now(cow, unit, cow_bio_units(cow, bio));
+		if (map_write(cow, bio, run, &data) == DM_MAPIO_REMAPPED)
+			submit_bio_noacct(bio);
+	}
+	if (data)
+		cow_free_unit(cow, data);
+}
+
+/* ---- Ending ---- */
+
 /*
- * A write that was accepted has failed with *@error, which is changed to what it is to
- * end with. False if it is kept instead, for want of space.
+ * A write that was accepted has failed with *@error, which is changed to the error that it
+ * is to end with. False if it is kept instead, for want of space.
  */
 static noinline bool write_failed(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 {
@@ -351,14 +410,13 @@ static noinline bool write_failed(struct cowloop *cow, struct bio *bio, blk_stat
 		return true;
 	}
 
-	/* Those that only queue behind others have not been tried. */
+	/* Writes that only queue behind others have not been tried. */
 	if (!io->kept)
 		cow_out_of_space(cow, io->committed ? COW_LACK_COMMIT :
-				  io->for_units ? COW_LACK_UNITS : COW_LACK_REWRITE);
+				      io->for_units ? COW_LACK_UNITS : COW_LACK_REWRITE);
 	if (!cow->opt.queue_if_no_space)
 		return true;
-	cow_restore_bio(bio);
-	if (cow_keep_bio(cow, bio))
+	if (cow_keep_write(cow, bio))
 		return false;
 	if (dm_noflush_suspending(cow->ti))
 		*error = BLK_STS_DM_REQUEUE;
@@ -367,7 +425,6 @@ static noinline bool write_failed(struct cowloop *cow, struct bio *bio, blk_stat
 	return true;
 }
 
-/* The end of a write that was accepted; returns what end_io is to return. */
 int cow_end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 {
 	struct cow_io *io = cow_bio_to_io(bio);
@@ -402,90 +459,6 @@ int cow_end_write(struct cowloop *cow, struct bio *bio, blk_status_t *error)
 	if (*error == BLK_STS_DM_REQUEUE)
 		return DM_ENDIO_REQUEUE;
 	if (cow_is_error(*error))
-		atomic_long_inc(&cow->errors);
+		this_cpu_inc(cow->stats->errors);
 	return DM_ENDIO_DONE;
-}
-
-/* ---- Deferred writes ---- */
-
-/* All the units that @bio writes are in the cowfile. */
-static bool is_rewrite(struct cowloop *cow, struct bio *bio)
-{
-	const unsigned int nr = cow_bio_units(cow, bio);
-	const struct cow_run run = cow_lookup_now(cow, cow_sector_to_unit(cow, bio->bi_iter.bi_sector), nr);
-
-	return run.where == COW_IN_COW && run.nr == nr;
-}
-
-static void deferred_write(struct cowloop *cow, struct bio *bio)
-{
-	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
-	void *data = NULL;
-	int r;
-
-	/* First: to wait for memory might evict what is loaded. */
-	if (bio_end_sector(bio) - bio->bi_iter.bi_sector < 1U << cow->unit_shift)
-		data = cow_alloc_unit(cow, GFP_NOIO);
-	r = cow_load(cow, unit, false);
-	if (!r && !is_rewrite(cow, bio)) {
-		/* The limit takes the right count. */
-		if (READ_ONCE(cow->opt.limit))
-			cow_count_readable(cow);
-		r = cow_load(cow, unit, true);
-		if (!r)
-			r = cow_open_gate(cow);
-	}
-	cow_bio_to_io(bio)->for_units = r;
-	if (r == -ENOSPC)
-		cow_bio_to_io(bio)->unsure = cow_md_unsure(cow->md);
-	if (r)
-		cow_end_bio(bio, errno_to_blk_status(r));
-	else if (map_write(cow, bio, cow_lookup_now(cow, unit, cow_bio_units(cow, bio)), &data) ==
-		 DM_MAPIO_REMAPPED)
-		submit_bio_noacct(bio);
-	if (data)
-		cow_free_unit(cow, data);
-}
-
-void cow_do_deferred(struct work_struct *work)
-{
-	struct cowloop *cow = container_of(work, struct cowloop, deferred_work);
-	struct bio_list bios = cow_take_bios(cow, &cow->deferred);
-	struct bio *bio;
-
-	while ((bio = bio_list_pop(&bios))) {
-		/* It has waited; and an EAGAIN from here would not be tried again. */
-		cow_let_wait(bio);
-		deferred_write(cow, bio);
-		cond_resched();
-	}
-}
-
-/* Try the first of the writes again that found no space. */
-void cow_do_retry(struct work_struct *work)
-{
-	struct cowloop *cow = container_of(to_delayed_work(work), struct cowloop, retry_work);
-	struct bio_list failed = BIO_EMPTY_LIST;
-	struct cow_io *io;
-	struct bio *bio;
-
-	spin_lock_irq(&cow->lock);
-	if (cow->mode == COW_MODE_FAIL)
-		failed = cow_take_kept(cow);
-	bio = cow->retrying ? NULL : bio_list_pop(&cow->reserved_bios) ?:
-				     bio_list_pop(&cow->no_space_bios);
-	if (bio) {
-		io = cow_bio_to_io(bio);
-		io->kept = false;
-		io->unsure = false;
-		io->retried = true;
-		io->seeks_space = !cow_is_reserved_for(cow, bio);
-		cow->retrying = true;
-		cow->nr_kept--;
-	}
-	spin_unlock_irq(&cow->lock);
-
-	cow_end_bios(&failed, BLK_STS_IOERR);
-	if (bio)
-		deferred_write(cow, bio);
 }
