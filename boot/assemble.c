@@ -27,14 +27,15 @@
 
 #include <uuid/uuid.h>
 
-#include "boot.h"
-#include "cowtab.h"
 #include "../lib/dm.h"
 #include "../lib/monitor.h"
 #include "../lib/open.h"
+#include "../lib/spec.h"
+#include "boot.h"
+#include "cowtab.h"
+#include "memory.h"
 #include "plugged.h"
 #include "probe.h"
-#include "../lib/spec.h"
 
 struct assembly {
 	struct cowtab tab;
@@ -91,7 +92,7 @@ static struct look look_start(const char *spec)
 }
 
 /* Has it not come back by then, or before somebody interrupts this? */
-static bool look_is_silent(struct look *l, time_t until)
+static bool look_is_silent(struct cowloop_ctx *ctx, struct look *l, time_t until)
 {
 	struct pollfd p = { .fd = l->fd, .events = POLLIN };
 	struct timespec now;
@@ -99,7 +100,7 @@ static bool look_is_silent(struct look *l, time_t until)
 
 	if (!l->pid)
 		return false;
-	while (n < 0 && !interrupted) {
+	while (n < 0 && !is_cancelled(ctx)) {
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		n = poll(&p, 1, now.tv_sec < until ? (until - now.tv_sec) * 1000 : 0);
 	}
@@ -112,7 +113,7 @@ static bool look_is_silent(struct look *l, time_t until)
 }
 
 /* Find the silent paths of @nr lines. */
-static void find_silent(struct cowtab_entry *entries, size_t nr)
+static void find_silent(struct cowloop_ctx *ctx, struct cowtab_entry *entries, size_t nr)
 {
 	struct look *looks = xmalloc((2 * nr + 1) * sizeof(*looks));
 	struct timespec now;
@@ -123,8 +124,8 @@ static void find_silent(struct cowtab_entry *entries, size_t nr)
 	}
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	for (size_t i = 0; i < nr; i++) {
-		entries[i].rdo_silent = look_is_silent(&looks[2 * i], now.tv_sec + PATIENCE);
-		entries[i].cow_silent = look_is_silent(&looks[2 * i + 1], now.tv_sec + PATIENCE);
+		entries[i].rdo_silent = look_is_silent(ctx, &looks[2 * i], now.tv_sec + PATIENCE);
+		entries[i].cow_silent = look_is_silent(ctx, &looks[2 * i + 1], now.tv_sec + PATIENCE);
 	}
 	free(looks);
 }
@@ -134,7 +135,7 @@ static void find_silent(struct cowtab_entry *entries, size_t nr)
 /* Where a half of a line is: a path to be freed, or NULL. */
 static char *find_half(const char *spec)
 {
-	char *what = spec_unlink(spec), *path;
+	char *what = xtext(spec_unlink(spec)), *path;
 
 	if (what[0] != '/')
 		path = find_tagged(what);
@@ -191,28 +192,28 @@ static bool wanted(const struct assembly *a, const char *rdo, const char *cow)
 /* ---- Opening ---- */
 
 /* One at a time, until this process ends. */
-static int lock(void)
+static int lock(struct cowloop_ctx *ctx)
 {
 	int fd;
 
 	if (mkdir(COWSETUP_RUN, 0755) && errno != EEXIST)
-		return error_errno("%s: cannot be made", COWSETUP_RUN);
+		return error_errno(ctx, "%s: cannot be made", COWSETUP_RUN);
 	fd = open(COWSETUP_RUN "/lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0 || flock(fd, LOCK_EX))
-		return error_errno("%s/lock: cannot be locked", COWSETUP_RUN);
+		return error_errno(ctx, "%s/lock: cannot be locked", COWSETUP_RUN);
 	return OK;
 }
 
 /* The module is not loaded before there is something to be opened. */
-static int prepare(struct assembly *a)
+static int prepare(struct cowloop_ctx *ctx, struct assembly *a)
 {
 	int r;
 
 	if (a->checked)
 		return OK;
-	r = dm_check_kernel();
+	r = dm_check_kernel(ctx);
 	if (!r)
-		r = lock();
+		r = lock(ctx);
 	a->checked = !r;
 	return r;
 }
@@ -222,16 +223,17 @@ static int prepare(struct assembly *a)
  * chosen, has /dev/disk/by-uuid and the like lead to it, whatever else has the same
  * UUID. It stays when the device is closed: the name is still in the table then.
  */
-static int mark_named(const char *name)
+static int mark_named(struct cowloop_ctx *ctx, const char *name)
 {
-	return cowtab_mark(COWSETUP_NAMED, name);
+	return cowtab_mark(ctx, COWSETUP_NAMED, name);
 }
 
 /* Set *@name to the name that a pair is to have, to be freed, if it may be opened; @any: no line names it. */
-static int prepare_name(const struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
+static int prepare_name(struct cowloop_ctx *ctx, const struct assembly *a, const struct cowtab_entry *e,
+			const struct cow_device *any,
 			char **name)
 {
-	const int r = any ? plugged_check_number(any->path) : mark_named(e->name);
+	const int r = any ? plugged_check_number(ctx, any->path) : mark_named(ctx, e->name);
 
 	if (!r)
 		*name = any ? plugged_name(&a->tab, any) : xasprintf("%s", e->name);
@@ -245,22 +247,22 @@ static bool is_same(const char *a, const char *b)
 }
 
 /* Refuse a pair that could not be opened after those before it. */
-static int check_planned(const struct assembly *a, const struct planned *new)
+static int check_planned(struct cowloop_ctx *ctx, const struct assembly *a, const struct planned *new)
 {
 	if (is_same(new->rdo, new->cow))
-		return error(WRONG, "%s: %s cannot be the read-only device and the cowfile at the same time.",
+		return error(ctx, WRONG, "%s: %s cannot be the read-only device and the cowfile at the same time.",
 			     new->name, new->cow);
 	for (size_t i = 0; i < a->nr_planned; i++) {
 		const struct planned *p = &a->planned[i];
 
 		if (is_same(new->cow, p->cow))
-			return error(BUSY, "%s: its cowfile, %s, is that of %s, too: it can be open once only.",
+			return error(ctx, BUSY, "%s: its cowfile, %s, is that of %s, too: it can be open once only.",
 				     new->name, new->cow, p->name);
 		if (is_same(new->cow, p->rdo))
-			return error(BUSY, "%s: its cowfile, %s, is the read-only device of %s.", new->name,
+			return error(ctx, BUSY, "%s: its cowfile, %s, is the read-only device of %s.", new->name,
 				     new->cow, p->name);
 		if (is_same(new->rdo, p->cow))
-			return error(BUSY, "%s: its read-only device, %s, is the cowfile of %s.", new->name,
+			return error(ctx, BUSY, "%s: its read-only device, %s, is the cowfile of %s.", new->name,
 				     new->rdo, p->name);
 	}
 	return OK;
@@ -274,21 +276,19 @@ static void free_planned(struct planned *p)
 }
 
 /* A dry run's part of opening a pair. */
-static int plan(struct assembly *a, const char *name, const char *rdo, const char *cow)
+static int plan(struct cowloop_ctx *ctx, struct assembly *a, const char *name, const char *rdo, const char *cow)
 {
 	struct planned new = { xasprintf("%s", name), xasprintf("%s", rdo), xasprintf("%s", cow) }, *grown;
-	const int r = check_planned(a, &new);
+	const int r = check_planned(ctx, a, &new);
 
 	if (r) {
 		free_planned(&new);
 		return r;
 	}
-	grown = realloc(a->planned, (a->nr_planned + 1) * sizeof(*grown));
-	if (!grown)
-		exit(error(NO_MEMORY, "Out of memory."));
+	grown = xrealloc(a->planned, (a->nr_planned + 1) * sizeof(*grown));
 	a->planned = grown;
 	grown[a->nr_planned++] = new;
-	tell("%s: %s %s", name, rdo, cow);
+	tell(ctx, "%s: %s %s", name, rdo, cow);
 	return OK;
 }
 
@@ -300,7 +300,8 @@ static void free_plan(struct assembly *a)
 }
 
 /* Open a pair that is complete; @any: no line names it, and a name is chosen. */
-static int open_one(struct assembly *a, const struct cowtab_entry *e, const struct cow_device *any,
+static int open_one(struct cowloop_ctx *ctx, struct assembly *a, const struct cowtab_entry *e,
+		    const struct cow_device *any,
 		    const char *rdo, const char *cow)
 {
 	char *active = NULL, *name = NULL, *device;
@@ -308,23 +309,23 @@ static int open_one(struct assembly *a, const struct cowtab_entry *e, const stru
 
 	a->nr++;
 	if (a->dry_run)
-		return plan(a, any ? COWTAB_ANY : e->name, rdo, cow);
-	r = prepare(a);
+		return plan(ctx, a, any ? COWTAB_ANY : e->name, rdo, cow);
+	r = prepare(ctx, a);
 	if (!r && !access(cow, F_OK))
-		r = find_active(cow, &active);
+		r = find_active(ctx, cow, &active);
 	/* A line's device has to have its name: cowloop_open() says what is the matter. */
 	if (!r && active && (any || !strcmp(active, e->name))) {
-		verbose("%s: open already.", active);
+		verbose(ctx, "%s: open already.", active);
 	} else if (!r) {
-		r = prepare_name(a, e, any, &name);
+		r = prepare_name(ctx, a, e, any, &name);
 		if (!r)
-			r = cowloop_open(rdo, cow, name, &e->open, &device);
+			r = cowloop_open(ctx, rdo, cow, name, &e->open, &device);
 		if (!r) {
 			printf("%s\n", device);
 			free(device);
 		}
 		if (!r && e->monitor)
-			monitor_opened(name);
+			monitor_opened(ctx, name);
 		free(name);
 	}
 	free(active);
@@ -342,7 +343,7 @@ static char *missing_text(const struct assembly *a, const struct cowtab_entry *e
 }
 
 /* A line; @named: it was asked for, so that all that is missing is an error. */
-static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool named)
+static int assemble_entry(struct cowloop_ctx *ctx, struct assembly *a, const struct cowtab_entry *e, bool named)
 {
 	char *rdo = find_rdo(e), *cow = find_cow(a, e), *missing;
 	int r = OK;
@@ -352,11 +353,11 @@ static int assemble_entry(struct assembly *a, const struct cowtab_entry *e, bool
 		cow = xasprintf("%s", e->cow);
 	missing = missing_text(a, e, rdo, cow);
 	if (rdo && cow && wanted(a, rdo, cow))
-		r = open_one(a, e, NULL, rdo, cow);
+		r = open_one(ctx, a, e, NULL, rdo, cow);
 	else if (named || (wanted(a, rdo, cow) && (e->rdo_silent || e->cow_silent)))
-		r = error(WRONG, "%s", missing);
+		r = error(ctx, WRONG, "%s", missing);
 	else if (wanted(a, rdo, cow))
-		verbose("%s", missing);
+		verbose(ctx, "%s", missing);
 	free(missing);
 	free(rdo);
 	free(cow);
@@ -376,7 +377,7 @@ static const char *refuse_plugged(const struct assembly *a, const struct cow_dev
 }
 
 /* A cow device that says where its rdo is, and is no line's. */
-static int assemble_cow(struct assembly *a, const struct cow_device *cow)
+static int assemble_cow(struct cowloop_ctx *ctx, struct assembly *a, const struct cow_device *cow)
 {
 	char *spec = head_rdo_spec(&cow->head, cow->format), *rdo = NULL;
 	const char *why = NULL;
@@ -387,17 +388,17 @@ static int assemble_cow(struct assembly *a, const struct cow_device *cow)
 	if (!*spec || !wanted(a, rdo, cow->path)) {
 		;
 	} else if (!a->any) {
-		verbose("%s: belongs to %s, and is not opened, since no line of %s says so; see cowtab(5).",
+		verbose(ctx, "%s: belongs to %s, and is not opened, since no line of %s says so; see cowtab(5).",
 			cow->path, spec, a->tab.path);
 	} else {
 		why = refuse_plugged(a, cow, rdo, why);
 		if (why)
-			warn("%s: not opened, since no line of %s names it, and %s (its read-only device: %s).",
+			warn(ctx, "%s: not opened, since no line of %s names it, and %s (its read-only device: %s).",
 			     cow->path, a->tab.path, why, spec);
 		else if (!rdo)
-			verbose("%s: not complete: there is no %s.", cow->path, spec);
+			verbose(ctx, "%s: not complete: there is no %s.", cow->path, spec);
 		else
-			r = open_one(a, a->any, cow, rdo, cow->path);
+			r = open_one(ctx, a, a->any, cow, rdo, cow->path);
 	}
 	free(spec);
 	free(rdo);
@@ -419,67 +420,67 @@ static bool has_entry(const struct assembly *a, const struct cow_device *cow)
 }
 
 /* All go on when one fails; the exit code is that of the first. */
-static int assemble_all(struct assembly *a)
+static int assemble_all(struct cowloop_ctx *ctx, struct assembly *a)
 {
 	const struct cowtab_entry *e;
 	int r = OK, one;
 
-	find_silent(a->tab.entries, a->tab.nr);
-	for (size_t i = 0; i < a->tab.nr && !interrupted; i++) {
+	find_silent(ctx, a->tab.entries, a->tab.nr);
+	for (size_t i = 0; i < a->tab.nr && !is_cancelled(ctx); i++) {
 		e = &a->tab.entries[i];
 		if (!strcmp(e->name, COWTAB_ANY))
 			continue;
 		if (e->noauto) {
 			if (!a->device)
-				verbose("%s: noauto: not opened but by its name (%s:%u).", e->name, a->tab.path,
+				verbose(ctx, "%s: noauto: not opened but by its name (%s:%u).", e->name, a->tab.path,
 					e->line);
 			continue;
 		}
-		one = assemble_entry(a, e, false);
+		one = assemble_entry(ctx, a, e, false);
 		if (!r)
 			r = one;
 	}
-	for (size_t i = 0; i < a->nr_cows && !interrupted; i++) {
+	for (size_t i = 0; i < a->nr_cows && !is_cancelled(ctx); i++) {
 		if (has_entry(a, &a->cows[i]))
 			continue;
-		one = assemble_cow(a, &a->cows[i]);
+		one = assemble_cow(ctx, a, &a->cows[i]);
 		if (!r)
 			r = one;
 	}
 	return r;
 }
 
-static int assemble_named(struct assembly *a, const char *name)
+static int assemble_named(struct cowloop_ctx *ctx, struct assembly *a, const char *name)
 {
 	const struct cowtab_entry *e = cowtab_find(&a->tab, name);
 
 	if (!e || !strcmp(name, COWTAB_ANY))
-		return error(WRONG, "%s: %s has no line for a device of this name that is right; cowsetup assemble --all --dry-run shows those that are not.",
+		return error(ctx, WRONG, "%s: %s has no line for a device of this name that is right; cowsetup assemble --all --dry-run shows those that are not.",
 			     name, a->tab.path);
-	find_silent(&a->tab.entries[e - a->tab.entries], 1);
-	return assemble_entry(a, e, true);
+	find_silent(ctx, &a->tab.entries[e - a->tab.entries], 1);
+	return assemble_entry(ctx, a, e, true);
 }
 
 /* ---- The whole ---- */
 
-int boot_assemble(const char *what, const char *cowtab, bool dry_run)
+int boot_assemble(struct cowloop_ctx *ctx, const char *what, const char *cowtab, bool dry_run)
 {
 	const char *name = what && !strchr(what, '/') ? what : NULL;
 	struct assembly a = { .dry_run = dry_run, .device = name ? NULL : what };
 	int r, bad_lines;
 
 	if (what && !name && access(what, F_OK))
-		return error_errno("%s", what);
+		return error_errno(ctx, "%s", what);
 	/* The generator has told of lines that are wrong, and without @what this does: not again for each device. */
-	bad_lines = cowtab_read(&a.tab, cowtab, what);
+	bad_lines = cowtab_read(ctx, &a.tab, cowtab, what);
 	a.any = cowtab_find(&a.tab, COWTAB_ANY);
 	if (a.any && a.any->noauto)
 		a.any = NULL;
-	r = find_cow_devices(&a.cows, &a.nr_cows);
+	r = find_cow_devices(ctx, &a.cows, &a.nr_cows);
 	if (!r)
-		r = name ? assemble_named(&a, name) : assemble_all(&a);
+		r = name ? assemble_named(ctx, &a, name) : assemble_all(ctx, &a);
 	if (!r && !name && !a.nr)
-		verbose("There is no pair to be opened.");
+		verbose(ctx, "There is no pair to be opened.");
 	free_plan(&a);
 	free_cow_devices(a.cows, a.nr_cows);
 	cowtab_free(&a.tab);

@@ -6,18 +6,18 @@
 #ifndef COWSETUP_BOOT_H
 #define COWSETUP_BOOT_H
 
-#include <stdbool.h>
+#include "../lib/context.h"
 
 /*
  * Open the pairs of the table @cowtab that are complete: all, the one of a name, or
  * those that a device is a part of: @what is NULL, a name, or a path.
  */
-int boot_assemble(const char *what, const char *cowtab, bool dry_run);
+int boot_assemble(struct cowloop_ctx *ctx, const char *what, const char *cowtab, bool dry_run);
 
 /* Make systemd's units of the table @cowtab in @dir. */
-int boot_generate(const char *dir, const char *cowtab);
+int boot_generate(struct cowloop_ctx *ctx, const char *dir, const char *cowtab);
 
 /* Print udev's properties of a device that holds a cowfile; with @part, of one that is a part of a cowloop device. */
-int boot_probe(const char *device, bool part);
+int boot_probe(struct cowloop_ctx *ctx, const char *device, bool part);
 
 #endif /* COWSETUP_BOOT_H */

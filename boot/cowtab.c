@@ -19,13 +19,16 @@
 #include <unistd.h>
 
 #include "../lib/name.h"
-#include "plugged.h"
+#include "../lib/size.h"
 #include "../lib/spec.h"
+#include "memory.h"
+#include "plugged.h"
 
 static const char BLANKS[] = " \t\r\n";
 
 /* A line that is being read. */
 struct line {
+	struct cowloop_ctx *ctx;
 	const struct cowtab *tab;
 	struct cowtab_entry e;
 };
@@ -33,6 +36,7 @@ struct line {
 static __attribute__((format(printf, 2, 3)))
 int bad(const struct line *l, const char *fmt, ...)
 {
+	struct cowloop_ctx *ctx = l->ctx;
 	va_list ap;
 	char *text;
 
@@ -40,9 +44,9 @@ int bad(const struct line *l, const char *fmt, ...)
 		return WRONG;
 	va_start(ap, fmt);
 	if (vasprintf(&text, fmt, ap) < 0)
-		exit(error(NO_MEMORY, "Out of memory."));
+		out_of_memory();
 	va_end(ap);
-	error(WRONG, "%s:%u: %s; the line is left out, see cowtab(5).", l->tab->path, l->e.line, text);
+	error(ctx, WRONG, "%s:%u: %s; the line is left out, see cowtab(5).", l->tab->path, l->e.line, text);
 	free(text);
 	return WRONG;
 }
@@ -198,9 +202,9 @@ static void free_entry(struct cowtab_entry *e)
 	free(e->options);
 }
 
-static int parse_line(struct cowtab *tab, unsigned int number, char *text)
+static int parse_line(struct cowloop_ctx *ctx, struct cowtab *tab, unsigned int number, char *text)
 {
-	struct line l = { .tab = tab, .e = { .line = number } };
+	struct line l = { .ctx = ctx, .tab = tab, .e = { .line = number } };
 	char *field[5], *save = NULL;
 	struct cowtab_entry *grown;
 	unsigned int nr = 0;
@@ -225,9 +229,7 @@ static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 		free_entry(&l.e);
 		return r;
 	}
-	grown = realloc(tab->entries, (tab->nr + 1) * sizeof(*grown));
-	if (!grown)
-		exit(error(NO_MEMORY, "Out of memory."));
+	grown = xrealloc(tab->entries, (tab->nr + 1) * sizeof(*grown));
 	tab->entries = grown;
 	grown[tab->nr++] = l.e;
 	return OK;
@@ -235,7 +237,7 @@ static int parse_line(struct cowtab *tab, unsigned int number, char *text)
 
 /* ---- The table ---- */
 
-int cowtab_read(struct cowtab *tab, const char *path, bool quiet)
+int cowtab_read(struct cowloop_ctx *ctx, struct cowtab *tab, const char *path, bool quiet)
 {
 	FILE *f = fopen(path, "re");
 	unsigned int number = 0;
@@ -246,22 +248,22 @@ int cowtab_read(struct cowtab *tab, const char *path, bool quiet)
 
 	*tab = (struct cowtab){ .path = path, .quiet = quiet };
 	if (!f && errno == ENOENT) {
-		verbose("%s: there is no such table, and so no line.", path);
+		verbose(ctx, "%s: there is no such table, and so no line.", path);
 		return OK;
 	}
 	if (!f)
-		return error_errno("%s: cannot be read", path);
+		return error_errno(ctx, "%s: cannot be read", path);
 	while ((n = getline(&text, &room, f)) >= 0) {
 		number++;
 		/* A zero byte would end it. */
 		for (ssize_t i = 0; i < n; i++)
 			if (!text[i])
 				text[i] = '?';
-		if (parse_line(tab, number, text))
+		if (parse_line(ctx, tab, number, text))
 			r = WRONG;
 	}
 	if (ferror(f))
-		r = error_errno("%s: cannot be read", path);
+		r = error_errno(ctx, "%s: cannot be read", path);
 	free(text);
 	fclose(f);
 	return r;
@@ -283,17 +285,17 @@ const struct cowtab_entry *cowtab_find(const struct cowtab *tab, const char *nam
 	return NULL;
 }
 
-int cowtab_mark(const char *dir, const char *name)
+int cowtab_mark(struct cowloop_ctx *ctx, const char *dir, const char *name)
 {
 	char *path;
 	int r = OK, fd;
 
 	if (mkdir(dir, 0755) && errno != EEXIST)
-		return error_errno("%s: cannot be made", dir);
+		return error_errno(ctx, "%s: cannot be made", dir);
 	path = xasprintf("%s/%s", dir, name);
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
 	if (fd < 0)
-		r = error_errno("%s: cannot be created", path);
+		r = error_errno(ctx, "%s: cannot be created", path);
 	else
 		close(fd);
 	free(path);

@@ -7,7 +7,7 @@
 #ifndef COWSETUP_COWTAB_H
 #define COWSETUP_COWTAB_H
 
-#include "../cowsetup/cowsetup.h"
+#include "../lib/context.h"
 
 #define COWTAB		"/etc/cowtab"
 
@@ -42,13 +42,13 @@ struct cowtab {
  * Read a table; there need not be one. What is wrong with a line is printed,
  * and the line left out: the exit code is WRONG then, and the others are there.
  */
-int cowtab_read(struct cowtab *tab, const char *path, bool quiet);
+int cowtab_read(struct cowloop_ctx *ctx, struct cowtab *tab, const char *path, bool quiet);
 
 void cowtab_free(struct cowtab *tab);
 
 const struct cowtab_entry *cowtab_find(const struct cowtab *tab, const char *name);
 
 /* Make an empty file, which is a mark for udev's rules, in @dir, which is made if it is missing. */
-int cowtab_mark(const char *dir, const char *name);
+int cowtab_mark(struct cowloop_ctx *ctx, const char *dir, const char *name);
 
 #endif /* COWSETUP_COWTAB_H */

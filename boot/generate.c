@@ -19,10 +19,11 @@
 
 #include <blkid/blkid.h>
 
-#include "boot.h"
-#include "cowtab.h"
 #include "../lib/dm.h"
 #include "../lib/spec.h"
+#include "boot.h"
+#include "cowtab.h"
+#include "memory.h"
 
 /* ---- Names of units ---- */
 
@@ -111,26 +112,26 @@ static char *device_node(const char *spec, bool cow)
 
 /* ---- Files ---- */
 
-static int write_file(const char *path, const char *text)
+static int write_file(struct cowloop_ctx *ctx, const char *path, const char *text)
 {
 	FILE *f = fopen(path, "wxe");
 	int r = OK;
 
 	if (!f)
-		return error_errno("%s: cannot be created", path);
+		return error_errno(ctx, "%s: cannot be created", path);
 	if (fputs(text, f) < 0 || fflush(f))
-		r = error_errno("%s: cannot be written", path);
+		r = error_errno(ctx, "%s: cannot be written", path);
 	fclose(f);
 	return r;
 }
 
 /* A directory of @unit, as DIR/UNIT.wants; the path of @name in it, to be freed, or NULL. */
-static char *in_unit_dir(const char *dir, const char *unit, const char *kind, const char *name)
+static char *in_unit_dir(struct cowloop_ctx *ctx, const char *dir, const char *unit, const char *kind, const char *name)
 {
 	char *sub = xasprintf("%s/%s.%s", dir, unit, kind), *path = NULL;
 
 	if (mkdir(sub, 0755) && errno != EEXIST)
-		error_errno("%s: cannot be made", sub);
+		error_errno(ctx, "%s: cannot be made", sub);
 	else
 		path = xasprintf("%s/%s", sub, name);
 	free(sub);
@@ -138,13 +139,13 @@ static char *in_unit_dir(const char *dir, const char *unit, const char *kind, co
 }
 
 /* Have @unit want or require another one, which is here, too. */
-static int link_unit(const char *dir, const char *unit, const char *kind, const char *name)
+static int link_unit(struct cowloop_ctx *ctx, const char *dir, const char *unit, const char *kind, const char *name)
 {
-	char *path = in_unit_dir(dir, unit, kind, name), *target = xasprintf("../%s", name);
+	char *path = in_unit_dir(ctx, dir, unit, kind, name), *target = xasprintf("../%s", name);
 	int r = path ? OK : WRONG;
 
 	if (path && symlink(target, path) && errno != EEXIST)
-		r = error_errno("%s: cannot be created", path);
+		r = error_errno(ctx, "%s: cannot be created", path);
 	free(target);
 	free(path);
 	return r;
@@ -177,7 +178,7 @@ static bool has_option(const struct cowtab_entry *e, const char *name)
 }
 
 /* How long the start of the service waits for a device. */
-static int write_timeout(const struct cowtab_entry *e, const char *dir, const char *unit)
+static int write_timeout(struct cowloop_ctx *ctx, const struct cowtab_entry *e, const char *dir, const char *unit)
 {
 	char *timeout = option(e, "x-systemd.device-timeout"), *name, *path, *quoted, *text;
 	int r = OK;
@@ -186,9 +187,9 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 		return OK;
 	quoted = double_percent(timeout);
 	name = xasprintf("50-cowsetup-%s.conf", e->name);
-	path = in_unit_dir(dir, unit, "d", name);
+	path = in_unit_dir(ctx, dir, unit, "d", name);
 	text = xasprintf("[Unit]\nJobRunningTimeoutSec=%s\n", quoted);
-	r = path ? write_file(path, text) : WRONG;
+	r = path ? write_file(ctx, path, text) : WRONG;
 	free(text);
 	free(path);
 	free(name);
@@ -198,7 +199,8 @@ static int write_timeout(const struct cowtab_entry *e, const char *dir, const ch
 }
 
 /* Add one half of the pair to the unit @text, and to what that wants. */
-static int add_half(const struct cowtab_entry *e, const char *dir, const char *service, const char *spec,
+static int add_half(struct cowloop_ctx *ctx, const struct cowtab_entry *e, const char *dir, const char *service,
+		    const char *spec,
 		    bool cow, char **text)
 {
 	char *node = device_node(spec, cow), *unit, *name, *quoted, *more;
@@ -219,9 +221,9 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 		more = xasprintf("%s%s=%s\nAfter=%s\n", *text, moves ? "Wants" : "BindsTo", quoted,
 				 quoted);
 		if (!e->noauto)
-			r = link_unit(dir, unit, "wants", service);
+			r = link_unit(ctx, dir, unit, "wants", service);
 		if (!r)
-			r = write_timeout(e, dir, unit);
+			r = write_timeout(ctx, e, dir, unit);
 		free(unit);
 	} else {
 		quoted = quote(spec);
@@ -236,7 +238,8 @@ static int add_half(const struct cowtab_entry *e, const char *dir, const char *s
 	return r;
 }
 
-static int write_service(const struct cowtab *tab, const struct cowtab_entry *e, const char *dir,
+static int write_service(struct cowloop_ctx *ctx, const struct cowtab *tab, const struct cowtab_entry *e,
+			 const char *dir,
 			 const char *device, const char *service, const char *self)
 {
 	const bool netdev = has_option(e, "_netdev"), nofail = has_option(e, "nofail");
@@ -262,9 +265,9 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 			 e->line, tab->path, tab->path,
 			 nofail ? "" : "Before=", nofail ? "" : target, nofail ? "" : "\n",
 			 netdev ? "After=remote-fs-pre.target\n" : "");
-	r = add_half(e, dir, service, e->rdo, false, &text);
+	r = add_half(ctx, e, dir, service, e->rdo, false, &text);
 	if (!r)
-		r = add_half(e, dir, service, e->cow, true, &text);
+		r = add_half(ctx, e, dir, service, e->cow, true, &text);
 	/* The device may have been closed by hand, or because one of its devices has gone, which is no failure. */
 	if (!r) {
 		whole = xasprintf("%s\n"
@@ -276,25 +279,26 @@ static int write_service(const struct cowtab *tab, const struct cowtab_entry *e,
 				  "ExecStop=-%s close --deferred -- %s\n",
 				  text, self, e->name, self, e->name);
 		path = xasprintf("%s/%s", dir, service);
-		r = write_file(path, whole);
+		r = write_file(ctx, path, whole);
 		free(path);
 		free(whole);
 	}
 	free(text);
 	if (!r)
-		r = link_unit(dir, device, "requires", service);
+		r = link_unit(ctx, dir, device, "requires", service);
 	if (!r && !e->noauto)
-		r = link_unit(dir, target, nofail ? "wants" : "requires", service);
+		r = link_unit(ctx, dir, target, nofail ? "wants" : "requires", service);
 	return r;
 }
 
-static int make_units(const struct cowtab *tab, const struct cowtab_entry *e, const char *dir, const char *self)
+static int make_units(struct cowloop_ctx *ctx, const struct cowtab *tab, const struct cowtab_entry *e,
+		      const char *dir, const char *self)
 {
 	char *escaped = escape(e->name, false);
 	char *service = xasprintf("cowsetup@%s.service", escaped);
 	char *node = xasprintf("%s/%s", DM_NODES, e->name), *name = escape(node, true);
 	char *device = xasprintf("%s.device", name);
-	int r = write_service(tab, e, dir, device, service, self);
+	int r = write_service(ctx, tab, e, dir, device, service, self);
 
 	free(device);
 	free(name);
@@ -307,7 +311,7 @@ static int make_units(const struct cowtab *tab, const struct cowtab_entry *e, co
 /* ---- The whole ---- */
 
 /* The mark is for udev, which asks for it with each device: see 65-cowsetup.rules. */
-static int set_mark(bool on)
+static int set_mark(struct cowloop_ctx *ctx, bool on)
 {
 	const char *run = getenv("RUNTIME_DIRECTORY");
 	const char *dir = run ? run : COWSETUP_RUN;
@@ -315,15 +319,15 @@ static int set_mark(bool on)
 	int r = OK;
 
 	if (on)
-		return cowtab_mark(dir, "assemble");
+		return cowtab_mark(ctx, dir, "assemble");
 	path = xasprintf("%s/assemble", dir);
 	if (unlink(path) && errno != ENOENT)
-		r = error_errno("%s: cannot be removed", path);
+		r = error_errno(ctx, "%s: cannot be removed", path);
 	free(path);
 	return r;
 }
 
-int boot_generate(const char *dir, const char *cowtab)
+int boot_generate(struct cowloop_ctx *ctx, const char *dir, const char *cowtab)
 {
 	const struct cowtab_entry *any;
 	struct cowtab tab;
@@ -331,20 +335,20 @@ int boot_generate(const char *dir, const char *cowtab)
 	int r, one;
 
 	if (!self)
-		return error_errno("/proc/self/exe: cannot be read");
+		return error_errno(ctx, "/proc/self/exe: cannot be read");
 	quoted = quote(self);
-	r = cowtab_read(&tab, cowtab, false);
+	r = cowtab_read(ctx, &tab, cowtab, false);
 	for (size_t i = 0; i < tab.nr; i++) {
 		const struct cowtab_entry *e = &tab.entries[i];
 
 		if (!strcmp(e->name, COWTAB_ANY))
 			continue;
-		one = make_units(&tab, e, dir, quoted);
+		one = make_units(ctx, &tab, e, dir, quoted);
 		if (!r)
 			r = one;
 	}
 	any = cowtab_find(&tab, COWTAB_ANY);
-	one = set_mark(any && !any->noauto);
+	one = set_mark(ctx, any && !any->noauto);
 	if (!r)
 		r = one;
 	free(quoted);

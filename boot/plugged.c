@@ -34,6 +34,7 @@
 #include "../lib/name.h"
 #include "../lib/spec.h"
 #include "../lib/sysfs.h"
+#include "memory.h"
 
 /* ---- What they are made of ---- */
 
@@ -70,7 +71,7 @@ static const char *refuse_device(dev_t dev)
 
 char *plugged_find_rdo(const char *spec, const char **why)
 {
-	char *tag = spec_unlink(spec), *path = NULL;
+	char *tag = xtext(spec_unlink(spec)), *path = NULL;
 	const struct spec_tag *kind;
 	const char *value;
 	struct stat st;
@@ -122,18 +123,18 @@ char *plugged_name(const struct cowtab *tab, const struct cow_device *cow)
 	return name;
 }
 
-int plugged_check_number(const char *cow)
+int plugged_check_number(struct cowloop_ctx *ctx, const char *cow)
 {
 	struct dm_device *devices;
 	unsigned int found = 0;
 	size_t nr;
-	int r = dm_list(&devices, &nr);
+	int r = dm_list(ctx, &devices, &nr);
 
 	for (size_t i = 0; i < nr; i++)
 		found += !strncmp(devices[i].name, PLUGGED_PREFIX, strlen(PLUGGED_PREFIX));
 	free(devices);
 	if (!r && found >= PLUGGED_MAX)
-		r = error(BUSY, "%s: not opened: found %u devices %s* open, expected fewer than %u, which is how many are opened that no line of the table names; cowsetup close closes those that are not needed, or give this one a line, see cowtab(5).",
+		r = error(ctx, BUSY, "%s: not opened: found %u devices %s* open, expected fewer than %u, which is how many are opened that no line of the table names; cowsetup close closes those that are not needed, or give this one a line, see cowtab(5).",
 			  cow, found, PLUGGED_PREFIX, PLUGGED_MAX);
 	return r;
 }

@@ -28,6 +28,6 @@ const char *plugged_refuse_cow(const char *path);
 char *plugged_name(const struct cowtab *tab, const struct cow_device *cow);
 
 /* Refuse one more device than there may be. */
-int plugged_check_number(const char *cow);
+int plugged_check_number(struct cowloop_ctx *ctx, const char *cow);
 
 #endif /* COWSETUP_PLUGGED_H */

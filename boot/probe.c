@@ -27,12 +27,12 @@
 #include <blkid/blkid.h>
 #include <uuid/uuid.h>
 
-#include "boot.h"
 #include "../lib/loopfile.h"
-#include "../lib/sysfs.h"
-#include "../cowsetup/report.h"
 #include "../lib/spec.h"
+#include "../lib/sysfs.h"
 #include "../lib/text.h"
+#include "boot.h"
+#include "memory.h"
 
 /* blkid(8)'s, for nothing that could be identified. */
 #define NOTHING	2
@@ -80,7 +80,7 @@ char *head_rdo_spec(const struct cow_head *head, unsigned int format)
 /* ---- All devices ---- */
 
 /* Without a word about what can't be opened: drives without a medium, for example. */
-static bool look_at(const char *path, struct cowfile *c)
+static bool look_at(struct cowloop_ctx *ctx, const char *path, struct cowfile *c)
 {
 	int fd = open_checked(path, O_RDONLY | O_NONBLOCK, false);
 	bool found;
@@ -88,7 +88,7 @@ static bool look_at(const char *path, struct cowfile *c)
 	*c = (struct cowfile){ .file = FILE_CLOSED };
 	if (fd < 0)
 		return false;
-	found = !file_from_fd(&c->file, fd, path) && is_cowfile(c);
+	found = !file_from_fd(ctx, &c->file, fd, path) && is_cowfile(c);
 	cow_close(c);
 	return found;
 }
@@ -124,7 +124,7 @@ static char *next_device(DIR *dir, dev_t *dev)
 	return NULL;
 }
 
-int find_cow_devices(struct cow_device **devices, size_t *nr)
+int find_cow_devices(struct cowloop_ctx *ctx, struct cow_device **devices, size_t *nr)
 {
 	DIR *dir = opendir("/sys/class/block");
 	struct cow_device *grown;
@@ -135,15 +135,15 @@ int find_cow_devices(struct cow_device **devices, size_t *nr)
 	*devices = NULL;
 	*nr = 0;
 	if (!dir)
-		return error_errno("/sys/class/block: the block devices cannot be listed");
+		return error_errno(ctx, "/sys/class/block: the block devices cannot be listed");
 	while ((path = next_device(dir, &dev))) {
-		if (!look_at(path, &c)) {
+		if (!look_at(ctx, path, &c)) {
 			free(path);
 			continue;
 		}
-		grown = realloc(*devices, (*nr + 1) * sizeof(**devices));
+		grown = xrealloc(*devices, (*nr + 1) * sizeof(**devices));
 		if (!grown)
-			exit(error(NO_MEMORY, "Out of memory."));
+			out_of_memory();
 		*devices = grown;
 		grown[(*nr)++] = (struct cow_device){ path, c.head, c.format };
 	}
@@ -226,12 +226,12 @@ static void print_text(const char *key, const char *text)
 {
 	/* Each byte may become four. */
 	const size_t room = 4 * strlen(text) + 1;
-	char *safe = xmalloc(room);
+	char *safe = xmalloc(room), *visible;
 
 	if (!blkid_safe_string(text, safe, room)) {
-		printf("%s=", key);
-		text_print(stdout, safe);
-		putchar('\n');
+		visible = xtext(text_visible(safe));
+		printf("%s=%s\n", key, visible);
+		free(visible);
 	}
 	if (!blkid_encode_string(text, safe, room))
 		printf("%s_ENC=%s\n", key, safe);
@@ -253,14 +253,14 @@ static void print_properties(const struct cowfile *c)
 }
 
 /* What the device is to the cowloop devices there are; it is not read. */
-static int probe_part(const char *path)
+static int probe_part(struct cowloop_ctx *ctx, const char *path)
 {
 	struct stat st;
 
 	if (stat(path, &st))
-		return error_errno("%s: cannot be looked at", path);
+		return error_errno(ctx, "%s: cannot be looked at", path);
 	if (!S_ISBLK(st.st_mode))
-		return error(WRONG, "%s: a file; only a block device can be a part of a cowloop device. The image or cowfile of an open one is attached to a loop device: losetup --list.",
+		return error(ctx, WRONG, "%s: a file; only a block device can be a part of a cowloop device. The image or cowfile of an open one is attached to a loop device: losetup --list.",
 			     path);
 	if (dev_is_our_loop(st.st_rdev))
 		printf("COWLOOP_PART=loop\n");
@@ -271,15 +271,15 @@ static int probe_part(const char *path)
 	return OK;
 }
 
-int boot_probe(const char *device, bool part)
+int boot_probe(struct cowloop_ctx *ctx, const char *device, bool part)
 {
 	struct cowfile c;
 	int r;
 
 	if (part)
-		return probe_part(device);
+		return probe_part(ctx, device);
 	c = (struct cowfile){ .file = FILE_CLOSED };
-	r = file_open(&c.file, device, FILE_READ);
+	r = file_open(ctx, &c.file, device, FILE_READ);
 	if (r)
 		return r;
 	if (is_cowfile(&c))

@@ -20,7 +20,7 @@ char *head_label(const struct cow_head *head, unsigned int format);
 char *head_rdo_spec(const struct cow_head *head, unsigned int format);
 
 /* All of them there are now, in an array for free_cow_devices(). What can't be read is none. */
-int find_cow_devices(struct cow_device **devices, size_t *nr);
+int find_cow_devices(struct cowloop_ctx *ctx, struct cow_device **devices, size_t *nr);
 void free_cow_devices(struct cow_device *devices, size_t nr);
 
 /*

@@ -7,16 +7,16 @@
 
 #include "../boot/boot.h"
 #include "../boot/cowtab.h"
-#include "progress.h"
+#include "output.h"
 
-int cmd_assemble(int argc, char **argv)
+int cmd_assemble(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	if (opt.all == !!argc)
-		return error(USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
+		return error(ctx, USAGE, "assemble: requires --all, a device, or a name that %s has.", COWTAB);
 	/* A dry run tells what would not be opened, too, and why. */
 	opt.verbose |= opt.dry_run;
 	/* The devices' paths are what stdout is for. */
 	if (!opt.dry_run)
-		progress_to_stderr();
-	return boot_assemble(argc ? argv[0] : NULL, opt.cowtab ? opt.cowtab : COWTAB, opt.dry_run);
+		output_to_stderr();
+	return boot_assemble(ctx, argc ? argv[0] : NULL, opt.cowtab ? opt.cowtab : COWTAB, opt.dry_run);
 }

@@ -9,6 +9,7 @@
 
 #include <json-c/json.h>
 
+#include "../boot/memory.h"
 #include "../lib/cowfile.h"
 #include "../lib/text.h"
 #include "progress.h"
@@ -18,6 +19,7 @@
 #define MAX_LISTED	1000
 
 struct listing {
+	struct cowloop_ctx *ctx;
 	const char *path;
 	u64 nr_faults;
 	struct json_object *faults, *notes;
@@ -26,12 +28,13 @@ struct listing {
 static void list_fault(void *data, const char *id, const char *text)
 {
 	struct listing *l = data;
+	struct cowloop_ctx *ctx = l->ctx;
 	struct json_object *o;
 
 	if (++l->nr_faults > MAX_LISTED)
 		return;
 	if (!opt.json) {
-		tell("%s: fault: %s.", l->path, text);
+		tell(ctx, "%s: fault: %s.", l->path, text);
 		return;
 	}
 	o = json_object_new_object();
@@ -43,37 +46,38 @@ static void list_fault(void *data, const char *id, const char *text)
 static void list_note(void *data, const char *text)
 {
 	struct listing *l = data;
+	struct cowloop_ctx *ctx = l->ctx;
 
 	if (opt.json)
 		json_object_array_add(l->notes, json_text(text));
 	else
-		tell("%s: note: %s.", l->path, text);
+		tell(ctx, "%s: note: %s.", l->path, text);
 }
 
 /* What to do about what was found. */
-static void print_advice(const char *path, const struct cowloop_check *k)
+static void print_advice(struct cowloop_ctx *ctx, const char *path, const struct cowloop_check *k)
 {
 	const char *s = k->nr_faults == 1 ? "" : "s";
-	char *word = text_word(path);
+	char *word = xtext(text_word(path));
 
 	if (k->repairable)
-		tell("%s: %llu fault%s; to see what can be done: cowsetup repair -n %s", path, k->nr_faults, s, word);
+		tell(ctx, "%s: %llu fault%s; to see what can be done: cowsetup repair -n %s", path, k->nr_faults, s, word);
 	else if (k->format && k->state == COWLOOP_PACKED)
-		tell("%s: %llu fault%s; a packed file is not repaired: get another copy of it.", path, k->nr_faults, s);
+		tell(ctx, "%s: %llu fault%s; a packed file is not repaired: get another copy of it.", path, k->nr_faults, s);
 	else
-		tell("%s: %llu fault%s; cowsetup repair can do nothing about %s.", path, k->nr_faults, s,
+		tell(ctx, "%s: %llu fault%s; cowsetup repair can do nothing about %s.", path, k->nr_faults, s,
 		     k->nr_faults == 1 ? "it" : "them");
 	free(word);
 }
 
-static void print_result(const char *path, const struct cowloop_check *k)
+static void print_result(struct cowloop_ctx *ctx, const char *path, const struct cowloop_check *k)
 {
 	if (k->nr_faults > MAX_LISTED)
-		tell("%s: and %llu more faults.", path, k->nr_faults - MAX_LISTED);
+		tell(ctx, "%s: and %llu more faults.", path, k->nr_faults - MAX_LISTED);
 	if (k->nr_faults)
-		print_advice(path, k);
+		print_advice(ctx, path, k);
 	else
-		tell("%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", path, k->format,
+		tell(ctx, "%s: no faults: format %u, %s, %llu of %llu units used (%s, %s).", path, k->format,
 		     cow_state_text((enum cow_state)k->state), k->units_used, k->units,
 		     size_text(k->units_used * k->mapunit), percent_text(k->units_used, k->units));
 }
@@ -95,9 +99,9 @@ static void report_result(const struct listing *l, const struct cowloop_check *k
 	report_end();
 }
 
-int cmd_check(int argc, char **argv)
+int cmd_check(struct cowloop_ctx *ctx, int argc, char **argv)
 {
-	struct listing l = { .path = argv[0] };
+	struct listing l = { .ctx = ctx, .path = argv[0] };
 	const struct cowloop_findings to = { .fault = list_fault, .note = list_note, .data = &l };
 	struct cowloop_check k;
 	int r;
@@ -107,11 +111,11 @@ int cmd_check(int argc, char **argv)
 		progress_to_stderr();
 	l.faults = json_object_new_array();
 	l.notes = json_object_new_array();
-	r = cowloop_check(argv[0], opt.rdo, &to, &k);
+	r = cowloop_check(ctx, argv[0], opt.rdo, &to, &k);
 	if (!r && opt.json)
 		report_result(&l, &k);
 	else if (!r)
-		print_result(argv[0], &k);
+		print_result(ctx, argv[0], &k);
 	json_object_put(l.faults);
 	json_object_put(l.notes);
 

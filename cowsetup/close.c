@@ -8,20 +8,20 @@
 #include "../lib/dm.h"
 
 /* Each is tried, whatever becomes of the others. */
-int cmd_close(int argc, char **argv)
+int cmd_close(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	const struct cowloop_close how = { .deferred = opt.deferred, .force = opt.force };
 	int r, one;
 
 	if (opt.gone == !!argc)
-		return error(USAGE, "close: requires <name>... or --gone.");
+		return error(ctx, USAGE, "close: requires <name>... or --gone.");
 	if (opt.gone)
-		return cowloop_close_gone(opt.force);
-	r = dm_check_kernel();
+		return cowloop_close_gone(ctx, opt.force);
+	r = dm_check_kernel(ctx);
 	if (r)
 		return r;
-	for (int i = 0; i < argc && !interrupted; i++) {
-		one = cowloop_close(argv[i], &how);
+	for (int i = 0; i < argc && !is_cancelled(ctx); i++) {
+		one = cowloop_close(ctx, argv[i], &how);
 		r = r ? r : one;
 	}
 	return r;

@@ -9,7 +9,6 @@
  */
 
 #include "cowsetup.h"
-#include "../lib/dm.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -21,11 +20,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "../boot/memory.h"
 #include "../dm-cowloop.h"
-
-struct options opt = { .compress = COWLOOP_COMPRESS_NONE };
-
-volatile int interrupted;
+#include "../lib/dm.h"
+#include "output.h"
 
 /* ---- Options ---- */
 
@@ -145,27 +143,27 @@ static const struct poptOption option_table[] = {
 
 #define NR_OPTIONS	(sizeof(option_table) / sizeof(option_table[0]))
 
-static int parse_format(const char *text)
+static int parse_format(struct cowloop_ctx *ctx, const char *text)
 {
 	if (strcmp(text, "1") && strcmp(text, "2"))
-		return error(USAGE, "--format %s: it must be 1 or 2.", text);
+		return error(ctx, USAGE, "--format %s: it must be 1 or 2.", text);
 	opt.open.new.format = text[0] - '0';
 	return OK;
 }
 
-static int parse_mapunit(const char *text)
+static int parse_mapunit(struct cowloop_ctx *ctx, const char *text)
 {
 	u64 size;
 
 	if (!parse_size(text, &size) ||
 	    (size != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(size)))
-		return error(USAGE, "--mapunit %s: it must be a power of two from 4K to 1M (format 1: 1K).",
+		return error(ctx, USAGE, "--mapunit %s: it must be a power of two from 4K to 1M (format 1: 1K).",
 			     text);
 	opt.open.new.mapunit = size;
 	return OK;
 }
 
-static int parse_compress(const char *text)
+static int parse_compress(struct cowloop_ctx *ctx, const char *text)
 {
 	static const char *const types[] = { "none", "gzip", "zstd", "cowpack" };
 
@@ -175,10 +173,10 @@ static int parse_compress(const char *text)
 			return OK;
 		}
 	}
-	return error(USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
+	return error(ctx, USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
 }
 
-static int parse_frequency(const char *text)
+static int parse_frequency(struct cowloop_ctx *ctx, const char *text)
 {
 	char *end;
 	unsigned long secs;
@@ -186,7 +184,7 @@ static int parse_frequency(const char *text)
 	errno = 0;
 	secs = strtoul(text, &end, 10);
 	if (errno || *end || text[0] < '0' || text[0] > '9' || secs > 86400)
-		return error(USAGE, "--progress-frequency %s: it must be a number of seconds.", text);
+		return error(ctx, USAGE, "--progress-frequency %s: it must be a number of seconds.", text);
 	opt.progress_frequency = secs;
 	return OK;
 }
@@ -196,7 +194,7 @@ static const struct target {
 	bool *flag;		/* true: it was given */
 	const char **text;	/* its value as it is */
 	u64 *bytes;		/* its value as a size */
-	int (*parse)(const char *value);
+	int (*parse)(struct cowloop_ctx *ctx, const char *value);
 } targets[OPT_HELP] = {
 	[OPT_FORCE] = { .flag = &opt.force },
 	[OPT_DRY_RUN] = { .flag = &opt.dry_run },
@@ -238,7 +236,7 @@ static const char *option_name(int which)
 	return "?";
 }
 
-static int parse_option(int which, const char *value)
+static int parse_option(struct cowloop_ctx *ctx, int which, const char *value)
 {
 	const struct target *t = &targets[which];
 
@@ -247,8 +245,8 @@ static int parse_option(int which, const char *value)
 	if (t->text)
 		*t->text = xasprintf("%s", value);
 	if (t->bytes && !parse_size(value, t->bytes))
-		return error(USAGE, "--%s %s: it must be a size, as 4096, 64K or 1.5G.", option_name(which), value);
-	return t->parse ? t->parse(value) : OK;
+		return error(ctx, USAGE, "--%s %s: it must be a size, as 4096, 64K or 1.5G.", option_name(which), value);
+	return t->parse ? t->parse(ctx, value) : OK;
 }
 
 /* ---- Commands ---- */
@@ -260,10 +258,10 @@ struct command {
 	int max_args;
 	const char *help;
 	u64 options;		/* those it takes, besides the common ones */
-	int (*run)(int argc, char **argv);
+	int (*run)(struct cowloop_ctx *ctx, int argc, char **argv);
 };
 
-static int cmd_help(int argc, char **argv);
+static int cmd_help(struct cowloop_ctx *ctx, int argc, char **argv);
 
 static const struct command commands[] = {
 	{ "help", "[<action>]", 0, 1, "show help, of all or of one action", 0, cmd_help },
@@ -334,9 +332,9 @@ static void print_version(void)
 }
 
 /* And of the driver, which may be another one than it came with. */
-static void print_versions(void)
+static void print_versions(struct cowloop_ctx *ctx)
 {
-	char *target = dm_loaded_version();
+	char *target = dm_loaded_version(ctx);
 
 	print_version();
 	if (target)
@@ -364,7 +362,7 @@ static poptContext new_context(int argc, char **argv, const struct poptOption *t
 	poptContext context = poptGetContext("cowsetup", argc, (const char **)argv, table, 0);
 
 	if (!context)
-		exit(error(NO_MEMORY, "Out of memory."));
+		out_of_memory();
 	return context;
 }
 
@@ -398,14 +396,14 @@ static poptContext main_context(int argc, char **argv)
 }
 
 /* Help of the action that @argv names, or of all. */
-static int cmd_help(int argc, char **argv)
+static int cmd_help(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	const struct command *command = argc ? find_command(argv[0]) : NULL;
 	char *name[] = { "cowsetup", NULL };
 	poptContext context;
 
 	if (argc && !command)
-		return error(USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
+		return error(ctx, USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
 	if (command) {
 		print_command_help(command);
 	} else {
@@ -417,7 +415,7 @@ static int cmd_help(int argc, char **argv)
 }
 
 /* Set *@given to the options that were given, and *@asked to the one that asks about cowsetup itself, or 0. */
-static int parse_options(poptContext context, u64 *given, int *asked)
+static int parse_options(struct cowloop_ctx *ctx, poptContext context, u64 *given, int *asked)
 {
 	int which, r;
 	char *value;
@@ -428,70 +426,52 @@ static int parse_options(poptContext context, u64 *given, int *asked)
 			continue;
 		}
 		value = poptGetOptArg(context);
-		r = parse_option(which, value);
+		r = parse_option(ctx, which, value);
 		free(value);
 		if (r)
 			return r;
 		*given |= BIT(which);
 	}
 	if (which < -1)
-		return error(USAGE, "%s: %s; see cowsetup --help.",
+		return error(ctx, USAGE, "%s: %s; see cowsetup --help.",
 			     poptBadOption(context, POPT_BADOPTION_NOALIAS), poptStrerror(which));
 	return OK;
 }
 
-static int answer(poptContext context, int asked, int argc, char **argv)
+static int answer(struct cowloop_ctx *ctx, poptContext context, int asked, int argc, char **argv)
 {
 	if (asked == OPT_HELP)
-		return cmd_help(argc ? 1 : 0, argv);
+		return cmd_help(ctx, argc ? 1 : 0, argv);
 	if (asked == OPT_USAGE)
 		poptPrintUsage(context, stdout, 0);
 	else
-		print_versions();
+		print_versions(ctx);
 	return OK;
 }
 
-static int run_command(int argc, char **argv, u64 given)
+static int run_command(struct cowloop_ctx *ctx, int argc, char **argv, u64 given)
 {
 	const struct command *command;
 
 	if (!argc)
-		return error(USAGE, "An action is missing; see cowsetup --help.");
+		return error(ctx, USAGE, "An action is missing; see cowsetup --help.");
 	command = find_command(argv[0]);
 	if (!command)
-		return error(USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
+		return error(ctx, USAGE, "%s: unknown action; see cowsetup --help.", argv[0]);
 	argc--;
 	argv++;
 	if (argc > command->max_args && !*command->args)
-		return error(USAGE, "%s: takes no arguments.", command->name);
+		return error(ctx, USAGE, "%s: takes no arguments.", command->name);
 	if (argc < command->min_args || argc > command->max_args)
-		return error(USAGE, "%s: requires %s as arguments.", command->name, command->args);
+		return error(ctx, USAGE, "%s: requires %s as arguments.", command->name, command->args);
 
 	given &= ~command->options & (BIT(OPT_COMMON) - 1);
 	if (given)
-		return error(USAGE, "Option --%s is not allowed with action %s.",
+		return error(ctx, USAGE, "Option --%s is not allowed with action %s.",
 			     option_name(__builtin_ctzll(given)), command->name);
 
 	opt.open.new.force = opt.force;
-	return command->run(argc, argv);
-}
-
-static void on_signal(int signal)
-{
-	interrupted = signal;
-}
-
-static void catch_signals(void)
-{
-	/* Without SA_RESTART: whatever sleeps is to return and see. */
-	const struct sigaction catch = { .sa_handler = on_signal };
-
-	sigaction(SIGINT, &catch, NULL);
-	sigaction(SIGTERM, &catch, NULL);
-	sigaction(SIGHUP, &catch, NULL);
-	/* Errors of write() tell more. */
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGXFSZ, SIG_IGN);
+	return command->run(ctx, argc, argv);
 }
 
 /* Has the reader gone, as head does when it has seen enough? */
@@ -502,12 +482,12 @@ static bool output_is_unwanted(void)
 	return poll(&out, 1, 0) > 0 && out.revents & (POLLERR | POLLHUP);
 }
 
-static int finish_output(int r)
+static int finish_output(struct cowloop_ctx *ctx, int r)
 {
 	if ((!fflush(stdout) && !ferror(stdout)) || r)
 		return r;
 	if (!output_is_unwanted())
-		return error_errno("Cannot write the output");
+		return error_errno(ctx, "Cannot write the output");
 	/* End as any program does that writes to nobody: without a word. */
 	signal(SIGPIPE, SIG_DFL);
 	raise(SIGPIPE);
@@ -516,6 +496,7 @@ static int finish_output(int r)
 
 int main(int argc, char **argv)
 {
+	struct cowloop_ctx *ctx = output_context();
 	poptContext context;
 	u64 given = 0;
 	int r, asked = 0, nr = 0;
@@ -524,14 +505,16 @@ int main(int argc, char **argv)
 	catch_signals();
 
 	context = main_context(argc, argv);
-	r = parse_options(context, &given, &asked);
+	r = parse_options(ctx, context, &given, &asked);
 	if (!r) {
 		rest = poptGetArgs(context);
 		while (rest && rest[nr])
 			nr++;
-		r = asked ? answer(context, asked, nr, (char **)rest) : run_command(nr, (char **)rest, given);
+		r = asked ? answer(ctx, context, asked, nr, (char **)rest) : run_command(ctx, nr, (char **)rest, given);
 	}
 	poptFreeContext(context);
 
-	return finish_output(r);
+	r = finish_output(ctx, r);
+	cowloop_ctx_free(ctx);
+	return r;
 }

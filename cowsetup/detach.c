@@ -5,8 +5,8 @@
 
 #include "cowsetup.h"
 
-int cmd_detach(int argc, char **argv)
+int cmd_detach(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cowloop_detach(argv[0], opt.force);
+	return cowloop_detach(ctx, argv[0], opt.force);
 }

@@ -11,6 +11,7 @@
 
 #include <json-c/json.h>
 
+#include "../boot/memory.h"
 #include "../lib/advice.h"
 #include "../lib/loopfile.h"
 #include "../lib/sysfs.h"
@@ -189,4 +190,3 @@ void report_device(const struct dm_device *d)
 	report_counters(d);
 	free(path);
 }
-

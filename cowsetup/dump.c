@@ -63,7 +63,7 @@ static void dump_v2(const struct cow_head *head)
 	report_hex("csum", "Checksum", le32(head->csum), 8);
 }
 
-static void dump_head(const struct cowfile *c)
+static void dump_head(struct cowloop_ctx *ctx, const struct cowfile *c)
 {
 	const struct cow_head *head = &c->head;
 	const u64 mapunit = le64(head->mapunit), used = le64(head->cowused);
@@ -87,23 +87,23 @@ static void dump_head(const struct cowfile *c)
 	if (c->format == 2)
 		dump_v2(head);
 	report_size("file_bytes", "File", c->file.size);
-	if (c->state == COW_MERGING && !record_read(c, &record, &state))
+	if (c->state == COW_MERGING && !record_read(ctx, c, &record, &state))
 		report_text("merge_record", "Record of the merge", record_state_text(state));
 	if (!c->file.block && !fstat(c->file.fd, &st))
 		report_size("allocated_bytes", "Space it takes", st.st_blocks * 512ULL);
 }
 
-static void print_faults(const char *path, struct json_object *list)
+static void print_faults(struct cowloop_ctx *ctx, const char *path, struct json_object *list)
 {
 	for (size_t i = 0; i < json_object_array_length(list); i++) {
 		struct json_object *fault = json_object_array_get_idx(list, i);
 
-		error(WRONG, "%s: %s.", path,
+		error(ctx, WRONG, "%s: %s.", path,
 		      json_object_get_string(json_object_object_get(fault, "message")));
 	}
 }
 
-int cmd_dump(int argc, char **argv)
+int cmd_dump(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	struct fault_list faults = { .faults.found = keep_fault };
 	struct cowfile c;
@@ -112,17 +112,17 @@ int cmd_dump(int argc, char **argv)
 
 	(void)argc;
 	faults.list = json_object_new_array();
-	r = cow_open_faulty(&c, argv[0], FILE_READ, &faults.faults);
+	r = cow_open_faulty(ctx, &c, argv[0], FILE_READ, &faults.faults);
 	nr = json_object_array_length(faults.list);
 	if (c.format) {
 		report_start("cowfile", "Cowfile", argv[0]);
-		dump_head(&c);
+		dump_head(ctx, &c);
 		if (opt.json)
 			report_json("faults", json_object_get(faults.list));
 		report_end();
 	}
 	if (!opt.json || !c.format)
-		print_faults(argv[0], faults.list);
+		print_faults(ctx, argv[0], faults.list);
 	json_object_put(faults.list);
 	cow_close(&c);
 
@@ -203,7 +203,7 @@ static void print_map_end(const struct cowfile *c, u64 used, u64 nr_runs, u64 nr
 		       size_text(used * c->geo.mapunit));
 }
 
-int cmd_map(int argc, char **argv)
+int cmd_map(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	struct cowfile c;
 	struct widths w;
@@ -212,18 +212,18 @@ int cmd_map(int argc, char **argv)
 	int r;
 
 	(void)argc;
-	r = cow_open(&c, argv[0], FILE_READ,
+	r = cow_open(ctx, &c, argv[0], FILE_READ,
 		     COW_ACCEPT_DIRTY | COW_ACCEPT_PACKED | COW_ACCEPT_MERGE);
 	if (r)
 		return r;
 	if (c.state == COW_DIRTY)
-		warn("%s: dirty: units that were written last may be missing.", argv[0]);
+		warn(ctx, "%s: dirty: units that were written last may be missing.", argv[0]);
 
 	set_widths(&c, &w);
 	print_map_head(&c, &w);
 	cow_runs_start(&runs, &c);
 	runs.skip_bad = true;
-	while (cow_runs_next(&runs, &first, &nr) && !ferror(stdout)) {
+	while (cow_runs_next(ctx, &runs, &first, &nr) && !ferror(stdout)) {
 		/* Packed data is without gaps. */
 		const u64 place = c.state == COW_PACKED ? used : first;
 

@@ -7,8 +7,8 @@
 
 #include "../lib/newcow.h"
 
-int cmd_format(int argc, char **argv)
+int cmd_format(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cow_make(argv[0], argv[1], &opt.open.new, "--force", NULL);
+	return cow_make(ctx, argv[0], argv[1], &opt.open.new, "--force", NULL);
 }

@@ -9,6 +9,7 @@
 
 #include <json-c/json.h>
 
+#include "../boot/memory.h"
 #include "../lib/lost.h"
 #include "device.h"
 #include "report.h"
@@ -28,8 +29,8 @@ static void list_row(const struct dm_device *d, char **cell)
 	cell[LIST_FULL] = xasprintf("%s", full_text(d, &s, full) ? full : "-");
 	cell[LIST_STATE] = xasprintf("%s", d->dirty ? "dirty" : "clean");
 	cell[LIST_MODE] = xasprintf("%s", d->mode_word);
-	cell[LIST_RDO] = device_file(d->rdo);
-	cell[LIST_COW] = dm_has_cow(d) ? device_file(d->cow) : xasprintf("-");
+	cell[LIST_RDO] = xtext(device_file(d->rdo));
+	cell[LIST_COW] = dm_has_cow(d) ? xtext(device_file(d->cow)) : xasprintf("-");
 }
 
 static void print_table(const struct dm_device *devices, size_t nr)
@@ -51,17 +52,17 @@ static void print_table(const struct dm_device *devices, size_t nr)
 	free(cells);
 }
 
-int cmd_list(int argc, char **argv)
+int cmd_list(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	struct json_object *list, *all;
 	struct dm_device *devices;
 	size_t nr;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	(void)argc;
 	(void)argv;
 	if (!r)
-		r = dm_list(&devices, &nr);
+		r = dm_list(ctx, &devices, &nr);
 	if (r)
 		return r;
 	if (opt.json) {
@@ -76,9 +77,8 @@ int cmd_list(int argc, char **argv)
 	} else {
 		print_table(devices, nr);
 		for (size_t i = 0; i < nr; i++)
-			warn_lost(&devices[i]);
+			warn_lost(ctx, &devices[i]);
 	}
 	free(devices);
 	return OK;
 }
-

@@ -5,8 +5,8 @@
 
 #include "cowsetup.h"
 
-int cmd_merge(int argc, char **argv)
+int cmd_merge(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cowloop_merge(argv[0], argv[1]);
+	return cowloop_merge(ctx, argv[0], argv[1]);
 }

@@ -5,8 +5,8 @@
 
 #include "cowsetup.h"
 
-int cmd_monitor(int argc, char **argv)
+int cmd_monitor(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cowloop_monitor(argv[0], !opt.off);
+	return cowloop_monitor(ctx, argv[0], !opt.off);
 }

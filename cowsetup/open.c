@@ -10,22 +10,22 @@
 #include <string.h>
 
 #include "../lib/monitor.h"
-#include "progress.h"
+#include "output.h"
 
-int cmd_open(int argc, char **argv)
+int cmd_open(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	char *device;
 	int r;
 
 	/* The device's path is what stdout is for. */
-	progress_to_stderr();
+	output_to_stderr();
 	opt.open.create = true;
-	r = cowloop_open(argv[0], argv[1], argc > 2 ? argv[2] : NULL, &opt.open, &device);
+	r = cowloop_open(ctx, argv[0], argv[1], argc > 2 ? argv[2] : NULL, &opt.open, &device);
 	if (r)
 		return r;
 	printf("%s\n", device);
 	if (opt.monitor)
-		monitor_opened(strrchr(device, '/') + 1);
+		monitor_opened(ctx, strrchr(device, '/') + 1);
 	free(device);
 	return OK;
 }

@@ -7,8 +7,8 @@
 
 #include "../boot/boot.h"
 
-int cmd_probe(int argc, char **argv)
+int cmd_probe(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return boot_probe(argv[0], opt.part);
+	return boot_probe(ctx, argv[0], opt.part);
 }

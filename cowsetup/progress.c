@@ -24,7 +24,6 @@ static struct {
 	u64 done;
 	u64 started_ms;
 	u64 shown_ms;		/* when it was last shown */
-	bool running;
 	bool bar;		/* there is one on the screen */
 	bool to_stderr;
 } work;
@@ -45,17 +44,6 @@ static FILE *stream(void)
 void progress_to_stderr(void)
 {
 	work.to_stderr = true;
-}
-
-void progress_start(const char *path, u64 total, const char *done_word)
-{
-	work.path = path;
-	work.total = total;
-	work.done = 0;
-	work.done_word = done_word;
-	work.started_ms = work.shown_ms = now_ms();
-	work.running = true;
-	work.bar = false;
 }
 
 static void duration(char *text, size_t room, u64 secs)
@@ -115,12 +103,29 @@ static bool wanted(void)
 	       (!opt.batch_mode && isatty(fileno(stream())));
 }
 
-void progress_update(u64 done)
+void progress_clear(void)
+{
+	if (!work.bar)
+		return;
+	fprintf(stream(), "\r\033[K");
+	fflush(stream());
+	work.bar = false;
+}
+
+static void start(const struct cowloop_progress *p)
+{
+	work.path = p->path;
+	work.total = p->total;
+	work.done_word = p->done_word;
+	work.started_ms = work.shown_ms = now_ms();
+	work.bar = false;
+}
+
+static void update(void)
 {
 	u64 interval, now;
 
-	work.done = done < work.total ? done : work.total;
-	if (!work.running || !wanted())
+	if (!wanted())
 		return;
 	if (opt.progress_frequency)
 		interval = opt.progress_frequency * 1000ULL;
@@ -134,31 +139,18 @@ void progress_update(u64 done)
 		show(now);
 }
 
-void progress_clear(void)
-{
-	if (!work.bar)
-		return;
-	fprintf(stream(), "\r\033[K");
-	fflush(stream());
-	work.bar = false;
-}
-
-void progress_end(bool finished)
+static void end(bool finished)
 {
 	char time[32];
 	u64 elapsed;
 
-	if (!work.running)
-		return;
 	elapsed = now_ms() - work.started_ms;
 	progress_clear();
-	work.running = false;
 	if (!finished || !wanted())
 		return;
 	if (elapsed < 1000 && !opt.progress_json && !opt.progress_frequency)
 		return;
 	if (opt.progress_json) {
-		work.done = work.total;
 		show_json(elapsed, elapsed ? (unsigned __int128)work.total * 1000 / elapsed : 0, 0);
 	} else {
 		duration(time, sizeof(time), elapsed / 1000);
@@ -167,4 +159,16 @@ void progress_end(bool finished)
 			size_text(elapsed ? (unsigned __int128)work.total * 1000 / elapsed : 0));
 	}
 	fflush(stream());
+}
+
+void progress_show(void *data, const struct cowloop_progress *p)
+{
+	(void)data;
+	work.done = p->done;
+	if (p->stage == COWLOOP_STARTED)
+		start(p);
+	else if (p->stage == COWLOOP_GOING)
+		update();
+	else
+		end(p->stage == COWLOOP_FINISHED);
 }

@@ -15,12 +15,8 @@
 /* Once stdout carries data, progress goes to stderr in any case. */
 void progress_to_stderr(void);
 
-/* Work on @path begins: @total bytes, of which it is said that they were @done_word. */
-void progress_start(const char *path, u64 total, const char *done_word);
-void progress_update(u64 done);
-
-/* The work is done, or given up. */
-void progress_end(bool finished);
+/* The callback of a context. */
+void progress_show(void *data, const struct cowloop_progress *p);
 
 /* Remove the bar, so that something else can be printed. */
 void progress_clear(void);

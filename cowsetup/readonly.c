@@ -5,8 +5,8 @@
 
 #include "cowsetup.h"
 
-int cmd_readonly(int argc, char **argv)
+int cmd_readonly(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cowloop_readonly(argv[0], opt.force);
+	return cowloop_readonly(ctx, argv[0], opt.force);
 }

@@ -5,10 +5,10 @@
 
 #include "cowsetup.h"
 
-int cmd_repair(int argc, char **argv)
+int cmd_repair(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	const struct cowloop_repair how = { .dry_run = opt.dry_run, .force = opt.force };
 
 	(void)argc;
-	return cowloop_repair(argv[0], &how);
+	return cowloop_repair(ctx, argv[0], &how);
 }

@@ -1,160 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what people read, and scripts. Messages, questions, sizes, reports.
+ * cowsetup: reports, which people read, and scripts.
  */
 
 #include "cowsetup.h"
 
-#include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <json-c/json.h>
 
+#include "../boot/memory.h"
+#include "../lib/text.h"
+#include "output.h"
 #include "progress.h"
 #include "report.h"
-#include "../lib/text.h"
-
-/* ---- Messages ---- */
-
-static void message(const char *prefix, const char *fmt, va_list ap, const char *suffix)
-{
-	progress_clear();
-	fflush(stdout);
-	fprintf(stderr, "cowsetup: %s", prefix);
-	text_vprint(stderr, fmt, ap);
-	if (suffix)
-		fprintf(stderr, ": %s.", suffix);
-	fputc('\n', stderr);
-}
-
-void tell(const char *fmt, ...)
-{
-	va_list ap;
-
-	progress_clear();
-	va_start(ap, fmt);
-	text_vprint(stdout, fmt, ap);
-	va_end(ap);
-	putchar('\n');
-}
-
-int error(enum exit_code code, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	message("", fmt, ap, NULL);
-	va_end(ap);
-
-	return code;
-}
-
-void warn(const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	message("Warning: ", fmt, ap, NULL);
-	va_end(ap);
-}
-
-void verbose(const char *fmt, ...)
-{
-	va_list ap;
-
-	if (!opt.verbose)
-		return;
-	va_start(ap, fmt);
-	message("", fmt, ap, NULL);
-	va_end(ap);
-}
-
-static enum exit_code code_of_errno(int err)
-{
-	switch (err) {
-	case EPERM:
-	case EACCES:
-	case EROFS:
-		return DENIED;
-	case ENOMEM:
-		return NO_MEMORY;
-	case EEXIST:
-	case EBUSY:
-	case ETXTBSY:
-		return BUSY;
-	case EINTR:
-		return USAGE;
-	default:
-		return WRONG;
-	}
-}
-
-int error_errno(const char *fmt, ...)
-{
-	const int err = errno;
-	const char *text = strerror(err);
-	va_list ap;
-
-	if (err == EINTR && interrupted)
-		text = "interrupted";
-	else if (err == EACCES && geteuid())
-		text = "permission denied (are you root?)";
-	va_start(ap, fmt);
-	message("", fmt, ap, text);
-	va_end(ap);
-
-	return code_of_errno(err);
-}
-
-void *xmalloc(size_t size)
-{
-	void *p = malloc(size);
-
-	if (!p)
-		exit(error(NO_MEMORY, "Out of memory."));
-	return p;
-}
-
-char *xasprintf(const char *fmt, ...)
-{
-	va_list ap;
-	char *text;
-	int r;
-
-	va_start(ap, fmt);
-	r = vasprintf(&text, fmt, ap);
-	va_end(ap);
-	if (r < 0)
-		exit(error(NO_MEMORY, "Out of memory."));
-	return text;
-}
-
-int confirm(const char *fmt, ...)
-{
-	char answer[16] = "";
-	va_list ap;
-
-	if (opt.batch_mode)
-		return OK;
-
-	fprintf(stderr, "\nWARNING!\n========\n");
-	va_start(ap, fmt);
-	text_vprint(stderr, fmt, ap);
-	va_end(ap);
-	fprintf(stderr, "\n\nAre you sure? (Type 'yes' in capital letters): ");
-	fflush(stderr);
-	if (!fgets(answer, sizeof(answer), stdin))
-		fputc('\n', stderr);
-	if (!strcmp(answer, "YES\n") || !strcmp(answer, "YES"))
-		return OK;
-	return error(USAGE, "Not confirmed; nothing was changed.");
-}
-
-/* ---- Reports ---- */
 
 static struct json_object *report;
 
@@ -176,11 +37,7 @@ void report_json(const char *key, struct json_object *value)
 
 static void add_item(const char *title, const char *value)
 {
-	char **grown = realloc(items, (nr_items + 2) * sizeof(*grown));
-
-	if (!grown)
-		exit(error(NO_MEMORY, "Out of memory."));
-	items = grown;
+	items = xrealloc(items, (nr_items + 2) * sizeof(*items));
 	items[nr_items++] = xasprintf("%s", title);
 	items[nr_items++] = xasprintf("%s", value);
 }
@@ -293,18 +150,6 @@ void report_end(void)
 }
 
 /* ---- Texts ---- */
-
-void text_vprint(FILE *to, const char *fmt, va_list ap)
-{
-	char *text;
-
-	if (vasprintf(&text, fmt, ap) < 0) {
-		fputs("Out of memory.\n", stderr);
-		exit(NO_MEMORY);
-	}
-	text_print(to, text);
-	free(text);
-}
 
 /* Controls are left by json-c as they are. Its own blanks and newlines between values are for the reader. */
 void json_print(FILE *to, struct json_object *o, int flags)

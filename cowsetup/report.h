@@ -8,7 +8,6 @@
 #ifndef COWSETUP_REPORT_H
 #define COWSETUP_REPORT_H
 
-#include <stdarg.h>
 #include <stdio.h>
 
 #include "cowsetup.h"
@@ -49,9 +48,6 @@ void report_print(struct json_object *o);
  * escaped. @flags: json-c's.
  */
 void json_print(FILE *to, struct json_object *o, int flags);
-
-/* Print a text by way of text_print(). */
-void text_vprint(FILE *to, const char *fmt, va_list ap) __attribute__((format(printf, 2, 0)));
 
 /*
  * A string for JSON, which has to be UTF-8, of a text that may be anything, as

@@ -10,22 +10,21 @@
 #include "device.h"
 #include "report.h"
 
-int cmd_status(int argc, char **argv)
+int cmd_status(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	(void)argc;
 	if (!r)
-		r = dm_find(argv[0], &d);
+		r = dm_find(ctx, argv[0], &d);
 	if (r)
 		return r;
 	report_device(&d);
 	if (!opt.json)
-		warn_lost(&d);
+		warn_lost(ctx, &d);
 	report_bool("monitored", "Monitored", monitor_is_on(&d));
 	report_end();
 
 	return OK;
 }
-

@@ -5,9 +5,9 @@
 
 #include "cowsetup.h"
 
-int cmd_upgrade(int argc, char **argv)
+int cmd_upgrade(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	if (!opt.rdo)
-		return error(USAGE, "upgrade: give the read-only device of the cowfile with --rdo: what format 1 does not say about it is needed, and the rest of units that were written in part.");
-	return cowloop_upgrade(argv[0], opt.rdo, argc > 1 ? argv[1] : NULL, &opt.open.new);
+		return error(ctx, USAGE, "upgrade: give the read-only device of the cowfile with --rdo: what format 1 does not say about it is needed, and the rest of units that were written in part.");
+	return cowloop_upgrade(ctx, argv[0], opt.rdo, argc > 1 ? argv[1] : NULL, &opt.open.new);
 }

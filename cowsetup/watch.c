@@ -40,7 +40,7 @@ static u64 threshold(const struct dm_device *d, const struct space *s)
 	return s->total / 20 < MOST ? s->total / 20 : MOST;
 }
 
-static void print_space(const struct dm_device *d, const struct space *s, u64 at)
+static void print_space(struct cowloop_ctx *ctx, const struct dm_device *d, const struct space *s, u64 at)
 {
 	if (opt.json) {
 		report_start("name", "", d->name);
@@ -49,7 +49,7 @@ static void print_space(const struct dm_device *d, const struct space *s, u64 at
 		report_number("threshold_bytes", "", at);
 		report_end();
 	} else {
-		tell("%s: %s free of %s (%s%s); the threshold is %s.", d->name, size_text(s->free),
+		tell(ctx, "%s: %s free of %s (%s%s); the threshold is %s.", d->name, size_text(s->free),
 		     size_text(s->total), s->of, d->mode == DM_MODE_OUT_OF_SPACE ? ", out of space" : "",
 		     size_text(at));
 	}
@@ -65,7 +65,7 @@ static void set_number(const char *name, u64 value)
 }
 
 /* Its own failure is told, but is no reason to stop watching. */
-static int run_command(const struct dm_device *d, const struct space *s)
+static int run_command(struct cowloop_ctx *ctx, const struct dm_device *d, const struct space *s)
 {
 	pid_t pid, got;
 	int status;
@@ -77,7 +77,7 @@ static int run_command(const struct dm_device *d, const struct space *s)
 	fflush(stdout);
 	pid = fork();
 	if (pid < 0)
-		return error_errno("--exec: no process can be made");
+		return error_errno(ctx, "--exec: no process can be made");
 	if (!pid) {
 		/* A signal that is ignored stays so, and "| head" would never end what is before it. */
 		signal(SIGPIPE, SIG_DFL);
@@ -89,11 +89,11 @@ static int run_command(const struct dm_device *d, const struct space *s)
 		got = waitpid(pid, &status, 0);
 	while (got < 0 && errno == EINTR);
 	if (got < 0)
-		return error_errno("--exec: the command was lost");
+		return error_errno(ctx, "--exec: the command was lost");
 	if (WIFSIGNALED(status))
-		warn("--exec: the command was ended by signal %d.", WTERMSIG(status));
+		warn(ctx, "--exec: the command was ended by signal %d.", WTERMSIG(status));
 	else if (WEXITSTATUS(status))
-		warn("--exec: the command ended with status %d.", WEXITSTATUS(status));
+		warn(ctx, "--exec: the command ended with status %d.", WEXITSTATUS(status));
 	return OK;
 }
 
@@ -106,18 +106,18 @@ static u64 now_ms(void)
 }
 
 /* Until the next event, or until @until. */
-static int sleep_until(int events, u64 until)
+static int sleep_until(struct cowloop_ctx *ctx, int events, u64 until)
 {
 	struct pollfd p = { .fd = events, .events = POLLIN };
 	const u64 now = now_ms();
 
 	if (poll(&p, 1, until > now ? (int)(until - now) : 0) < 0 && errno != EINTR)
-		return error_errno("Waiting for device-mapper's events failed");
+		return error_errno(ctx, "Waiting for device-mapper's events failed");
 	return OK;
 }
 
 /* Why there is nothing to wait for any more. */
-static int refuse_mode(const struct dm_device *d)
+static int refuse_mode(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
 	switch (d->mode) {
 	case DM_MODE_RW:
@@ -129,20 +129,21 @@ static int refuse_mode(const struct dm_device *d)
 	case DM_MODE_FAIL:
 		break;
 	}
-	return error(WRONG, "%s: it takes no writes, so there is nothing to watch: mode %s.", d->name, d->mode_word);
+	return error(ctx, WRONG, "%s: it takes no writes, so there is nothing to watch: mode %s.", d->name, d->mode_word);
 }
 
 /* Judge a device that could be asked: is its space short, and is there more to wait for? */
-static int judge(const struct dm_device *d, const struct space *s, bool *short_before, bool *done)
+static int judge(struct cowloop_ctx *ctx, const struct dm_device *d, const struct space *s, bool *short_before,
+		 bool *done)
 {
 	const u64 at = threshold(d, s);
 	const bool is_short = s->free <= at || d->mode == DM_MODE_OUT_OF_SPACE;
 	int r = OK;
 
 	if (is_short && !*short_before) {
-		print_space(d, s, at);
+		print_space(ctx, d, s, at);
 		if (opt.exec)
-			r = run_command(d, s);
+			r = run_command(ctx, d, s);
 		else
 			*done = true;
 	}
@@ -151,7 +152,7 @@ static int judge(const struct dm_device *d, const struct space *s, bool *short_b
 }
 
 /* Look, and see what it has come to. */
-static int look(const char *name, u64 *looked, bool *short_before, bool *done)
+static int look(struct cowloop_ctx *ctx, const char *name, u64 *looked, bool *short_before, bool *done)
 {
 	static struct statvfs fs;
 	struct dm_device d;
@@ -160,45 +161,45 @@ static int look(const char *name, u64 *looked, bool *short_before, bool *done)
 
 	if (dm_look(name, &d)) {
 		*done = true;
-		return opt.exec ? OK : error(WRONG, "%s: has been closed.", name);
+		return opt.exec ? OK : error(ctx, WRONG, "%s: has been closed.", name);
 	}
 	if (!*looked || now_ms() >= *looked + PERIOD_MS) {
 		space_look(&d, &fs);
 		*looked = now_ms();
 	}
 	space_least(&d, &fs, &s);
-	r = refuse_mode(&d);
+	r = refuse_mode(ctx, &d);
 
-	return r ? r : judge(&d, &s, short_before, done);
+	return r ? r : judge(ctx, &d, &s, short_before, done);
 }
 
-static int watch(const char *name)
+static int watch(struct cowloop_ctx *ctx, const char *name)
 {
 	bool short_before = false, done = false;
 	u64 looked = 0;
 	int events, r = OK;
 
 	while (!r && !done) {
-		events = dm_open_events();
+		events = dm_open_events(ctx);
 		if (events < 0)
 			return WRONG;
-		r = look(name, &looked, &short_before, &done);
-		if (!r && !done && interrupted)
-			r = error(USAGE, "%s: interrupted.", name);
+		r = look(ctx, name, &looked, &short_before, &done);
+		if (!r && !done && is_cancelled(ctx))
+			r = error(ctx, USAGE, "%s: interrupted.", name);
 		else if (!r && !done)
-			r = sleep_until(events, looked + PERIOD_MS);
+			r = sleep_until(ctx, events, looked + PERIOD_MS);
 		close(events);
 	}
 	return r;
 }
 
-int cmd_watch(int argc, char **argv)
+int cmd_watch(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	(void)argc;
 	if (!r)
-		r = dm_find(argv[0], &d);
-	return r ? r : watch(d.name);
+		r = dm_find(ctx, argv[0], &d);
+	return r ? r : watch(ctx, d.name);
 }

@@ -35,6 +35,7 @@
 #include <libdevmapper-event.h>
 
 #include "../lib/advice.h"
+#include "../lib/size.h"
 #include "../lib/text.h"
 
 /* Names that dmeventd looks up; all others stay hidden, or they would clash with names of the C library. */

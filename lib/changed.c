@@ -20,6 +20,8 @@
 
 #include <blkid/blkid.h>
 
+#include "text.h"
+
 /* In the superblock of ext2, ext3, ext4, at 1024 bytes: its magic, and when it was written, 40 bits of it. */
 #define EXT_SUPER	1024
 #define EXT_MAGIC	56
@@ -71,47 +73,52 @@ static char *written_text(u64 when, int partition)
 {
 	char text[40];
 
-	return partition ? xasprintf("the filesystem in partition %d was written on %s", partition,
-				     time_text(when, text, sizeof(text))) :
-			   xasprintf("its filesystem was written on %s", time_text(when, text, sizeof(text)));
+	return partition ? text_of("the filesystem in partition %d was written on %s", partition,
+				   time_text(when, text, sizeof(text))) :
+			   text_of("its filesystem was written on %s", time_text(when, text, sizeof(text)));
 }
 
-/* Which filesystem was written after @since: a text, or NULL. */
-static char *find_written(const struct file *rdo, u64 since)
+/* Which filesystem was written after @since: *@text, or NULL. */
+static int find_written(struct cowloop_ctx *ctx, const struct file *rdo, u64 since, char **text)
 {
 	blkid_probe pr = blkid_new_probe();
 	blkid_partlist parts = NULL;
 	u64 when = written_at(rdo, 0);
-	char *found = when > since ? written_text(when, 0) : NULL;
+	bool found = when > since;
 	blkid_partition part;
 
-	if (!pr)
-		exit(error(NO_MEMORY, "Out of memory."));
-	if (!found && !blkid_probe_set_device(pr, rdo->fd, 0, 0))
+	*text = found ? written_text(when, 0) : NULL;
+	if (!found && pr && !blkid_probe_set_device(pr, rdo->fd, 0, 0))
 		parts = blkid_probe_get_partitions(pr);
 	for (int i = 0; parts && !found && i < blkid_partlist_numof_partitions(parts); i++) {
 		part = blkid_partlist_get_partition(parts, i);
 		when = written_at(rdo, (u64)blkid_partition_get_start(part) * 512);
-		if (when > since)
-			found = written_text(when, blkid_partition_get_partno(part));
+		found = when > since;
+		if (found)
+			*text = written_text(when, blkid_partition_get_partno(part));
 	}
 	blkid_free_probe(pr);
-	return found;
+	return !pr || (found && !*text) ? error_memory(ctx) : OK;
 }
 
-char *changed_since(const struct cow_head *head, const struct file *rdo, bool *proof)
+int changed_since(struct cowloop_ctx *ctx, const struct cow_head *head, const struct file *rdo, char **text,
+		  bool *proof)
 {
 	const u64 then = le64(head->rdomtime), now = mtime_of(rdo);
-	char then_text[40], now_text[40], *written, *found;
+	char then_text[40], now_text[40], *written;
+	int r;
 
+	*text = NULL;
 	*proof = false;
 	if (le16(head->version) != 2 || !then || !now || then == now)
-		return NULL;
-	written = find_written(rdo, then);
+		return OK;
+	r = find_written(ctx, rdo, then, &written);
+	if (r)
+		return r;
 	*proof = written;
-	found = xasprintf("%s has been modified since this cowfile was made for it, or was last found to agree with it: on %s, and then it was of %s%s%s",
-			  rdo->path, time_text(now, now_text, sizeof(now_text)),
-			  time_text(then, then_text, sizeof(then_text)), written ? "; " : "", written ? written : "");
+	*text = text_of("%s has been modified since this cowfile was made for it, or was last found to agree with it: on %s, and then it was of %s%s%s",
+			rdo->path, time_text(now, now_text, sizeof(now_text)),
+			time_text(then, then_text, sizeof(then_text)), written ? "; " : "", written ? written : "");
 	free(written);
-	return found;
+	return *text ? OK : error_memory(ctx);
 }

@@ -13,10 +13,11 @@ bool changed_remember(struct cow_head *head, const struct file *rdo);
 
 /*
  * Has @rdo, whose fingerprint is right, been modified since the head noted when it
- * was? A text for people, to be freed, or NULL: it has not, or that is not known.
+ * was? *@text for people, to be freed, or NULL: it has not, or that is not known.
  * *@proof: a filesystem in it says that it was written since then. Otherwise it
  * may be a mere copy.
  */
-char *changed_since(const struct cow_head *head, const struct file *rdo, bool *proof);
+int changed_since(struct cowloop_ctx *ctx, const struct cow_head *head, const struct file *rdo, char **text,
+		  bool *proof);
 
 #endif /* COWSETUP_CHANGED_H */

@@ -16,7 +16,6 @@
 #include "changed.h"
 #include "container.h"
 #include "holders.h"
-#include "../cowsetup/progress.h"
 #include "record.h"
 #include "repair.h"
 #include "scan.h"
@@ -70,10 +69,9 @@ void note(struct check *k, const char *fmt, ...)
 	va_start(ap, fmt);
 	n = vasprintf(&text, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		exit(error(NO_MEMORY, "Out of memory."));
-	k->to->note(k->to->data, text);
-	free(text);
+	k->to->note(k->to->data, n < 0 ? fmt : text);
+	if (n >= 0)
+		free(text);
 }
 
 /* ---- The bitmap ---- */
@@ -111,20 +109,20 @@ static void check_sector(struct check *k, const struct cow_map *m)
 		k->nr_lost += set - (in_file > first ? count_bits(m->bits, in_file - first) : 0);
 }
 
-static int check_bitmap(struct check *k)
+static int check_bitmap(struct cowloop_ctx *ctx, struct check *k)
 {
 	const struct cowfile *c = &k->c;
 	const u64 found = le64(c->head.cowused);
 	struct cow_map m;
 
-	progress_start(c->file.path, c->geo.mapsize, "of bitmap read");
+	progress_start(ctx, c->file.path, c->geo.mapsize, "of bitmap read");
 	cow_map_start(&m, c);
-	while (cow_map_next(&m)) {
+	while (cow_map_next(ctx, &m)) {
 		check_sector(k, &m);
-		progress_update(m.sector * COW_MAP_SECTOR);
+		progress_update(ctx, m.sector * COW_MAP_SECTOR);
 	}
 	cow_map_end(&m);
-	progress_end(!m.error);
+	progress_end(ctx, !m.error);
 	if (m.error)
 		return m.error;
 
@@ -140,64 +138,64 @@ static int check_bitmap(struct check *k)
 /* ---- The data ---- */
 
 /* Whether the data that is there can be read. */
-static int read_extent(struct check *k, u8 *buf, u64 start, u64 end)
+static int read_extent(struct cowloop_ctx *ctx, struct check *k, u8 *buf, u64 start, u64 end)
 {
 	const struct cowfile *c = &k->c;
 	u64 extent_end, n;
 	int r = OK;
 
 	while (start < end && !r) {
-		r = file_next_data(&c->file, &start, &extent_end, end);
+		r = file_next_data(ctx, &c->file, &start, &extent_end, end);
 		if (r || start >= end)
 			break;
 		n = min_u64(extent_end - start, FILE_CHUNK);
-		if (file_read_padded(&c->file, start, buf, n)) {
-			if (interrupted)
+		if (file_read_padded(ctx, &c->file, start, buf, n)) {
+			if (is_cancelled(ctx))
 				return USAGE;
 			cow_fault(&k->faults, "data-unreadable", "%llu bytes of data at %llu cannot be read", n, start);
 		}
-		if (interrupted)
-			return error(USAGE, "%s: interrupted.", c->file.path);
+		if (is_cancelled(ctx))
+			return error(ctx, USAGE, "%s: interrupted.", c->file.path);
 		start += n;
 	}
 	return r;
 }
 
 /* Format 2, and packed files: the units that the bitmap has. */
-static int check_data(struct check *k)
+static int check_data(struct cowloop_ctx *ctx, struct check *k)
 {
 	const struct cowfile *c = &k->c;
 	struct cow_runs runs;
 	u64 first, nr, nr_read = 0;
-	u8 *buf = xmalloc(FILE_CHUNK);
-	int r = OK;
+	u8 *buf = malloc(FILE_CHUNK);
+	int r = buf ? OK : error_memory(ctx);
 
-	progress_start(c->file.path, k->used * c->geo.mapunit, "read");
+	progress_start(ctx, c->file.path, k->used * c->geo.mapunit, "read");
 	cow_runs_start(&runs, c);
 	runs.skip_bad = true;
 	runs.quiet = true;
-	while (!r && cow_runs_next(&runs, &first, &nr)) {
+	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
 		const u64 place = c->state == COW_PACKED ? nr_read : first;
 		const u64 start = c->geo.doffset + place * c->geo.mapunit;
 		u64 end = start + nr * c->geo.mapunit;
 
 		if (end > c->file.size)
 			end = c->file.size;
-		r = read_extent(k, buf, start, end);
+		r = read_extent(ctx, k, buf, start, end);
 		nr_read += nr;
-		progress_update(nr_read * c->geo.mapunit);
+		progress_update(ctx, nr_read * c->geo.mapunit);
 	}
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
-	progress_end(!r);
+	progress_end(ctx, !r);
 	free(buf);
 
 	return r;
 }
 
 /* Format 1: also those that the bitmap does not have. */
-static int check_data_v1(struct check *k)
+static int check_data_v1(struct cowloop_ctx *ctx, struct check *k)
 {
 	const struct cowfile *c = &k->c;
 	u8 bits[COW_V1_SECTOR_BYTES];
@@ -205,28 +203,28 @@ static int check_data_v1(struct check *k)
 	u64 sector = 0;
 	int r;
 
-	progress_start(c->file.path, c->geo.nr_units * c->geo.mapunit, "read");
+	progress_start(ctx, c->file.path, c->geo.nr_units * c->geo.mapunit, "read");
 	for (;;) {
-		r = cow_scan_next(c, &sector);
+		r = cow_scan_next(ctx, c, &sector);
 		if (r || sector >= c->nr_sectors)
 			break;
 		s.sector = sector;
-		if (cow_scan_sector(c, &s)) {
-			r = interrupted ? USAGE : OK;
+		if (cow_scan_sector(ctx, c, &s)) {
+			r = is_cancelled(ctx) ? USAGE : OK;
 			if (r)
 				break;
 			cow_fault(&k->faults, "data-unreadable", "data of units %llu to %llu cannot be read",
 				  sector * c->sector_units, (sector + 1) * c->sector_units - 1);
 		}
-		r = cow_read_bits(c, sector, bits);
+		r = cow_read_bits(ctx, c, sector, bits);
 		if (r)
 			break;
 		for (unsigned int i = 0; i < sizeof(bits); i++)
 			k->nr_hidden += __builtin_popcount(s.nonzero[i] & ~bits[i]);
 		sector++;
-		progress_update(sector * c->sector_units * c->geo.mapunit);
+		progress_update(ctx, sector * c->sector_units * c->geo.mapunit);
 	}
-	progress_end(!r);
+	progress_end(ctx, !r);
 
 	if (k->nr_hidden && c->state == COW_CLEAN)
 		note(k, "%llu unit%s not in the bitmap, but not zero either; the driver does not mind, but after a crash they would be taken for written",
@@ -277,10 +275,10 @@ static void check_state(struct check *k)
 }
 
 /* Of a merge that is going on, or what is left of one that did not begin. */
-static int check_record(struct check *k)
+static int check_record(struct cowloop_ctx *ctx, struct check *k)
 {
 	const struct cowfile *c = &k->c;
-	int r = record_read(c, &k->record, &k->record_state);
+	int r = record_read(ctx, c, &k->record, &k->record_state);
 
 	if (r)
 		return r;
@@ -294,11 +292,11 @@ static int check_record(struct check *k)
 }
 
 /* In a merge: is each sector of the samples what it was, or what it is to be? */
-static int compare_record(struct check *k, const struct file *rdo)
+static int compare_record(struct cowloop_ctx *ctx, struct check *k, const struct file *rdo)
 {
 	bool same;
 	u64 sector;
-	int r = record_compare(&k->c, rdo, &k->record, &same, &sector);
+	int r = record_compare(ctx, &k->c, rdo, &k->record, &same, &sector);
 
 	if (!r && !same)
 		cow_fault(&k->faults, "rdo-merge", "the merge was begun with another read-only device, or %s has changed: sector %llu of it is neither what it was then nor what the cowfile has for it",
@@ -306,98 +304,109 @@ static int compare_record(struct check *k, const struct file *rdo)
 	return r;
 }
 
-static void note_container(struct check *k, const struct file *rdo)
+static int note_container(struct cowloop_ctx *ctx, struct check *k, const struct file *rdo)
 {
-	char *found = container_text(rdo);
+	char *found;
+	int r = container_text(ctx, rdo, &found);
 
 	if (found)
 		note(k, "%s: %s", rdo->path, found);
 	free(found);
+	return r;
 }
 
 /* The samples of the fingerprint agree; has it changed elsewhere? A merge changes it, and in each of its states. */
-static void check_changed(struct check *k, const struct file *rdo)
+static int check_changed(struct cowloop_ctx *ctx, struct check *k, const struct file *rdo)
 {
-	bool proof;
-	char *text = k->c.state == COW_MERGING ? NULL : changed_since(&k->c.head, rdo, &proof);
+	char *text = NULL;
+	bool proof = false;
+	int r = OK;
 
+	if (k->c.state != COW_MERGING)
+		r = changed_since(ctx, &k->c.head, rdo, &text, &proof);
 	if (text && proof)
 		cow_fault(&k->faults, "rdo-changed", "%s", text);
 	else if (text)
 		note(k, "%s; if that is more than a copy of it, what is in the cowfile does not go with it any more",
 		     text);
 	free(text);
+	return r;
 }
 
-static int check_rdo(struct check *k)
+static int check_rdo(struct cowloop_ctx *ctx, struct check *k)
 {
 	struct file rdo = FILE_CLOSED;
-	int r = file_open(&rdo, k->rdo_path, FILE_READ);
+	int r = file_open(ctx, &rdo, k->rdo_path, FILE_READ);
 	const struct cowfile *masked = k->c.state == COW_MERGING ? &k->c : NULL;
 	struct cow_geometry geo;
 	u64 is, made_for = le64(k->c.head.rdofingerprint);
 
 	if (r)
 		return r;
-	note_container(k, &rdo);
+	r = note_container(ctx, k, &rdo);
 	cow_geometry_init(&geo, k->c.format, k->c.geo.mapunit, rdo_sectors(&rdo));
-	if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
+	if (r) {
+		;
+	} else if (geo.rdo_sectors != k->c.geo.rdo_sectors) {
 		cow_fault(&k->faults, "rdo-size", "belongs to a read-only device of %llu sectors, and %s has %llu",
 			  k->c.geo.rdo_sectors, k->rdo_path, geo.rdo_sectors);
 	} else if (masked && k->nr_bad) {
 		note(k, "the fingerprint of %s cannot be checked as long as the bitmap is damaged", k->rdo_path);
 	} else {
-		r = cow_fingerprint(&rdo, k->c.format, masked, &is);
+		r = cow_fingerprint(ctx, &rdo, k->c.format, masked, &is);
 		if (!r && is != made_for)
 			cow_fault(&k->faults, "rdo-fingerprint", "belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx",
 				  k->rdo_path, made_for, k->rdo_path, is);
 		else if (!r)
-			check_changed(k, &rdo);
+			r = check_changed(ctx, k, &rdo);
 		if (!r && masked && k->record_state == RECORD_VALID && !k->nr_lost)
-			r = compare_record(k, &rdo);
+			r = compare_record(ctx, k, &rdo);
 	}
 	file_close(&rdo);
 	return r;
 }
 
 /* An exit code if it can't be checked; faults are no reason. */
-static int check_all(struct check *k, const char *path)
+static int check_all(struct cowloop_ctx *ctx, struct check *k, const char *path)
 {
 	struct cowfile *c = &k->c;
 	char *user;
-	int r;
+	int r, used;
 
-	r = cow_open_faulty(c, path, FILE_READ, &k->faults);
+	r = cow_open_faulty(ctx, c, path, FILE_READ, &k->faults);
 	c->file.path = path;
 	if (r && (c->file.fd < 0 || !k->nr_faults))
 		return r;
-	user = file_used_by(&c->file);
+	used = file_used_by(ctx, &c->file, &user);
 	if (user)
 		note(k, "in use (%s): what is found here may be out of date", user);
 	free(user);
+	if (used)
+		return used;
 	if (c->format)
-		cow_check_strictly(c, &k->faults);
+		cow_check_strictly(ctx, c, &k->faults);
 	if (r)
 		return OK;	/* there is nothing to go by */
 
 	check_state(k);
-	r = check_record(k);
+	r = check_record(ctx, k);
 	if (!r)
-		r = check_bitmap(k);
+		r = check_bitmap(ctx, k);
 	if (!r && c->state == COW_PACKED)
 		check_packed_length(k);
 	if (!r)
-		r = c->format == 1 && c->state != COW_PACKED ? check_data_v1(k) : check_data(k);
+		r = c->format == 1 && c->state != COW_PACKED ? check_data_v1(ctx, k) : check_data(ctx, k);
 	if (!r && k->rdo_path)
-		r = check_rdo(k);
+		r = check_rdo(ctx, k);
 	return r;
 }
 
-int cowloop_check(const char *path, const char *rdo, const struct cowloop_findings *to, struct cowloop_check *result)
+int cowloop_check(struct cowloop_ctx *ctx, const char *path, const char *rdo, const struct cowloop_findings *to,
+		  struct cowloop_check *result)
 {
 	struct check k = { .faults.found = found_fault, .to = to, .rdo_path = rdo };
 	const struct cowfile *c = &k.c;
-	int r = check_all(&k, path);
+	int r = check_all(ctx, &k, path);
 
 	*result = (struct cowloop_check){
 		.format = c->format,

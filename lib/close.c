@@ -25,27 +25,27 @@
 
 /* ---- sync ---- */
 
-int sync_device(const struct dm_device *d)
+int sync_device(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
 	errno = dm_message(d, "sync");
 	if (!errno)
 		return OK;
-	return error_errno("%s: cannot be synced (cowsetup status %s, and dmesg, say more)", d->name, d->name);
+	return error_errno(ctx, "%s: cannot be synced (cowsetup status %s, and dmesg, say more)", d->name, d->name);
 }
 
-int cowloop_sync(const char *name)
+int cowloop_sync(struct cowloop_ctx *ctx, const char *name)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	if (!r)
-		r = dm_find(name, &d);
-	return r ? r : sync_device(&d);
+		r = dm_find(ctx, name, &d);
+	return r ? r : sync_device(ctx, &d);
 }
 
 /* ---- close ---- */
 
-int wait_for_loop(dev_t dev, const char *file, bool autoclear)
+int wait_for_loop(struct cowloop_ctx *ctx, dev_t dev, const char *file, bool autoclear)
 {
 	struct holders h = HOLDERS_NONE;
 	char *path, *user;
@@ -56,8 +56,8 @@ int wait_for_loop(dev_t dev, const char *file, bool autoclear)
 	path = dev_path(dev);
 	holders_find_device(&h, dev, HOLDERS_USES | HOLDERS_OPEN);
 	user = holders_text(&h, true);
-	r = error(BUSY, "%s: still attached to %s, which is in use: %s. When that has ended, it is detached by itself.",
-		  file, path, user ? user : "another program has it open");
+	r = error(ctx, BUSY, "%s: still attached to %s, which is in use: %s. When that has ended, it is detached by itself.",
+		  file, path ? path : "?", user ? user : "another program has it open");
 	free(user);
 	holders_free(&h);
 	free(path);
@@ -69,7 +69,7 @@ int wait_for_loop(dev_t dev, const char *file, bool autoclear)
  * else has been made of it by then, as LVM does that finds its volumes there.
  * This is found out before, as long as the device is there to be closed again.
  */
-static int refuse_busy_loop(const struct dm_device *d, dev_t loop)
+static int refuse_busy_loop(struct cowloop_ctx *ctx, const struct dm_device *d, dev_t loop)
 {
 	struct holders h = HOLDERS_NONE;
 	char *path, *user;
@@ -80,10 +80,12 @@ static int refuse_busy_loop(const struct dm_device *d, dev_t loop)
 	holders_find_device(&h, loop, HOLDERS_USES);
 	holders_drop(&h, d->dev);
 	user = holders_text(&h, true);
-	if (user) {
+	if (holders_are_unknown(&h, user)) {
+		r = error_memory(ctx);
+	} else if (user) {
 		path = dev_path(loop);
-		r = error(BUSY, "%s: not closed, since its loop device %s is in use by others: %s. End that, and close it then; --force closes it now, and what it is made of stays in use.",
-			  d->name, path, user);
+		r = error(ctx, BUSY, "%s: not closed, since its loop device %s is in use by others: %s. End that, and close it then; --force closes it now, and what it is made of stays in use.",
+			  d->name, path ? path : "?", user);
 		free(path);
 	}
 	free(user);
@@ -91,7 +93,7 @@ static int refuse_busy_loop(const struct dm_device *d, dev_t loop)
 	return r;
 }
 
-static int refuse_busy(const struct dm_device *d, int err)
+static int refuse_busy(struct cowloop_ctx *ctx, const struct dm_device *d, int err)
 {
 	struct holders h = HOLDERS_NONE;
 	char *user;
@@ -99,11 +101,11 @@ static int refuse_busy(const struct dm_device *d, int err)
 
 	if (err != EBUSY) {
 		errno = err;
-		return error_errno("%s: cannot be closed", d->name);
+		return error_errno(ctx, "%s: cannot be closed", d->name);
 	}
 	holders_find_device(&h, d->dev, HOLDERS_USES | HOLDERS_OPEN);
 	user = holders_text(&h, true);
-	r = error(BUSY, "%s: in use: %s; with --deferred it is closed when that has ended.", d->name,
+	r = error(ctx, BUSY, "%s: in use: %s; with --deferred it is closed when that has ended.", d->name,
 		  user ? user : "another program has it open");
 	free(user);
 	holders_free(&h);
@@ -129,7 +131,7 @@ static bool is_closed(const struct dm_device *d, int err)
  * The kernel has nobody to tell when it can't make everything durable as it
  * removes a device, so have it done before that, while there is a way back.
  */
-static int sync_before_close(const struct dm_device *d, bool force)
+static int sync_before_close(struct cowloop_ctx *ctx, const struct dm_device *d, bool force)
 {
 	const bool failed = d->mode == DM_MODE_FAIL, gone = dm_has_cow(d) && is_gone(d->cow);
 	char *advice;
@@ -140,18 +142,18 @@ static int sync_before_close(const struct dm_device *d, bool force)
 		return OK;
 	/* There is nowhere left to sync it to. */
 	if (gone) {
-		warn("%s: its cow device has gone: what was written since the last sync that succeeded may be lost.",
+		warn(ctx, "%s: its cow device has gone: what was written since the last sync that succeeded may be lost.",
 		     d->name);
 		return OK;
 	}
 	if (force) {
-		warn("%s: closed without being synced (%s): what was written since the last sync that succeeded may be lost.",
+		warn(ctx, "%s: closed without being synced (%s): what was written since the last sync that succeeded may be lost.",
 		     d->name, strerror(err));
 		return OK;
 	}
 	advice = err == ENOSPC ? advice_no_space(d->name) : NULL;
 	errno = err;
-	r = error_errno("%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost: %s; close --force closes it all the same",
+	r = error_errno(ctx, "%s: not closed, since it cannot be synced%s: what was written since the last sync that succeeded would be lost: %s; close --force closes it all the same",
 			d->name, failed ? ", as its cow device has failed" : "", advice ? advice : "see dmesg");
 	free(advice);
 	return r;
@@ -170,7 +172,7 @@ static bool is_used(const struct dm_device *d)
 }
 
 /* @gone: what it is made of is, and is lost in any case. */
-static int close_device(const struct dm_device *d, const struct cowloop_close *how, bool gone)
+static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, const struct cowloop_close *how, bool gone)
 {
 	char *rdo_file, *cow_file;
 	bool rdo_autoclear, cow_autoclear, monitored = false;
@@ -178,17 +180,17 @@ static int close_device(const struct dm_device *d, const struct cowloop_close *h
 
 	/* A user that is here to stay is not waited for. */
 	if (!how->deferred && d->open_count && is_used(d))
-		return refuse_busy(d, EBUSY);
-	r = how->force || how->deferred ? OK : refuse_busy_loop(d, d->rdo);
+		return refuse_busy(ctx, d, EBUSY);
+	r = how->force || how->deferred ? OK : refuse_busy_loop(ctx, d, d->rdo);
 	if (!r && !how->force && !how->deferred && dm_has_cow(d))
-		r = refuse_busy_loop(d, d->cow);
+		r = refuse_busy_loop(ctx, d, d->cow);
 	if (!r && !how->force && !gone)
-		r = refuse_removed(d, "closed");
+		r = refuse_removed(ctx, d, "closed");
 	if (!r)
-		r = sync_before_close(d, how->force);
+		r = sync_before_close(ctx, d, how->force);
 	if (r)
 		return r;
-	warn_cut(d);
+	warn_cut(ctx, d);
 
 	rdo_file = loop_file(d->rdo);
 	rdo_autoclear = loop_autoclear(d->rdo);
@@ -196,18 +198,18 @@ static int close_device(const struct dm_device *d, const struct cowloop_close *h
 	cow_autoclear = cow_file && loop_autoclear(d->cow);
 	/* Before it goes, or dmeventd logs an error; but a device in use stays for now, with --deferred. */
 	if (!how->deferred || !d->open_count)
-		monitored = monitor_is_on(d) && !monitor_stop(d);
-	err = dm_remove(d, how->deferred);
+		monitored = monitor_is_on(d) && !monitor_stop(ctx, d);
+	err = dm_remove(ctx, d, how->deferred);
 	if (is_closed(d, err))
 		err = 0;
 	if (err && monitored)
-		monitor_start(d);
+		monitor_start(ctx, d);
 	if (err) {
-		r = refuse_busy(d, err);
+		r = refuse_busy(ctx, d, err);
 	} else if (!dm_name_exists(d->name)) {
-		r = wait_for_loop(d->rdo, rdo_file, rdo_autoclear);
+		r = wait_for_loop(ctx, d->rdo, rdo_file, rdo_autoclear);
 		if (!r)
-			r = wait_for_loop(d->cow, cow_file, cow_autoclear);
+			r = wait_for_loop(ctx, d->cow, cow_file, cow_autoclear);
 	}
 	free(rdo_file);
 	free(cow_file);
@@ -221,24 +223,24 @@ static bool has_lost(const struct dm_device *d)
 }
 
 /* Devices that are in use are closed when they are not any more: until then there are errors of I/O. */
-int cowloop_close_gone(bool force)
+int cowloop_close_gone(struct cowloop_ctx *ctx, bool force)
 {
 	const struct cowloop_close how = { .deferred = true, .force = force };
 	struct dm_device *devices, now;
 	int r, one;
 	size_t nr;
 
-	r = dm_check_kernel();
+	r = dm_check_kernel(ctx);
 	if (r)
 		return r;
-	r = dm_list(&devices, &nr);
-	for (size_t i = 0; i < nr && !interrupted; i++) {
+	r = dm_list(ctx, &devices, &nr);
+	for (size_t i = 0; i < nr && !is_cancelled(ctx); i++) {
 		if (!has_lost(&devices[i]))
 			continue;
 		/* Closing another one, or somebody else, may have changed it, or opened it anew. */
 		if (dm_look(devices[i].name, &now) || now.deferred_remove || !has_lost(&now))
 			continue;
-		one = close_device(&now, &how, true);
+		one = close_device(ctx, &now, &how, true);
 		if (!r)
 			r = one;
 	}
@@ -246,12 +248,12 @@ int cowloop_close_gone(bool force)
 	return r;
 }
 
-int cowloop_close(const char *name, const struct cowloop_close *how)
+int cowloop_close(struct cowloop_ctx *ctx, const char *name, const struct cowloop_close *how)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	if (!r)
-		r = dm_find(name, &d);
-	return r ? r : close_device(&d, how, false);
+		r = dm_find(ctx, name, &d);
+	return r ? r : close_device(ctx, &d, how, false);
 }

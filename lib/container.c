@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "text.h"
+
 /* Where it has its magic. */
 #define FOOTER		(-512)	/* before the end, of files only: an old disk may have an old footer */
 
@@ -83,15 +85,18 @@ static const struct kind *find_kind(const struct file *f)
 	return NULL;
 }
 
-char *container_text(const struct file *f)
+int container_text(struct cowloop_ctx *ctx, const struct file *f, char **text)
 {
 	const struct kind *k = find_kind(f);
 
+	*text = NULL;
 	if (!k)
-		return NULL;
+		return OK;
 	if (!k->qemu)
-		return xasprintf("this is %s, and not an image as it is, which %s %s%s makes of it",
-				 k->what, k->command, f->path, k->arguments);
-	return xasprintf("this is %s, and not an image as it is, which qemu-img convert -f %s -O raw %s NEW makes of it; qemu-nbd -f %s --read-only --connect=/dev/nbd0 %s makes a device",
-			 k->what, k->qemu, f->path, k->qemu, f->path);
+		*text = text_of("this is %s, and not an image as it is, which %s %s%s makes of it",
+				k->what, k->command, f->path, k->arguments);
+	else
+		*text = text_of("this is %s, and not an image as it is, which qemu-img convert -f %s -O raw %s NEW makes of it; qemu-nbd -f %s --read-only --connect=/dev/nbd0 %s makes a device",
+				k->what, k->qemu, f->path, k->qemu, f->path);
+	return *text ? OK : error_memory(ctx);
 }

@@ -9,10 +9,10 @@
 #include "file.h"
 
 /*
- * Is a file or device an image in another format than raw, or compressed? A text
- * for people, to be freed, that says what it is and what makes an image of it;
- * NULL: it is none that is known, or cannot be read.
+ * Is a file or device an image in another format than raw, or compressed? *@text for
+ * people, to be freed, says what it is and what makes an image of it; NULL: it is none
+ * that is known, or cannot be read.
  */
-char *container_text(const struct file *f);
+int container_text(struct cowloop_ctx *ctx, const struct file *f, char **text);
 
 #endif /* COWSETUP_CONTAINER_H */

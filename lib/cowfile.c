@@ -19,7 +19,7 @@
 #include <uuid/uuid.h>
 
 #include "container.h"
-#include "../cowsetup/progress.h"
+#include "size.h"
 #include "stream.h"
 #include "text.h"
 
@@ -91,12 +91,12 @@ u64 cow_full_size(const struct cow_geometry *geo)
 	return geo->doffset + geo->nr_units * geo->mapunit;
 }
 
-void cow_warn_short(const struct cow_geometry *geo, const struct file *f)
+void cow_warn_short(struct cowloop_ctx *ctx, const struct cow_geometry *geo, const struct file *f)
 {
 	const u64 room = f->size > geo->doffset ? (f->size - geo->doffset) / geo->mapunit * geo->mapunit : 0;
 
 	if (f->block && f->size < cow_full_size(geo))
-		warn("%s: has room for changes in the first %s of the device only; in the other %s writes will get ENOSPC.",
+		warn(ctx, "%s: has room for changes in the first %s of the device only; in the other %s writes will get ENOSPC.",
 		     f->path, size_text(room), size_text(geo->rdo_sectors * 512 - room));
 }
 
@@ -137,10 +137,10 @@ int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
 	va_start(ap, fmt);
 	n = vasprintf(&text, fmt, ap);
 	va_end(ap);
-	if (n < 0)
-		exit(error(NO_MEMORY, "Out of memory."));
-	faults->found(faults, id, text);
-	free(text);
+	/* Without memory for more the word says it. */
+	faults->found(faults, id, n < 0 ? id : text);
+	if (n >= 0)
+		free(text);
 
 	return WRONG;
 }
@@ -161,7 +161,7 @@ static int check_compressed(const struct cowfile *c, enum cowloop_compress compr
 		return cow_fault(faults, "compressed", "this is %s of a cowfile that is not a packed one: %s -d first", how, how);
 	word = text_word(c->file.path);
 	cow_fault(faults, "compressed", "this is %s of a packed cowfile of format %u, unpack it first: cowsetup unpack %s NEW.cow",
-		  how, le16(head.version), word);
+		  how, le16(head.version), word ? word : c->file.path);
 	free(word);
 	return WRONG;
 }
@@ -175,13 +175,12 @@ static const char *bitmap_help(const struct cowfile *c)
 static int check_magic(const struct cowfile *c, struct cow_faults *faults)
 {
 	const u32 magic = le32(c->head.magic);
-	char *contents;
+	char *contents = NULL;
 
 	if (magic == COW_MAGIC)
 		return OK;
 	/* Other contents may begin with zeroes: ext4 does. */
-	contents = file_contents(&c->file);
-	if (contents) {
+	if (!file_contents(&c->file, &contents) && contents) {
 		cow_fault(faults, "magic", "not a cowfile: found %s", contents);
 		free(contents);
 		return WRONG;
@@ -333,26 +332,27 @@ int cow_check_head(struct cowfile *c, struct cow_faults *faults)
 	return cow_fault(faults, "version", "unknown version: found %u, expected 1 or 2", version);
 }
 
-static int load_head(struct cowfile *c, struct cow_faults *faults)
+static int load_head(struct cowloop_ctx *ctx, struct cowfile *c, struct cow_faults *faults)
 {
-	int r = file_read_padded(&c->file, 0, &c->head, sizeof(c->head));
+	int r = file_read_padded(ctx, &c->file, 0, &c->head, sizeof(c->head));
 
 	return r ? r : cow_check_head(c, faults);
 }
 
-int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags,
+int cow_open_faulty(struct cowloop_ctx *ctx, struct cowfile *c, const char *path, unsigned int file_flags,
 		    struct cow_faults *faults)
 {
 	int r;
 
 	*c = (struct cowfile){ .file = FILE_CLOSED };
-	r = file_open(&c->file, path, file_flags);
-	return r ? r : load_head(c, faults);
+	r = file_open(ctx, &c->file, path, file_flags);
+	return r ? r : load_head(ctx, c, faults);
 }
 
 /* The sink of cow_open(): any fault is too much. */
 struct refusal {
 	struct cow_faults faults;
+	struct cowloop_ctx *ctx;
 	const char *path;
 	bool refused;
 };
@@ -360,55 +360,58 @@ struct refusal {
 static void refuse(struct cow_faults *faults, const char *id, const char *text)
 {
 	struct refusal *refusal = (struct refusal *)faults;
+	struct cowloop_ctx *ctx = refusal->ctx;
 
 	(void)id;
-	error(WRONG, "%s: %s.", refusal->path, text);
+	error(ctx, WRONG, "%s: %s.", refusal->path, text);
 	refusal->refused = true;
 }
 
-static int check_accepted(const struct cowfile *c, unsigned int file_flags, unsigned int accept)
+static int check_accepted(struct cowloop_ctx *ctx, const struct cowfile *c, unsigned int file_flags,
+			  unsigned int accept)
 {
 	const char *path = c->file.path;
 
 	if (c->state == COW_DIRTY && c->format == 1 && !(accept & COW_ACCEPT_DIRTY))
-		return error(WRONG, "%s: dirty: it was in use in a crash, or is in use now; see cowsetup repair.",
+		return error(ctx, WRONG, "%s: dirty: it was in use in a crash, or is in use now; see cowsetup repair.",
 			     path);
 	if (c->state == COW_PACKED && !(accept & COW_ACCEPT_PACKED))
-		return error(WRONG, "%s: packed; unpack it first (cowsetup unpack).", path);
+		return error(ctx, WRONG, "%s: packed; unpack it first (cowsetup unpack).", path);
 	if ((c->state == COW_MERGING || c->state == COW_MERGED) && !(accept & COW_ACCEPT_MERGE))
-		return error(WRONG, "%s: a merge of it was interrupted; run cowsetup merge again to complete it.",
+		return error(ctx, WRONG, "%s: a merge of it was interrupted; run cowsetup merge again to complete it.",
 			     path);
 	if (file_flags & FILE_WRITE && c->format == 2 &&
 	    le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
-		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
+		return error(ctx, WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
 			     path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
 	return OK;
 }
 
-int cow_open_file(struct cowfile *c, struct file *f, unsigned int file_flags, unsigned int accept)
+int cow_open_file(struct cowloop_ctx *ctx, struct cowfile *c, struct file *f, unsigned int file_flags,
+		  unsigned int accept)
 {
-	struct refusal refusal = { .faults.found = refuse, .path = f->path };
+	struct refusal refusal = { .faults.found = refuse, .ctx = ctx, .path = f->path };
 	int r;
 
 	*c = (struct cowfile){ .file = *f };
 	*f = FILE_CLOSED;
-	r = load_head(c, &refusal.faults);
+	r = load_head(ctx, c, &refusal.faults);
 	if (!r && refusal.refused)
 		r = WRONG;
 	if (!r)
-		r = check_accepted(c, file_flags, accept);
+		r = check_accepted(ctx, c, file_flags, accept);
 	if (r)
 		cow_close(c);
 	return r;
 }
 
-int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept)
+int cow_open(struct cowloop_ctx *ctx, struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept)
 {
 	struct file f;
-	int r = file_open(&f, path, file_flags);
+	int r = file_open(ctx, &f, path, file_flags);
 
 	*c = (struct cowfile){ .file = FILE_CLOSED };
-	return r ? r : cow_open_file(c, &f, file_flags, accept);
+	return r ? r : cow_open_file(ctx, c, &f, file_flags, accept);
 }
 
 void cow_close(struct cowfile *c)
@@ -476,14 +479,14 @@ void cow_finish_head(struct cowfile *c, enum cow_state state, u64 used)
 		c->head.csum = htole32(head_csum(&c->head));
 }
 
-int cow_write_head(struct cowfile *c, enum cow_state state, u64 used)
+int cow_write_head(struct cowloop_ctx *ctx, struct cowfile *c, enum cow_state state, u64 used)
 {
-	int r = file_sync(&c->file);
+	int r = file_sync(ctx, &c->file);
 
 	cow_finish_head(c, state, used);
 	if (!r)
-		r = file_write(&c->file, 0, &c->head, sizeof(c->head));
-	return r ? r : file_sync(&c->file);
+		r = file_write(ctx, &c->file, 0, &c->head, sizeof(c->head));
+	return r ? r : file_sync(ctx, &c->file);
 }
 
 /* ---- Bitmaps ---- */
@@ -509,7 +512,7 @@ static void judge_sector(struct cow_map *m, u64 sector, const u8 *data)
 void cow_map_start(struct cow_map *m, const struct cowfile *c)
 {
 	*m = (struct cow_map){ .c = c };
-	m->buffer = xmalloc(MAP_BUFFER_SECTORS * COW_MAP_SECTOR);
+	m->buffer = malloc(MAP_BUFFER_SECTORS * COW_MAP_SECTOR);
 }
 
 void cow_map_end(struct cow_map *m)
@@ -519,17 +522,21 @@ void cow_map_end(struct cow_map *m)
 }
 
 /* Fill the buffer from m->next on, having skipped a hole; false at the end or for an error. */
-static bool fill_buffer(struct cow_map *m)
+static bool fill_buffer(struct cowloop_ctx *ctx, struct cow_map *m)
 {
 	const struct cow_geometry *geo = &m->c->geo;
 	u64 start = geo->moffset + m->next * COW_MAP_SECTOR, data_end;
 	const u64 end = geo->moffset + m->c->nr_sectors * COW_MAP_SECTOR;
 
-	if (interrupted) {
-		m->error = error(USAGE, "%s: interrupted.", m->c->file.path);
+	if (!m->buffer) {
+		m->error = error_memory(ctx);
 		return false;
 	}
-	m->error = file_next_data(&m->c->file, &start, &data_end, end);
+	if (is_cancelled(ctx)) {
+		m->error = error(ctx, USAGE, "%s: interrupted.", m->c->file.path);
+		return false;
+	}
+	m->error = file_next_data(ctx, &m->c->file, &start, &data_end, end);
 	if (m->error || start >= end)
 		return false;
 
@@ -537,7 +544,7 @@ static bool fill_buffer(struct cow_map *m)
 	m->buffered_end = (data_end - geo->moffset + COW_MAP_SECTOR - 1) / COW_MAP_SECTOR;
 	if (m->buffered_end - m->buffered > MAP_BUFFER_SECTORS)
 		m->buffered_end = m->buffered + MAP_BUFFER_SECTORS;
-	m->error = file_read(&m->c->file, geo->moffset + m->buffered * COW_MAP_SECTOR, m->buffer,
+	m->error = file_read(ctx, &m->c->file, geo->moffset + m->buffered * COW_MAP_SECTOR, m->buffer,
 			     (m->buffered_end - m->buffered) * COW_MAP_SECTOR);
 	if (m->error)
 		return false;
@@ -545,12 +552,12 @@ static bool fill_buffer(struct cow_map *m)
 	return true;
 }
 
-bool cow_map_next(struct cow_map *m)
+bool cow_map_next(struct cowloop_ctx *ctx, struct cow_map *m)
 {
 	for (;;) {
 		if (m->next >= m->c->nr_sectors)
 			return false;
-		if (m->next >= m->buffered_end && !fill_buffer(m))
+		if (m->next >= m->buffered_end && !fill_buffer(ctx, m))
 			return false;
 		for (; m->next < m->buffered_end; m->next++) {
 			const u8 *data = m->buffer + (m->next - m->buffered) * COW_MAP_SECTOR;
@@ -575,12 +582,12 @@ void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *da
 	}
 }
 
-int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits)
+int cow_write_bits(struct cowloop_ctx *ctx, const struct cowfile *c, u64 sector, const u8 *bits)
 {
 	u8 data[COW_MAP_SECTOR];
 
 	cow_encode_bits(c, sector, bits, data);
-	return file_write(&c->file, c->geo.moffset + sector * COW_MAP_SECTOR, data, sizeof(data));
+	return file_write(ctx, &c->file, c->geo.moffset + sector * COW_MAP_SECTOR, data, sizeof(data));
 }
 
 /* ---- Runs ---- */
@@ -611,14 +618,14 @@ static u32 find_bit(const u8 *bits, u32 nr, u32 from, bool set)
 }
 
 /* Go to the next bitmap sector; damaged ones are passed by, or end the walk. */
-static bool next_sector(struct cow_runs *r)
+static bool next_sector(struct cowloop_ctx *ctx, struct cow_runs *r)
 {
 	const struct cowfile *c = r->map.c;
 	u64 first;
 	u32 nr;
 
 	for (;;) {
-		if (!cow_map_next(&r->map)) {
+		if (!cow_map_next(ctx, &r->map)) {
 			r->error = r->map.error;
 			return false;
 		}
@@ -627,7 +634,7 @@ static bool next_sector(struct cow_runs *r)
 			return true;
 		r->nr_bad++;
 		if (!r->quiet)
-			error(WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; %s.",
+			error(ctx, WRONG, "%s: bitmap sector %llu is damaged: found checksum 0x%08x, expected 0x%08x; it is not known which of units %llu to %llu are in the cowfile; %s.",
 			      c->file.path, r->map.sector, r->map.csum, r->map.expected,
 			      first, first + nr - 1, bitmap_help(c));
 		if (!r->skip_bad) {
@@ -637,7 +644,7 @@ static bool next_sector(struct cow_runs *r)
 	}
 }
 
-bool cow_runs_next(struct cow_runs *r, u64 *first, u64 *nr)
+bool cow_runs_next(struct cowloop_ctx *ctx, struct cow_runs *r, u64 *first, u64 *nr)
 {
 	const struct cowfile *c = r->map.c;
 	u64 base, found;
@@ -645,7 +652,7 @@ bool cow_runs_next(struct cow_runs *r, u64 *first, u64 *nr)
 
 	for (;;) {
 		if (!r->have_sector) {
-			if (!next_sector(r))
+			if (!next_sector(ctx, r))
 				break;
 			r->have_sector = true;
 			r->bit = 0;
@@ -676,14 +683,14 @@ bool cow_runs_next(struct cow_runs *r, u64 *first, u64 *nr)
 	return !r->error && *nr;
 }
 
-int cow_count(const struct cowfile *c, u64 *used, u64 *end)
+int cow_count(struct cowloop_ctx *ctx, const struct cowfile *c, u64 *used, u64 *end)
 {
 	struct cow_runs r;
 	u64 first, nr;
 
 	*used = *end = 0;
 	cow_runs_start(&r, c);
-	while (cow_runs_next(&r, &first, &nr)) {
+	while (cow_runs_next(ctx, &r, &first, &nr)) {
 		*used += nr;
 		*end = first + nr;
 	}
@@ -691,12 +698,12 @@ int cow_count(const struct cowfile *c, u64 *used, u64 *end)
 
 	if (!r.error && (c->state == COW_CLEAN || c->state == COW_PACKED) &&
 	    le64(c->head.cowused) != *used)
-		return error(WRONG, "%s: found cowused %llu, expected %llu, as the bitmap has; see cowsetup check.",
+		return error(ctx, WRONG, "%s: found cowused %llu, expected %llu, as the bitmap has; see cowsetup check.",
 			     c->file.path, le64(c->head.cowused), *used);
 	return r.error;
 }
 
-int cow_check_end(const struct cowfile *c, u64 end)
+int cow_check_end(struct cowloop_ctx *ctx, const struct cowfile *c, u64 end)
 {
 	u64 need;
 
@@ -705,25 +712,25 @@ int cow_check_end(const struct cowfile *c, u64 end)
 	need = c->geo.doffset + (end - 1) * c->geo.mapunit + cow_run_bytes(c, end - 1, 1);
 	if (c->file.size >= need)
 		return OK;
-	return error(WRONG, "%s: ends at %llu, but should have data up to %llu: it was cut off; see cowsetup check and cowsetup repair.",
+	return error(ctx, WRONG, "%s: ends at %llu, but should have data up to %llu: it was cut off; see cowsetup check and cowsetup repair.",
 		     c->file.path, c->file.size, need);
 }
 
 /* ---- Fingerprints ---- */
 
-int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set)
+int cow_unit_is_set(struct cowloop_ctx *ctx, const struct cowfile *c, u64 unit, bool *set)
 {
 	struct cow_map m = { .c = c };
 	u8 data[COW_MAP_SECTOR];
 	int r;
 
-	r = file_read(&c->file, c->geo.moffset + unit / c->sector_units * COW_MAP_SECTOR,
+	r = file_read(ctx, &c->file, c->geo.moffset + unit / c->sector_units * COW_MAP_SECTOR,
 		      data, sizeof(data));
 	if (r)
 		return r;
 	judge_sector(&m, unit / c->sector_units, data);
 	if (!m.good && !all_zero(data, sizeof(data)))
-		return error(WRONG, "%s: bitmap sector %llu is damaged; %s.", c->file.path, m.sector,
+		return error(ctx, WRONG, "%s: bitmap sector %llu is damaged; %s.", c->file.path, m.sector,
 			     bitmap_help(c));
 	*set = bit_is_set(data, unit % c->sector_units);
 	return OK;
@@ -737,7 +744,8 @@ u64 cow_sample_offset(u64 size, unsigned int i)
 }
 
 /* CRC-32C of samples spread over the device. */
-static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, u64 *fingerprint)
+static int fingerprint_v2(struct cowloop_ctx *ctx, const struct file *rdo, const struct cowfile *masked,
+			  u64 *fingerprint)
 {
 	const u64 size = rdo_sectors(rdo) * 512;
 	u8 sample[COW_SAMPLE_SIZE];
@@ -749,9 +757,9 @@ static int fingerprint_v2(const struct file *rdo, const struct cowfile *masked, 
 		bool set = false;
 
 		memset(sample, 0, sizeof(sample));
-		r = masked ? cow_unit_is_set(masked, at / masked->geo.mapunit, &set) : OK;
+		r = masked ? cow_unit_is_set(ctx, masked, at / masked->geo.mapunit, &set) : OK;
 		if (!r && !set)
-			r = file_read(rdo, at, sample, min_u64(size, COW_SAMPLE_SIZE));
+			r = file_read(ctx, rdo, at, sample, min_u64(size, COW_SAMPLE_SIZE));
 		if (r)
 			return r;
 		crc = crc32c(crc, sample, sizeof(sample));
@@ -768,27 +776,29 @@ struct sums {
 };
 
 /* Add the sums of the blocks from @start to @end, bytes. */
-static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sums)
+static int add_sums(struct cowloop_ctx *ctx, const struct file *rdo, u64 start, u64 end, struct sums *sums)
 {
 	u64 data_end;
 	u8 *buf;
 	int r = OK;
 
-	buf = xmalloc(FILE_CHUNK);
+	buf = malloc(FILE_CHUNK);
+	if (!buf)
+		return error_memory(ctx);
 	while (start < end && sums->found < 4 && !r) {
 		u64 length;
 
-		progress_update(start);
+		progress_update(ctx, start);
 
 		/* Holes are zeroes, which don't count. */
-		r = file_next_data(rdo, &start, &data_end, end);
+		r = file_next_data(ctx, rdo, &start, &data_end, end);
 		if (r || start >= end)
 			break;
 		start -= start % COW_V1_MAPUNIT;
 		length = min_u64(end - start, FILE_CHUNK);
-		r = file_read(rdo, start, buf, length);
-		if (!r && interrupted)
-			r = error(USAGE, "%s: interrupted.", rdo->path);
+		r = file_read(ctx, rdo, start, buf, length);
+		if (!r && is_cancelled(ctx))
+			r = error(ctx, USAGE, "%s: interrupted.", rdo->path);
 
 		for (u64 at = 0; at < length && sums->found < 4 && !r; at += COW_V1_MAPUNIT) {
 			u8 sum = 0;
@@ -808,7 +818,8 @@ static int add_sums(const struct file *rdo, u64 start, u64 end, struct sums *sum
 	return r;
 }
 
-static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, u64 *fingerprint)
+static int fingerprint_v1(struct cowloop_ctx *ctx, const struct file *rdo, const struct cowfile *masked,
+			  u64 *fingerprint)
 {
 	const u64 end = rdo->size - rdo->size % COW_V1_MAPUNIT;
 	struct sums sums = { 0 };
@@ -817,11 +828,11 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 	int r = OK;
 
 	/* Almost always it is the first few blocks, but all of a device that is all zeroes. */
-	progress_start(rdo->path, end, "of fingerprint read");
+	progress_start(ctx, rdo->path, end, "of fingerprint read");
 	if (masked) {
 		cow_runs_start(&runs, masked);
-		while (!r && sums.found < 4 && cow_runs_next(&runs, &first, &nr)) {
-			r = add_sums(rdo, at, first * COW_V1_MAPUNIT, &sums);
+		while (!r && sums.found < 4 && cow_runs_next(ctx, &runs, &first, &nr)) {
+			r = add_sums(ctx, rdo, at, first * COW_V1_MAPUNIT, &sums);
 			at = (first + nr) * COW_V1_MAPUNIT;
 		}
 		if (!r)
@@ -829,86 +840,88 @@ static int fingerprint_v1(const struct file *rdo, const struct cowfile *masked, 
 		cow_runs_end(&runs);
 	}
 	if (!r)
-		r = add_sums(rdo, at, end, &sums);
-	progress_end(false);
+		r = add_sums(ctx, rdo, at, end, &sums);
+	progress_end(ctx, false);
 	*fingerprint = sums.fingerprint;
 
 	return r;
 }
 
-int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr)
+int cow_fingerprint_blocks(struct cowloop_ctx *ctx, const struct file *rdo, u64 blocks[4], unsigned int *nr)
 {
 	const u64 end = rdo->size - rdo->size % COW_V1_MAPUNIT;
 	struct sums sums = { 0 };
 	int r;
 
-	progress_start(rdo->path, end, "of fingerprint read");
-	r = add_sums(rdo, 0, end, &sums);
-	progress_end(false);
+	progress_start(ctx, rdo->path, end, "of fingerprint read");
+	r = add_sums(ctx, rdo, 0, end, &sums);
+	progress_end(ctx, false);
 	memcpy(blocks, sums.blocks, sizeof(sums.blocks));
 	*nr = sums.found;
 	return r;
 }
 
-int cow_fingerprint(const struct file *rdo, unsigned int format, const struct cowfile *masked,
+int cow_fingerprint(struct cowloop_ctx *ctx, const struct file *rdo, unsigned int format, const struct cowfile *masked,
 		    u64 *fingerprint)
 {
-	return format == 1 ? fingerprint_v1(rdo, masked, fingerprint) :
-			     fingerprint_v2(rdo, masked, fingerprint);
+	return format == 1 ? fingerprint_v1(ctx, rdo, masked, fingerprint) :
+			     fingerprint_v2(ctx, rdo, masked, fingerprint);
 }
 
 /* ---- The read-only device ---- */
 
-static int check_rdo_size(const struct cowfile *c, const struct file *rdo)
+static int check_rdo_size(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo)
 {
 	struct cow_geometry geo;
 
 	cow_geometry_init(&geo, c->format, c->geo.mapunit, rdo_sectors(rdo));
 	if (geo.rdo_sectors != c->geo.rdo_sectors)
-		return error(WRONG, "%s: belongs to a read-only device of %llu sectors, and %s has %llu. Is it the right one?",
+		return error(ctx, WRONG, "%s: belongs to a read-only device of %llu sectors, and %s has %llu. Is it the right one?",
 			     c->file.path, c->geo.rdo_sectors, rdo->path, geo.rdo_sectors);
 	return OK;
 }
 
-static int check_fingerprint(const struct cowfile *c, const struct file *rdo)
+static int check_fingerprint(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo)
 {
 	const u64 made_for = le64(c->head.rdofingerprint);
 	u64 is;
 	int r;
 
-	r = cow_fingerprint(rdo, c->format, c->state == COW_MERGING ? c : NULL, &is);
+	r = cow_fingerprint(ctx, rdo, c->format, c->state == COW_MERGING ? c : NULL, &is);
 	if (!r && is != made_for)
-		r = error(WRONG, "%s: belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx.",
+		r = error(ctx, WRONG, "%s: belongs to another read-only device, or %s has changed: the cowfile was made for fingerprint 0x%016llx, and %s has 0x%016llx.",
 			  c->file.path, rdo->path, made_for, rdo->path, is);
 	return r;
 }
 
 /* Once a cowfile belongs to it, and may have changes, that is how it has to be used. */
-static void warn_container(const struct file *rdo)
+static int warn_container(struct cowloop_ctx *ctx, const struct file *rdo)
 {
-	char *found = container_text(rdo);
+	char *found;
+	int r = container_text(ctx, rdo, &found);
 
 	if (found)
-		warn("%s: %s.", rdo->path, found);
+		warn(ctx, "%s: %s.", rdo->path, found);
 	free(found);
+	return r;
 }
 
-int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
+int cow_open_rdo(struct cowloop_ctx *ctx, const struct cowfile *c, struct file *rdo, const char *path,
 		 unsigned int file_flags)
 {
 	int r;
 
 	*rdo = FILE_CLOSED;
 	if (file_is_at(&c->file, path))
-		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
-	r = file_open(rdo, path, file_flags);
+		return error(ctx, WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	r = file_open(ctx, rdo, path, file_flags);
 	if (!r)
-		r = check_rdo_size(c, rdo);
+		r = check_rdo_size(ctx, c, rdo);
 	if (!r)
-		r = check_fingerprint(c, rdo);
+		r = check_fingerprint(ctx, c, rdo);
+	if (!r)
+		r = warn_container(ctx, rdo);
 	if (r)
 		file_close(rdo);
-	else
-		warn_container(rdo);
 	return r;
 }

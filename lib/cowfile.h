@@ -12,7 +12,7 @@
 
 #include <endian.h>
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 #include "file.h"
 
 #include "../dm-cowloop.h"
@@ -62,7 +62,7 @@ u32 cow_sector_csum(const u8 *bits, u64 sector);
  * that are in that cowfile count as zeroes: the fingerprint of what a merge
  * leaves alone.
  */
-int cow_fingerprint(const struct file *rdo, unsigned int format, const struct cowfile *masked,
+int cow_fingerprint(struct cowloop_ctx *ctx, const struct file *rdo, unsigned int format, const struct cowfile *masked,
 		    u64 *fingerprint);
 
 /* The samples of the fingerprint of format 2. */
@@ -73,7 +73,7 @@ int cow_fingerprint(const struct file *rdo, unsigned int format, const struct co
 u64 cow_sample_offset(u64 size, unsigned int i);
 
 /* The blocks that the fingerprint of format 1 is made of: *@nr of at most four. */
-int cow_fingerprint_blocks(const struct file *rdo, u64 blocks[4], unsigned int *nr);
+int cow_fingerprint_blocks(struct cowloop_ctx *ctx, const struct file *rdo, u64 blocks[4], unsigned int *nr);
 
 /* ---- Faults ---- */
 
@@ -96,7 +96,7 @@ int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
  * Returns OK if head and geometry can be used in spite of that, with
  * @c->state set. Anything else has been told or printed.
  */
-int cow_open_faulty(struct cowfile *c, const char *path, unsigned int file_flags,
+int cow_open_faulty(struct cowloop_ctx *ctx, struct cowfile *c, const char *path, unsigned int file_flags,
 		    struct cow_faults *faults);
 
 /* Check the head in @c->head of a file that is already open. */
@@ -110,10 +110,12 @@ enum {
 };
 
 /* Open a cowfile that has to be in order; anything wrong is an error. */
-int cow_open(struct cowfile *c, const char *path, unsigned int file_flags, unsigned int accept);
+int cow_open(struct cowloop_ctx *ctx, struct cowfile *c, const char *path, unsigned int file_flags,
+	     unsigned int accept);
 
 /* The same with a file that is open already with @file_flags. It is taken over, and closed after an error. */
-int cow_open_file(struct cowfile *c, struct file *f, unsigned int file_flags, unsigned int accept);
+int cow_open_file(struct cowloop_ctx *ctx, struct cowfile *c, struct file *f, unsigned int file_flags,
+		  unsigned int accept);
 
 void cow_close(struct cowfile *c);
 
@@ -127,7 +129,7 @@ void cow_set_geometry(struct cowfile *c, const struct cow_geometry *geo);
  * Set state and count in the head and write it, in one sector, durably; what
  * was written before is durable before that.
  */
-int cow_write_head(struct cowfile *c, enum cow_state state, u64 used);
+int cow_write_head(struct cowloop_ctx *ctx, struct cowfile *c, enum cow_state state, u64 used);
 
 /* The same, but for the writing. */
 void cow_finish_head(struct cowfile *c, enum cow_state state, u64 used);
@@ -136,12 +138,12 @@ void cow_finish_head(struct cowfile *c, enum cow_state state, u64 used);
 u64 cow_full_size(const struct cow_geometry *geo);
 
 /* Warn of a device that is shorter than that: what lies beyond its end cannot be changed. */
-void cow_warn_short(const struct cow_geometry *geo, const struct file *f);
+void cow_warn_short(struct cowloop_ctx *ctx, const struct cow_geometry *geo, const struct file *f);
 
 /* ---- The read-only device ---- */
 
 /* Open a read-only device and check that it is the one the cowfile belongs to. */
-int cow_open_rdo(const struct cowfile *c, struct file *rdo, const char *path,
+int cow_open_rdo(struct cowloop_ctx *ctx, const struct cowfile *c, struct file *rdo, const char *path,
 		 unsigned int file_flags);
 
 /* The size of a device made of it: whole sectors. */
@@ -167,18 +169,18 @@ struct cow_map {
 };
 
 void cow_map_start(struct cow_map *m, const struct cowfile *c);
-bool cow_map_next(struct cow_map *m);
+bool cow_map_next(struct cowloop_ctx *ctx, struct cow_map *m);
 void cow_map_end(struct cow_map *m);
 
 /* The units of bitmap sector @sector: *@nr of them from the returned one on. */
 u64 cow_sector_units(const struct cowfile *c, u64 sector, u32 *nr);
 
 /* Is a unit in the cowfile? */
-int cow_unit_is_set(const struct cowfile *c, u64 unit, bool *set);
+int cow_unit_is_set(struct cowloop_ctx *ctx, const struct cowfile *c, u64 unit, bool *set);
 
 /* Make a bitmap sector as it is on disk, checksum and all; or write it, too. */
 void cow_encode_bits(const struct cowfile *c, u64 sector, const u8 *bits, u8 *data);
-int cow_write_bits(const struct cowfile *c, u64 sector, const u8 *bits);
+int cow_write_bits(struct cowloop_ctx *ctx, const struct cowfile *c, u64 sector, const u8 *bits);
 
 /* A walk over the runs of units in the cowfile, in ascending order. */
 struct cow_runs {
@@ -193,7 +195,7 @@ struct cow_runs {
 };
 
 void cow_runs_start(struct cow_runs *r, const struct cowfile *c);
-bool cow_runs_next(struct cow_runs *r, u64 *first, u64 *nr);
+bool cow_runs_next(struct cowloop_ctx *ctx, struct cow_runs *r, u64 *first, u64 *nr);
 void cow_runs_end(struct cow_runs *r);
 
 /*
@@ -201,10 +203,10 @@ void cow_runs_end(struct cow_runs *r);
  * last of them. A damaged bitmap sector is an error, and so is a count in a
  * clean head that is another one.
  */
-int cow_count(const struct cowfile *c, u64 *used, u64 *end);
+int cow_count(struct cowloop_ctx *ctx, const struct cowfile *c, u64 *used, u64 *end);
 
 /* Is the file long enough for units up to @end, as cow_count() has it? */
-int cow_check_end(const struct cowfile *c, u64 end);
+int cow_check_end(struct cowloop_ctx *ctx, const struct cowfile *c, u64 end);
 
 /* Bytes of a run on the device: the last unit may be a partial one. */
 static inline u64 cow_run_bytes(const struct cowfile *c, u64 first, u64 nr)

@@ -7,7 +7,7 @@
 #ifndef COWSETUP_DM_H
 #define COWSETUP_DM_H
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 #include <sys/types.h>
 
@@ -91,34 +91,34 @@ bool dm_has_option(const struct dm_device *d, const char *word);
 /* ---- dm.c ---- */
 
 /* Why the command can't work at all: not root, no device-mapper, no module. */
-int dm_check_kernel(void);
+int dm_check_kernel(struct cowloop_ctx *ctx);
 
 /* The version of the target, a text to be freed; NULL if it isn't loaded, and it stays so. */
-char *dm_loaded_version(void);
+char *dm_loaded_version(struct cowloop_ctx *ctx);
 
 /* A name that device-mapper takes? Prints why not. */
-int dm_check_name(const char *name);
+int dm_check_name(struct cowloop_ctx *ctx, const char *name);
 
 bool dm_name_exists(const char *name);
 
 /* Refuse a name that a device has, and say what is to be done about it. */
-int dm_refuse_name(const char *name);
+int dm_refuse_name(struct cowloop_ctx *ctx, const char *name);
 
 /* A cowloop device by its name, or /dev/mapper/ and its name. */
-int dm_find(const char *name, struct dm_device *d);
+int dm_find(struct cowloop_ctx *ctx, const char *name, struct dm_device *d);
 
 /* The same, without a word when there is none; -1 then. */
 int dm_look(const char *name, struct dm_device *d);
 
 /* All of them, in an array to be freed. */
-int dm_list(struct dm_device **devices, size_t *nr);
+int dm_list(struct cowloop_ctx *ctx, struct dm_device **devices, size_t *nr);
 
 /* Can a block device, or one that it is made of, run out of space for what is written? */
 bool dm_is_thin(dev_t dev);
 
 /*
  * The part of a table line behind "cowloop"; @options is a list of words or
- * empty. To be freed.
+ * empty. To be freed; NULL: no memory.
  */
 char *dm_params(dev_t rdo, dev_t cow, const char *options);
 
@@ -128,30 +128,31 @@ char *dm_params(dev_t rdo, dev_t cow, const char *options);
  * the caller, who knows what may be the matter: an errno is returned, or 0.
  * *@dev is its number, for dm_log_last(), even if it is gone.
  */
-int dm_create(const char *name, const char *uuid, u64 sectors, const char *params, bool read_only,
+int dm_create(struct cowloop_ctx *ctx, const char *name, const char *uuid, u64 sectors, const char *params,
+	      bool read_only,
 	      dev_t *dev, bool *left);
 
 /* Give a device another table, and switch over to it; likewise. */
-int dm_replace(const struct dm_device *d, const char *params, bool read_only);
+int dm_replace(struct cowloop_ctx *ctx, const struct dm_device *d, const char *params, bool read_only);
 
 /* Remove a device. Returns 0 or an errno. */
-int dm_remove(const struct dm_device *d, bool deferred);
+int dm_remove(struct cowloop_ctx *ctx, const struct dm_device *d, bool deferred);
 
 /* Send a message to a device. Returns 0 or an errno. */
 int dm_message(const struct dm_device *d, const char *message);
 
 /* Open something that becomes readable with the next event of any dm device. */
-int dm_open_events(void);
+int dm_open_events(struct cowloop_ctx *ctx);
 
 /* The library's first error since dm_error_mark(), in its own words. */
-void dm_error_mark(void);
-const char *dm_error_first(void);
+void dm_error_mark(struct cowloop_ctx *ctx);
+const char *dm_error_first(struct cowloop_ctx *ctx);
 
 /*
  * The last line of the kernel's log about a cowloop device since dm_log_mark(): a
  * text to be freed, or NULL.
  */
-void dm_log_mark(void);
-char *dm_log_last(dev_t dev);
+void dm_log_mark(struct cowloop_ctx *ctx);
+char *dm_log_last(struct cowloop_ctx *ctx, dev_t dev);
 
 #endif /* COWSETUP_DM_H */

@@ -31,6 +31,8 @@
 #include "holders.h"
 #include "mountinfo.h"
 #include "owner.h"
+#include "size.h"
+#include "text.h"
 
 /* ---- Opening ---- */
 
@@ -75,22 +77,22 @@ static bool is_unchangeable(const char *path)
 	       st.stx_attributes & (STATX_ATTR_IMMUTABLE | STATX_ATTR_APPEND);
 }
 
-int error_open(const char *path, const char *what)
+int error_open(struct cowloop_ctx *ctx, const char *path, const char *what)
 {
 	const int err = errno;
 
 	if (!*path)
-		return error(USAGE, "The name of a file or device is empty.");
+		return error(ctx, USAGE, "The name of a file or device is empty.");
 	if (err == ENOTBLK)
-		return error(WRONG, "%s: neither a file nor a block device.", path);
+		return error(ctx, WRONG, "%s: neither a file nor a block device.", path);
 	if (err == EPERM && is_unchangeable(path))
-		return error(DENIED, "%s: cannot be written: it has the attribute immutable or append-only (lsattr shows it; chattr -ia takes it away).",
+		return error(ctx, DENIED, "%s: cannot be written: it has the attribute immutable or append-only (lsattr shows it; chattr -ia takes it away).",
 			     path);
 	errno = err;
-	return error_errno("%s%s%s", path, *what ? ": " : "", what);
+	return error_errno(ctx, "%s%s%s", path, *what ? ": " : "", what);
 }
 
-int file_from_fd(struct file *f, int fd, const char *path)
+int file_from_fd(struct cowloop_ctx *ctx, struct file *f, int fd, const char *path)
 {
 	struct stat st;
 	__u64 bytes;
@@ -99,35 +101,35 @@ int file_from_fd(struct file *f, int fd, const char *path)
 	f->path = path;
 	f->writable = (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY;
 	if (fstat(fd, &st))
-		return error_errno("%s: cannot be examined", path);
+		return error_errno(ctx, "%s: cannot be examined", path);
 	f->block = S_ISBLK(st.st_mode);
 	if (S_ISREG(st.st_mode)) {
 		f->size = st.st_size;
 		return OK;
 	}
 	if (!f->block)
-		return error(WRONG, "%s: neither a file nor a block device.", path);
+		return error(ctx, WRONG, "%s: neither a file nor a block device.", path);
 	if (ioctl(fd, BLKGETSIZE64, &bytes))
-		return error_errno("%s: the size of the device cannot be read", path);
+		return error_errno(ctx, "%s: the size of the device cannot be read", path);
 	f->size = bytes;
 	return OK;
 }
 
 /* For a file that can't be opened for itself alone, or locked: say who has it. */
-static int refuse_used(struct file *f, const char *path)
+static int refuse_used(struct cowloop_ctx *ctx, struct file *f, const char *path)
 {
 	struct holders h = HOLDERS_NONE;
 	struct file probe = FILE_CLOSED;
 	char *user;
 	int fd = open_checked(path, O_RDONLY | O_NONBLOCK, false);
 
-	if (fd >= 0 && !file_from_fd(&probe, fd, path)) {
+	if (fd >= 0 && !file_from_fd(ctx, &probe, fd, path)) {
 		holders_find(&h, &probe, HOLDERS_USES | HOLDERS_LOCKED);
 		if (!h.nr)
 			holders_find(&h, &probe, HOLDERS_OPEN);
 	}
 	user = holders_text(&h, true);
-	error(BUSY, "%s: in use: %s.", path, user ? user : "another program has it open");
+	error(ctx, BUSY, "%s: in use: %s.", path, user ? user : "another program has it open");
 	free(user);
 	holders_free(&h);
 	file_close(&probe);
@@ -136,28 +138,28 @@ static int refuse_used(struct file *f, const char *path)
 }
 
 /* Take the lock that @flags ask for, without waiting. */
-static int lock(struct file *f, unsigned int flags)
+static int lock(struct cowloop_ctx *ctx, struct file *f, unsigned int flags)
 {
 	char *user = NULL;
 	int r = OK;
 
 	if (flags & FILE_EXCLUSIVE) {
 		/* A loop device does not keep others from the device it is made of, either. */
-		user = file_used_by(f);
+		r = file_used_by(ctx, f, &user);
 		if (user)
-			r = refuse_used(f, f->path);
-		else if (!f->block && flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
-			r = errno == EWOULDBLOCK ? refuse_used(f, f->path) :
-						   error_errno("%s: cannot be locked", f->path);
+			r = refuse_used(ctx, f, f->path);
+		else if (!r && !f->block && flock(f->fd, (flags & FILE_WRITE ? LOCK_EX : LOCK_SH) | LOCK_NB))
+			r = errno == EWOULDBLOCK ? refuse_used(ctx, f, f->path) :
+						   error_errno(ctx, "%s: cannot be locked", f->path);
 		free(user);
 	} else if (flags & FILE_SHARED && !f->block && flock(f->fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK) {
 		/* An image may be on a filesystem that has no locks, and be good for all that. */
-		r = refuse_used(f, f->path);
+		r = refuse_used(ctx, f, f->path);
 	}
 	return r;
 }
 
-static int open_once(struct file *f, const char *path, unsigned int flags)
+static int open_once(struct cowloop_ctx *ctx, struct file *f, const char *path, unsigned int flags)
 {
 	int mode = (flags & FILE_WRITE ? O_RDWR : O_RDONLY) | O_NONBLOCK;
 	int r;
@@ -166,31 +168,31 @@ static int open_once(struct file *f, const char *path, unsigned int flags)
 		mode |= O_EXCL;
 	f->fd = open_checked(path, mode, false);
 	if (f->fd < 0)
-		return errno == EBUSY ? refuse_used(f, path) :
-					error_open(path, errno == ENOENT || errno == EACCES ? "" : "cannot be opened");
-	r = file_from_fd(f, f->fd, path);
+		return errno == EBUSY ? refuse_used(ctx, f, path) :
+					error_open(ctx, path, errno == ENOENT || errno == EACCES ? "" : "cannot be opened");
+	r = file_from_fd(ctx, f, f->fd, path);
 	if (!r && flags & FILE_OURS)
-		r = owner_refuse(f);
+		r = owner_refuse(ctx, f);
 	if (!r)
-		r = lock(f, flags);
+		r = lock(ctx, f, flags);
 	if (r)
 		file_close(f);
 	return r;
 }
 
-int file_open(struct file *f, const char *path, unsigned int flags)
+int file_open(struct cowloop_ctx *ctx, struct file *f, const char *path, unsigned int flags)
 {
 	int r = BUSY;
 
 	/* The last owner of the lock may have put another file in the place of the one that is locked now. */
 	for (int i = 0; i < 10; i++) {
 		*f = FILE_CLOSED;
-		r = open_once(f, path, flags);
+		r = open_once(ctx, f, path, flags);
 		if (r || !(flags & (FILE_EXCLUSIVE | FILE_SHARED)) || file_is_at(f, path))
 			return r;
 		file_close(f);
 	}
-	return error(BUSY, "%s: in use: it is replaced by another file all the time.", path);
+	return error(ctx, BUSY, "%s: in use: it is replaced by another file all the time.", path);
 }
 
 void file_close(struct file *f)
@@ -223,14 +225,14 @@ bool file_is_at(const struct file *f, const char *path)
 /* ---- Reading and writing ---- */
 
 /* Up to @length bytes, fewer at the end only; negative with errno set. */
-static ssize_t read_some(int fd, u64 offset, void *buf, size_t length)
+static ssize_t read_some(struct cowloop_ctx *ctx, int fd, u64 offset, void *buf, size_t length)
 {
 	size_t done = 0;
 	ssize_t n;
 
 	while (done < length) {
 		n = pread(fd, (char *)buf + done, length - done, offset + done);
-		if (n < 0 && errno == EINTR && !interrupted)
+		if (n < 0 && errno == EINTR && !is_cancelled(ctx))
 			continue;
 		if (n < 0)
 			return -1;
@@ -241,70 +243,70 @@ static ssize_t read_some(int fd, u64 offset, void *buf, size_t length)
 	return done;
 }
 
-int file_read_padded(const struct file *f, u64 offset, void *buf, size_t length)
+int file_read_padded(struct cowloop_ctx *ctx, const struct file *f, u64 offset, void *buf, size_t length)
 {
-	const ssize_t n = read_some(f->fd, offset, buf, length);
+	const ssize_t n = read_some(ctx, f->fd, offset, buf, length);
 
 	if (n < 0)
-		return error_errno("%s: reading %zu bytes at %llu", f->path, length, offset);
+		return error_errno(ctx, "%s: reading %zu bytes at %llu", f->path, length, offset);
 	memset((char *)buf + n, 0, length - n);
 	return OK;
 }
 
-int file_read(const struct file *f, u64 offset, void *buf, size_t length)
+int file_read(struct cowloop_ctx *ctx, const struct file *f, u64 offset, void *buf, size_t length)
 {
-	const ssize_t n = read_some(f->fd, offset, buf, length);
+	const ssize_t n = read_some(ctx, f->fd, offset, buf, length);
 
 	if (n < 0)
-		return error_errno("%s: reading %zu bytes at %llu", f->path, length, offset);
+		return error_errno(ctx, "%s: reading %zu bytes at %llu", f->path, length, offset);
 	if ((size_t)n < length)
-		return error(WRONG, "%s: ends at %llu, where %zu bytes more were expected.",
+		return error(ctx, WRONG, "%s: ends at %llu, where %zu bytes more were expected.",
 			     f->path, offset + n, length - n);
 	return OK;
 }
 
-int file_write(const struct file *f, u64 offset, const void *buf, size_t length)
+int file_write(struct cowloop_ctx *ctx, const struct file *f, u64 offset, const void *buf, size_t length)
 {
 	size_t done = 0;
 	ssize_t n;
 
 	while (done < length) {
 		n = pwrite(f->fd, (const char *)buf + done, length - done, offset + done);
-		if (n < 0 && errno == EINTR && !interrupted)
+		if (n < 0 && errno == EINTR && !is_cancelled(ctx))
 			continue;
 		if (n < 0)
-			return error_errno("%s: writing %zu bytes at %llu", f->path,
+			return error_errno(ctx, "%s: writing %zu bytes at %llu", f->path,
 					   length - done, offset + done);
 		done += n;
 	}
 	return OK;
 }
 
-int file_sync(const struct file *f)
+int file_sync(struct cowloop_ctx *ctx, const struct file *f)
 {
 	if (fsync(f->fd))
-		return error_errno("%s: cannot be written to stable storage", f->path);
+		return error_errno(ctx, "%s: cannot be written to stable storage", f->path);
 	return OK;
 }
 
-int file_resize(struct file *f, u64 size)
+int file_resize(struct cowloop_ctx *ctx, struct file *f, u64 size)
 {
 	struct rlimit max;
 
 	if (ftruncate(f->fd, size)) {
 		if (errno == EFBIG && !getrlimit(RLIMIT_FSIZE, &max) && size > max.rlim_cur)
-			return error(WRONG, "%s: cannot be made %s long: files of at most %s are allowed here (ulimit -f).",
+			return error(ctx, WRONG, "%s: cannot be made %s long: files of at most %s are allowed here (ulimit -f).",
 				     f->path, size_text(size), size_text(max.rlim_cur));
 		if (errno == EFBIG)
-			return error(WRONG, "%s: the filesystem cannot have a file of %s, sparse or not; another filesystem or a device can.",
+			return error(ctx, WRONG, "%s: the filesystem cannot have a file of %s, sparse or not; another filesystem or a device can.",
 				     f->path, size_text(size));
-		return error_errno("%s: cannot be made %s long", f->path, size_text(size));
+		return error_errno(ctx, "%s: cannot be made %s long", f->path, size_text(size));
 	}
 	f->size = size;
 	return OK;
 }
 
-static int write_zeroes(const struct file *f, u64 offset, u64 length)
+static int write_zeroes(struct cowloop_ctx *ctx, const struct file *f, u64 offset, u64 length)
 {
 	static const char zeroes[65536];
 	u64 done;
@@ -313,12 +315,12 @@ static int write_zeroes(const struct file *f, u64 offset, u64 length)
 	for (done = 0; done < length && !r; done += sizeof(zeroes)) {
 		const u64 left = length - done;
 
-		r = file_write(f, offset + done, zeroes, min_u64(left, sizeof(zeroes)));
+		r = file_write(ctx, f, offset + done, zeroes, min_u64(left, sizeof(zeroes)));
 	}
 	return r;
 }
 
-int file_zero(const struct file *f, u64 offset, u64 length)
+int file_zero(struct cowloop_ctx *ctx, const struct file *f, u64 offset, u64 length)
 {
 	__u64 range[2];
 
@@ -336,7 +338,7 @@ int file_zero(const struct file *f, u64 offset, u64 length)
 	} else if (!fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)) {
 		return OK;
 	}
-	return write_zeroes(f, offset, length);
+	return write_zeroes(ctx, f, offset, length);
 }
 
 bool file_can_punch(const struct file *f)
@@ -346,7 +348,7 @@ bool file_can_punch(const struct file *f)
 	       !fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, f->size, 4096);
 }
 
-int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end)
+int file_next_data(struct cowloop_ctx *ctx, const struct file *f, u64 *start, u64 *data_end, u64 end)
 {
 	off_t data, hole;
 
@@ -359,7 +361,7 @@ int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end)
 		return OK;
 	}
 	if (data < 0 && errno != EINVAL)
-		return error_errno("%s: looking for data at %llu", f->path, *start);
+		return error_errno(ctx, "%s: looking for data at %llu", f->path, *start);
 	if (data < 0)
 		return OK;	/* this filesystem doesn't know */
 	if ((u64)data >= end) {
@@ -383,25 +385,30 @@ bool all_zero(const void *data, size_t length)
 
 /* ---- What is in it ---- */
 
-char *file_contents(const struct file *f)
+int file_contents(const struct file *f, char **found)
 {
 	blkid_probe pr = blkid_new_probe();
 	const char *type = NULL;
-	char *found = NULL;
+	bool any = true;
 
+	*found = NULL;
 	if (!pr)
-		exit(error(NO_MEMORY, "Out of memory."));
+		return NO_MEMORY;
 	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
 		blkid_probe_enable_superblocks(pr, 1);
 		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_TYPE);
 		blkid_probe_enable_partitions(pr, 1);
 		if (blkid_do_safeprobe(pr) == -2)
-			found = xasprintf("several filesystems or partition tables at once");
+			*found = strdup("several filesystems or partition tables at once");
 		else if (!blkid_probe_lookup_value(pr, "TYPE", &type, NULL))
-			found = xasprintf("a filesystem or the like (%s)", type);
+			*found = text_of("a filesystem or the like (%s)", type);
 		else if (!blkid_probe_lookup_value(pr, "PTTYPE", &type, NULL))
-			found = xasprintf("a partition table (%s)", type);
+			*found = text_of("a partition table (%s)", type);
+		else
+			any = false;
+	} else {
+		any = false;
 	}
 	blkid_free_probe(pr);
-	return found;
+	return any && !*found ? NO_MEMORY : OK;
 }

@@ -6,7 +6,7 @@
 #ifndef COWSETUP_FILE_H
 #define COWSETUP_FILE_H
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -41,13 +41,13 @@ enum {
 int open_checked(const char *path, int flags, bool pipes);
 
 /* Say why open_checked() has failed, and, if that is not empty, what; returns the exit code for errno. */
-int error_open(const char *path, const char *what);
+int error_open(struct cowloop_ctx *ctx, const char *path, const char *what);
 
 /* Open what is there already; @path must stay. */
-int file_open(struct file *f, const char *path, unsigned int flags);
+int file_open(struct cowloop_ctx *ctx, struct file *f, const char *path, unsigned int flags);
 
 /* Take over a descriptor of a regular file or a block device. */
-int file_from_fd(struct file *f, int fd, const char *path);
+int file_from_fd(struct cowloop_ctx *ctx, struct file *f, int fd, const char *path);
 
 /* Without a word about errors, since nothing is lost that was not synced. */
 void file_close(struct file *f);
@@ -56,23 +56,23 @@ void file_close(struct file *f);
 void file_try_share(const struct file *f);
 
 /* Read or write all of @length bytes; a file that ends before that is an error. */
-int file_read(const struct file *f, u64 offset, void *buf, size_t length);
-int file_write(const struct file *f, u64 offset, const void *buf, size_t length);
+int file_read(struct cowloop_ctx *ctx, const struct file *f, u64 offset, void *buf, size_t length);
+int file_write(struct cowloop_ctx *ctx, const struct file *f, u64 offset, const void *buf, size_t length);
 
 /* The same, but beyond the end there are zeroes. */
-int file_read_padded(const struct file *f, u64 offset, void *buf, size_t length);
+int file_read_padded(struct cowloop_ctx *ctx, const struct file *f, u64 offset, void *buf, size_t length);
 
 /* Everything that was written is on stable storage when it returns. */
-int file_sync(const struct file *f);
+int file_sync(struct cowloop_ctx *ctx, const struct file *f);
 
 /* Make a regular file so long. */
-int file_resize(struct file *f, u64 size);
+int file_resize(struct cowloop_ctx *ctx, struct file *f, u64 size);
 
 /*
  * Make zeroes of a part, giving back the space where that can be done. Beyond
  * the end of the file nothing is done.
  */
-int file_zero(const struct file *f, u64 offset, u64 length);
+int file_zero(struct cowloop_ctx *ctx, const struct file *f, u64 offset, u64 length);
 
 /* Does file_zero() give back space here? Else it fills holes. Never on a device. */
 bool file_can_punch(const struct file *f);
@@ -82,7 +82,7 @@ bool file_can_punch(const struct file *f);
  * are set to it, or both to @end if the rest is a hole. On block devices, and
  * where holes are not known, everything is data.
  */
-int file_next_data(const struct file *f, u64 *start, u64 *data_end, u64 end);
+int file_next_data(struct cowloop_ctx *ctx, const struct file *f, u64 *start, u64 *data_end, u64 end);
 
 /* The same file or device, by whatever paths and links? */
 bool file_same_path(const char *a, const char *b);
@@ -96,7 +96,10 @@ static inline bool stat_same(const struct stat *a, const struct stat *b)
 
 bool all_zero(const void *data, size_t length);
 
-/* The contents, as libblkid sees them: "a filesystem or the like (ext4)", to be freed; NULL: nothing. */
-char *file_contents(const struct file *f);
+/*
+ * The contents, as libblkid sees them: "a filesystem or the like (ext4)", to be freed;
+ * NULL: nothing. NO_MEMORY is told by nobody but the caller.
+ */
+int file_contents(const struct file *f, char **found);
 
 #endif /* COWSETUP_FILE_H */

@@ -88,25 +88,25 @@ static bool waits_for_space(const struct dm_device *d)
 }
 
 /* An errno, 0, or ENOSPC for what would have to wait for space. */
-static int wait_for_child(const struct dm_device *d, pid_t child)
+static int wait_for_child(struct cowloop_ctx *ctx, const struct dm_device *d, pid_t child)
 {
 	const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
 	int status;
 
 	for (unsigned int n = 1; !waitpid(child, &status, WNOHANG); n++) {
-		if (interrupted || (n % 50 == 0 && waits_for_space(d))) {
+		if (is_cancelled(ctx) || (n % 50 == 0 && waits_for_space(d))) {
 			kill(child, SIGKILL);
-			return interrupted ? EINTR : ENOSPC;
+			return is_cancelled(ctx) ? EINTR : ENOSPC;
 		}
 		if (n == 500)
-			warn("%s: waiting until what is on it has written all that it holds in memory; ^C ends that, and leaves everything as it is.",
+			warn(ctx, "%s: waiting until what is on it has written all that it holds in memory; ^C ends that, and leaves everything as it is.",
 			     d->name);
 		nanosleep(&pause, NULL);
 	}
 	return WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
 }
 
-static int flush_above(const struct dm_device *d)
+static int flush_above(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
 	pid_t child;
 
@@ -121,28 +121,28 @@ static int flush_above(const struct dm_device *d)
 		signal(SIGHUP, SIG_DFL);
 		_exit(flush_all(d->dev, 0));
 	}
-	return wait_for_child(d, child);
+	return wait_for_child(ctx, d, child);
 }
 
-int flush_device(const struct dm_device *d, const char *what, bool force)
+int flush_device(struct cowloop_ctx *ctx, const struct dm_device *d, const char *what, bool force)
 {
-	int err = flush_above(d), r;
+	int err = flush_above(ctx, d), r;
 	char *advice;
 
 	if (err == EINTR)
-		return error(USAGE, "%s: interrupted; everything is as it was.", d->name);
+		return error(ctx, USAGE, "%s: interrupted; everything is as it was.", d->name);
 	if (!err)
 		err = dm_message(d, "sync");
 	if (!err)
 		return OK;
 	if (force) {
-		warn("%s: not everything could be written (%s): what was written since the last sync that succeeded may be lost.",
+		warn(ctx, "%s: not everything could be written (%s): what was written since the last sync that succeeded may be lost.",
 		     d->name, strerror(err));
 		return OK;
 	}
 	advice = err == ENOSPC ? advice_no_space(d->name) : NULL;
 	errno = err;
-	r = error_errno("%s: not everything can be written, and what was written since the last sync that succeeded would be lost%s%s; %s --force does it all the same. Everything is as it was",
+	r = error_errno(ctx, "%s: not everything can be written, and what was written since the last sync that succeeded would be lost%s%s; %s --force does it all the same. Everything is as it was",
 			d->name, advice ? ": " : "", advice ? advice : "", what);
 	free(advice);
 	return r;

@@ -15,6 +15,6 @@
  * Data that cannot be written would be lost by @what, "readonly": refuses then,
  * with the device as it was; with @force there is a warning instead.
  */
-int flush_device(const struct dm_device *d, const char *what, bool force);
+int flush_device(struct cowloop_ctx *ctx, const struct dm_device *d, const char *what, bool force);
 
 #endif /* COWSETUP_FLUSH_H */

@@ -30,7 +30,7 @@
 #include <linux/fs.h>
 #include <linux/magic.h>
 
-#include "../cowsetup/progress.h"
+#include "size.h"
 
 /* The step that shows what the filesystem does, and those after it. */
 #define FIRST_STEP	(1024 * 1024)
@@ -52,7 +52,7 @@ static bool is_solid(const struct file *f)
 }
 
 /* Is there room for @more bytes, as far as the filesystem knows? */
-static int check_room(const struct file *f, u64 more)
+static int check_room(struct cowloop_ctx *ctx, const struct file *f, u64 more)
 {
 	struct statfs fs;
 	u64 room;
@@ -62,28 +62,28 @@ static int check_room(const struct file *f, u64 more)
 	room = (u64)fs.f_bavail * fs.f_bsize;
 	if (room >= more)
 		return OK;
-	return error(WRONG, "%s: there are no sparse files on its filesystem, so that it takes %s more at once: %s are free. A filesystem with sparse files or a device takes what is changed only.",
+	return error(ctx, WRONG, "%s: there are no sparse files on its filesystem, so that it takes %s more at once: %s are free. A filesystem with sparse files or a device takes what is changed only.",
 		     f->path, size_text(more), size_text(room));
 }
 
-static int grow_in_steps(struct file *f, u64 size)
+static int grow_in_steps(struct cowloop_ctx *ctx, struct file *f, u64 size)
 {
 	const u64 start = f->size;
-	int r = check_room(f, size - start);
+	int r = check_room(ctx, f, size - start);
 
 	if (r)
 		return r;
-	warn("%s: there are no sparse files on its filesystem: it takes all of its %s at once, which are written now.",
+	warn(ctx, "%s: there are no sparse files on its filesystem: it takes all of its %s at once, which are written now.",
 	     f->path, size_text(size));
-	progress_start(f->path, size - start, "written");
+	progress_start(ctx, f->path, size - start, "written");
 	while (!r && f->size < size) {
-		r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
-				  file_resize(f, f->size + min_u64(size - f->size, STEP));
+		r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", f->path) :
+					file_resize(ctx, f, f->size + min_u64(size - f->size, STEP));
 		if (!r)
-			r = file_sync(f);
-		progress_update(f->size - start);
+			r = file_sync(ctx, f);
+		progress_update(ctx, f->size - start);
 	}
-	progress_end(!r);
+	progress_end(ctx, !r);
 	return r;
 }
 
@@ -93,22 +93,22 @@ static bool is_too_long(const struct file *f, u64 size)
 	return fallocate(f->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, size - 1, 1) && errno == EFBIG;
 }
 
-int grow_file(struct file *f, u64 size)
+int grow_file(struct cowloop_ctx *ctx, struct file *f, u64 size)
 {
 	const u64 old_size = f->size, taken = space_taken(f);
 	u64 first;
 	int r;
 
 	if (size <= old_size || is_too_long(f, size))
-		return file_resize(f, size);
+		return file_resize(ctx, f, size);
 	first = min_u64(size - old_size, FIRST_STEP);
-	r = file_resize(f, old_size + first);
+	r = file_resize(ctx, f, old_size + first);
 	if (!r && space_taken(f) >= taken + first / 2)
-		r = grow_in_steps(f, size);
+		r = grow_in_steps(ctx, f, size);
 	else if (!r)
-		r = file_resize(f, size);
-	if (r && f->size != old_size && file_resize(f, old_size))
-		warn("%s: could not be made as short as it was.", f->path);
+		r = file_resize(ctx, f, size);
+	if (r && f->size != old_size && file_resize(ctx, f, old_size))
+		warn(ctx, "%s: could not be made as short as it was.", f->path);
 	return r;
 }
 
@@ -131,70 +131,70 @@ static int set_nocow(const struct file *f)
 	return ioctl(f->fd, FS_IOC_SETFLAGS, &flags);
 }
 
-static void refuse_copies(const struct file *f)
+static void refuse_copies(struct cowloop_ctx *ctx, const struct file *f)
 {
 	struct statfs fs;
 
 	if (fstatfs(f->fd, &fs) || fs.f_type != BTRFS_SUPER_MAGIC || !set_nocow(f))
 		return;
-	warn("%s: copy-on-write cannot be turned off for it (chattr +C): %s. When the filesystem is full, what has been changed cannot be changed again.",
+	warn(ctx, "%s: copy-on-write cannot be turned off for it (chattr +C): %s. When the filesystem is full, what has been changed cannot be changed again.",
 	     f->path, strerror(errno));
 }
 
 /* ---- New cowfiles ---- */
 
-int zero_in_steps(const struct file *f, u64 offset, u64 length)
+int zero_in_steps(struct cowloop_ctx *ctx, const struct file *f, u64 offset, u64 length)
 {
 	/* Where zeroes have to be written, they take their time. */
 	const u64 step = (f->block || file_can_punch(f) ? 256 : 16) * 1024 * 1024;
 	u64 at;
 	int r = OK;
 
-	progress_start(f->path, length, "zeroed");
+	progress_start(ctx, f->path, length, "zeroed");
 	for (at = 0; at < length && !r; at += step) {
-		r = file_zero(f, offset + at, min_u64(length - at, step));
-		if (!r && interrupted)
-			r = error(USAGE, "%s: interrupted.", f->path);
-		progress_update(at + step);
+		r = file_zero(ctx, f, offset + at, min_u64(length - at, step));
+		if (!r && is_cancelled(ctx))
+			r = error(ctx, USAGE, "%s: interrupted.", f->path);
+		progress_update(ctx, at + step);
 	}
-	progress_end(!r);
+	progress_end(ctx, !r);
 	return r;
 }
 
 /* All of its space is taken: each of its bytes is written once. */
-static int blank_solid(struct file *f, u64 size)
+static int blank_solid(struct cowloop_ctx *ctx, struct file *f, u64 size)
 {
 	const u64 old_size = f->size;
-	int r = grow_file(f, size);
+	int r = grow_file(ctx, f, size);
 
-	return r ? r : zero_in_steps(f, 0, min_u64(old_size, size));
+	return r ? r : zero_in_steps(ctx, f, 0, min_u64(old_size, size));
 }
 
-int grow_blank(struct file *f, u64 size)
+int grow_blank(struct cowloop_ctx *ctx, struct file *f, u64 size)
 {
 	int r = OK;
 
 	if (f->size && !file_can_punch(f) && is_solid(f))
-		return blank_solid(f, size);
+		return blank_solid(ctx, f, size);
 	if (f->size && f->size < size)
-		r = grow_file(f, size);
+		r = grow_file(ctx, f, size);
 	if (!r && f->size)
-		r = file_resize(f, 0);
+		r = file_resize(ctx, f, 0);
 	if (r)
 		return r;
-	refuse_copies(f);
-	return grow_file(f, size);
+	refuse_copies(ctx, f);
+	return grow_file(ctx, f, size);
 }
 
-int grow_undo(struct file *f, u64 size, u64 used)
+int grow_undo(struct cowloop_ctx *ctx, struct file *f, u64 size, u64 used)
 {
 	int r;
 
 	/* The length is there still, and may have taken long. */
 	if (f->size >= size && !file_can_punch(f) && is_solid(f)) {
-		r = file_resize(f, size);
-		return r ? r : file_zero(f, 0, used);
+		r = file_resize(ctx, f, size);
+		return r ? r : file_zero(ctx, f, 0, used);
 	}
-	r = file_resize(f, 0);
-	return r ? r : file_resize(f, size);
+	r = file_resize(ctx, f, 0);
+	return r ? r : file_resize(ctx, f, size);
 }

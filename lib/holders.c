@@ -32,17 +32,22 @@
 #include "loopfile.h"
 #include "mountinfo.h"
 #include "sysfs.h"
+#include "text.h"
 
 #define MAX_DEPTH	8	/* of devices above devices that are looked at */
 #define MAX_TEXTS	3	/* of holders that are named in a message */
 
-/* Add one; takes over the texts. */
+/* Add one; takes over the texts. @text NULL: there was no memory for it. */
 static void add(struct holders *h, dev_t dev, bool writes, char *text, char *end)
 {
-	struct holder *grown = realloc(h->list, (h->nr + 1) * sizeof(*grown));
+	struct holder *grown = text ? realloc(h->list, (h->nr + 1) * sizeof(*grown)) : NULL;
 
-	if (!grown)
-		exit(error(NO_MEMORY, "Out of memory."));
+	if (!grown) {
+		h->no_memory = true;
+		free(text);
+		free(end);
+		return;
+	}
 	h->list = grown;
 	h->list[h->nr++] = (struct holder){ .dev = dev, .writes = writes, .text = text, .end = end };
 }
@@ -80,48 +85,40 @@ void holders_drop(struct holders *h, dev_t dev)
 
 char *holders_text(const struct holders *h, bool how)
 {
-	char *text = NULL, *more;
+	struct text t = { 0 };
 
 	for (size_t i = 0; i < h->nr && i < MAX_TEXTS; i++) {
 		const struct holder *one = &h->list[i];
 
-		more = xasprintf("%s%s%s%s%s%s", text ? text : "", text ? "; " : "", one->text,
-				 how && !i && one->end ? " (to end that: " : "",
-				 how && !i && one->end ? one->end : "", how && !i && one->end ? ")" : "");
-		free(text);
-		text = more;
+		text_add(&t, "%s%s", i ? "; " : "", one->text);
+		if (how && !i && one->end)
+			text_add(&t, " (to end that: %s)", one->end);
 	}
-	if (h->nr > MAX_TEXTS) {
-		more = xasprintf("%s; and %zu more", text, h->nr - MAX_TEXTS);
-		free(text);
-		text = more;
-	}
-	return text;
+	if (h->nr > MAX_TEXTS)
+		text_add(&t, "; and %zu more", h->nr - MAX_TEXTS);
+	return text_take(&t);
 }
 
 /* "123 (vim)", with whose it is if it is another user's; to be freed. */
 static char *process_name(const char *pid)
 {
-	char *path = xasprintf("/proc/%s/comm", pid), comm[64] = "", *name;
-	FILE *f = fopen(path, "re");
+	char path[300], comm[64] = "";
 	const struct passwd *user;
 	struct stat st;
+	FILE *f;
 
+	snprintf(path, sizeof(path), "/proc/%s/comm", pid);
+	f = fopen(path, "re");
 	if (!f || fscanf(f, "%63[^\n]", comm) != 1)
 		snprintf(comm, sizeof(comm), "?");
 	if (f)
 		fclose(f);
-	free(path);
-	path = xasprintf("/proc/%s", pid);
-	if (stat(path, &st) || st.st_uid == geteuid()) {
-		name = xasprintf("%s (%s)", pid, comm);
-	} else {
-		user = getpwuid(st.st_uid);
-		name = user ? xasprintf("%s (%s, user %s)", pid, comm, user->pw_name) :
-			      xasprintf("%s (%s, user %u)", pid, comm, st.st_uid);
-	}
-	free(path);
-	return name;
+	snprintf(path, sizeof(path), "/proc/%s", pid);
+	if (stat(path, &st) || st.st_uid == geteuid())
+		return text_of("%s (%s)", pid, comm);
+	user = getpwuid(st.st_uid);
+	return user ? text_of("%s (%s, user %s)", pid, comm, user->pw_name) :
+		      text_of("%s (%s, user %u)", pid, comm, st.st_uid);
 }
 
 /* ---- Directories ---- */
@@ -168,19 +165,17 @@ static dev_t read_dev(const char *path)
 static dev_t next_dev(DIR *dir, const char *at, const char *mark)
 {
 	struct dirent *entry;
-	char *path;
+	char path[600];
 	dev_t dev = 0;
 
 	while (dir && !dev && (entry = readdir(dir))) {
 		if (entry->d_name[0] == '.')
 			continue;
-		path = xasprintf("%s/%s/%s", at, entry->d_name, mark);
+		snprintf(path, sizeof(path), "%s/%s/%s", at, entry->d_name, mark);
 		if (!access(path, F_OK)) {
-			free(path);
-			path = xasprintf("%s/%s/dev", at, entry->d_name);
+			snprintf(path, sizeof(path), "%s/%s/dev", at, entry->d_name);
 			dev = read_dev(path);
 		}
-		free(path);
 	}
 	return dev;
 }
@@ -210,7 +205,7 @@ static char *device_name(dev_t dev)
 {
 	char *name = dev_attribute(dev, "dm/name"), *path;
 
-	path = name ? xasprintf("%s/%s", DM_NODES, name) : dev_path(dev);
+	path = name ? text_of("%s/%s", DM_NODES, name) : dev_path(dev);
 	free(name);
 	return path;
 }
@@ -218,8 +213,10 @@ static char *device_name(dev_t dev)
 /* The volume group of a volume, by its device's name: a single hyphen ends it, two of them are one of its own. */
 static char *volume_group(const char *name)
 {
-	char *group = xasprintf("%s", name), *to = group;
+	char *group = strdup(name), *to = group;
 
+	if (!group)
+		return NULL;
 	for (; *name && !(name[0] == '-' && name[1] != '-'); name++) {
 		*to++ = *name;
 		name += name[0] == '-';
@@ -235,13 +232,13 @@ static char *end_device(dev_t dev)
 	char *array = dev_attribute(dev, "md/level"), *path = dev_path(dev), *end = NULL, *group;
 
 	if (array) {
-		end = xasprintf("mdadm --stop %s", path);
+		end = path ? text_of("mdadm --stop %s", path) : NULL;
 	} else if (name && uuid && !strncmp(uuid, "LVM-", 4)) {
 		group = volume_group(name);
-		end = xasprintf("vgchange --activate n %s", group);
+		end = group ? text_of("vgchange --activate n %s", group) : NULL;
 		free(group);
 	} else if (name && uuid) {
-		end = xasprintf("%s %s", !strncmp(uuid, "CRYPT-", 6) ? "cryptsetup close" :
+		end = text_of("%s %s", !strncmp(uuid, "CRYPT-", 6) ? "cryptsetup close" :
 				!strncmp(uuid, "COWLOOP-", 8) ? "cowsetup close" :
 				!strncmp(uuid, "mpath-", 6) ? "multipath -f" : "dmsetup remove", name);
 	}
@@ -259,51 +256,52 @@ static void find_uses(struct holders *h, dev_t dev, unsigned int depth);
 /*
  * Add a device that is made of another one, with what it is used for itself,
  * which has to end first. @text is "part of /dev/mapper/x"; @idle is what to say
- * where it is not used. Takes over @text and @end.
+ * where it is not used. Takes over @text and @end; @text NULL: there was no memory for it.
  */
 static void add_device(struct holders *h, dev_t dev, bool writes, char *text, const char *idle, char *end,
 		       unsigned int depth)
 {
 	struct holders above = HOLDERS_NONE;
 	const struct holder *first;
-	char *own_text = text, *own_end = end;
+	char *whole = NULL, *commands = NULL;
 
 	if (depth < MAX_DEPTH)
 		find_uses(&above, dev, depth + 1);
 	first = above.list;
-	text = xasprintf("%s%s", own_text, first ? "" : idle);
-	if (first) {
-		free(text);
-		text = xasprintf("%s, %s", own_text, first->text);
-	}
+	if (text)
+		whole = first ? text_of("%s, %s", text, first->text) : text_of("%s%s", text, idle);
 	if (first && first->end) {
-		end = own_end ? xasprintf("%s && %s", first->end, own_end) : xasprintf("%s", first->end);
-		free(own_end);
+		commands = text_of("%s%s%s", first->end, end ? " && " : "", end ? end : "");
+		free(end);
+		end = commands;
 	}
-	free(own_text);
+	h->no_memory |= above.no_memory;
+	free(text);
 	holders_free(&above);
-	add(h, dev, writes, text, end);
+	add(h, dev, writes, whole, end);
 }
 
 /* The devices that sysfs has as holders: those of device-mapper, md, bcache. */
 static void find_above(struct holders *h, dev_t dev, const char *subject, unsigned int depth)
 {
-	char *at = xasprintf("/sys/dev/block/%u:%u/holders", major(dev), minor(dev)), *path;
-	DIR *dir = opendir(at);
+	char at[64], *path;
 	dev_t above;
+	DIR *dir;
 
+	snprintf(at, sizeof(at), "/sys/dev/block/%u:%u/holders", major(dev), minor(dev));
+	dir = opendir(at);
 	while ((above = next_dev(dir, at, "dev"))) {
 		path = device_name(above);
 		add_device(h, above, !is_read_only(above) && !only_reads(above, dev),
-			   xasprintf("%spart of %s", subject, path), ", which is active", end_device(above), depth);
+			   path ? text_of("%spart of %s", subject, path) : NULL, ", which is active",
+			   end_device(above), depth);
 		free(path);
 	}
 	if (dir)
 		closedir(dir);
-	free(at);
 }
 
-/* Of namespaces, by their inodes; adds @ino, and says whether it was there. */
+/* Of namespaces, by their inodes; adds @ino, and says whether it was there. One that could not be added comes again. */
 static bool was_seen(ino_t **seen, size_t *nr, ino_t ino)
 {
 	ino_t *grown;
@@ -313,7 +311,7 @@ static bool was_seen(ino_t **seen, size_t *nr, ino_t ino)
 			return true;
 	grown = realloc(*seen, (*nr + 1) * sizeof(ino));
 	if (!grown)
-		exit(error(NO_MEMORY, "Out of memory."));
+		return false;
 	*seen = grown;
 	grown[(*nr)++] = ino;
 	return false;
@@ -324,77 +322,86 @@ static int next_namespace(DIR *proc, ino_t **seen, size_t *nr)
 {
 	const char *name;
 	struct stat st;
-	int pid = 0, found;
-	char *path;
+	char path[300];
+	int pid = 0;
 
 	while (!pid && (name = next_number(proc))) {
-		path = xasprintf("/proc/%s/ns/mnt", name);
-		found = stat(path, &st);
-		free(path);
-		if (!found && !was_seen(seen, nr, st.st_ino))
+		snprintf(path, sizeof(path), "/proc/%s/ns/mnt", name);
+		if (!stat(path, &st) && !was_seen(seen, nr, st.st_ino))
 			pid = atoi(name);
 	}
 	return pid;
 }
 
 /* Where a device is mounted in another mount namespace, as a container's, and by which process that is known. */
-static char *mount_elsewhere(dev_t dev, bool *writable, int *pid)
+static int mount_elsewhere(dev_t dev, char **point, bool *writable, int *pid)
 {
 	DIR *proc = opendir("/proc");
 	ino_t *seen = NULL;
-	char *point = NULL, *path;
+	char path[64];
 	struct stat st;
 	size_t nr = 0;
+	int err = 0;
 
+	*point = NULL;
 	if (!stat("/proc/self/ns/mnt", &st))
 		was_seen(&seen, &nr, st.st_ino);
-	while (!point && (*pid = next_namespace(proc, &seen, &nr))) {
-		path = xasprintf("/proc/%d/mountinfo", *pid);
-		point = device_mount(path, dev, writable);
-		free(path);
+	while (!err && !*point && (*pid = next_namespace(proc, &seen, &nr))) {
+		snprintf(path, sizeof(path), "/proc/%d/mountinfo", *pid);
+		err = device_mount(path, dev, point, writable);
 	}
 	free(seen);
 	if (proc)
 		closedir(proc);
-	return point;
+	return err;
+}
+
+/* Where a device is mounted, here or elsewhere: by which process that is known, 0: here. 0 or ENOMEM. */
+static int find_point(dev_t dev, char **point, bool *writable, int *pid)
+{
+	int err = device_mount(MOUNTINFO, dev, point, writable);
+
+	*pid = 0;
+	return err || *point ? err : mount_elsewhere(dev, point, writable, pid);
 }
 
 static char *mount_text(const char *point, int pid)
 {
-	char *number = xasprintf("%d", pid), *name, *text;
+	char number[16], *name, *text;
 
-	name = pid ? process_name(number) : NULL;
-	text = pid ? xasprintf("%s in the mount namespace of process %s", point, name) : xasprintf("%s", point);
+	if (!pid)
+		return strdup(point);
+	snprintf(number, sizeof(number), "%d", pid);
+	name = process_name(number);
+	text = name ? text_of("%s in the mount namespace of process %s", point, name) : NULL;
 	free(name);
-	free(number);
 	return text;
 }
 
 char *device_mount_anywhere(dev_t dev, bool *writable)
 {
-	char *point = device_mount(MOUNTINFO, dev, writable), *text;
-	int pid = 0;
+	char *point = NULL, *text = NULL;
+	int pid;
 
-	if (!point)
-		point = mount_elsewhere(dev, writable, &pid);
-	text = point ? mount_text(point, pid) : NULL;
+	if (!find_point(dev, &point, writable, &pid) && point)
+		text = mount_text(point, pid);
 	free(point);
 	return text;
 }
 
 static void find_mount(struct holders *h, dev_t dev, const char *subject)
 {
+	char *point = NULL, *text, *end;
 	bool writable;
-	char *point = device_mount(MOUNTINFO, dev, &writable), *text, *end;
-	int pid = 0;
+	int pid;
 
-	if (!point)
-		point = mount_elsewhere(dev, &writable, &pid);
+	if (find_point(dev, &point, &writable, &pid))
+		h->no_memory = true;
 	if (!point)
 		return;
 	text = mount_text(point, pid);
-	end = pid ? xasprintf("nsenter --target %d --mount umount %s", pid, point) : xasprintf("umount %s", point);
-	add(h, 0, writable, xasprintf("%smounted on %s", subject, text), end);
+	end = pid ? text_of("nsenter --target %d --mount umount %s", pid, point) : text_of("umount %s", point);
+	add(h, 0, writable, text ? text_of("%smounted on %s", subject, text) : NULL, end);
 	free(text);
 	free(point);
 }
@@ -408,7 +415,7 @@ static void find_swap(struct holders *h, const struct stat *wanted, const char *
 
 	while (f && getline(&line, &room, f) > 0)
 		if (sscanf(line, "%4095s", path) == 1 && path[0] == '/' && !stat(path, &st) && stat_same(&st, wanted))
-			add(h, 0, true, xasprintf("%sused as swap", subject), xasprintf("swapoff %s", path));
+			add(h, 0, true, text_of("%sused as swap", subject), text_of("swapoff %s", path));
 	free(line);
 	if (f)
 		fclose(f);
@@ -431,20 +438,24 @@ static void find_own_uses(struct holders *h, dev_t dev, const char *subject, uns
 
 static void find_partition_uses(struct holders *h, dev_t dev, unsigned int depth)
 {
-	char *at = xasprintf("/sys/dev/block/%u:%u", major(dev), minor(dev)), *path, *subject;
-	DIR *dir = opendir(at);
+	char at[64], *path, *subject;
 	dev_t partition;
+	DIR *dir;
 
+	snprintf(at, sizeof(at), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+	dir = opendir(at);
 	while ((partition = next_dev(dir, at, "partition"))) {
 		path = dev_path(partition);
-		subject = xasprintf("%s partition %s is ", depth ? "whose" : "its", path);
-		find_own_uses(h, partition, subject, depth);
+		subject = path ? text_of("%s partition %s is ", depth ? "whose" : "its", path) : NULL;
+		if (subject)
+			find_own_uses(h, partition, subject, depth);
+		else
+			h->no_memory = true;
 		free(subject);
 		free(path);
 	}
 	if (dir)
 		closedir(dir);
-	free(at);
 }
 
 /* At depth 0 the texts speak of the device, further up they go on from "part of /dev/mapper/x, ". */
@@ -457,8 +468,11 @@ static void find_uses(struct holders *h, dev_t dev, unsigned int depth)
 	find_partition_uses(h, dev, depth);
 	if (disk) {
 		path = dev_path(disk);
-		subject = xasprintf("its disk %s is ", path);
-		find_own_uses(h, disk, subject, depth);
+		subject = path ? text_of("its disk %s is ", path) : NULL;
+		if (subject)
+			find_own_uses(h, disk, subject, depth);
+		else
+			h->no_memory = true;
 		free(subject);
 		free(path);
 	}
@@ -490,8 +504,8 @@ static void find_loops(struct holders *h, const struct stat *st)
 			path = dev_path(dev);
 			autoclear = dev_attribute(dev, "loop/autoclear");
 			by_itself = autoclear && !strcmp(autoclear, "1");
-			add_device(h, dev, !is_read_only(dev), xasprintf("attached to %s", path), "",
-				   by_itself ? NULL : xasprintf("losetup --detach %s", path), 0);
+			add_device(h, dev, !is_read_only(dev), path ? text_of("attached to %s", path) : NULL, "",
+				   by_itself || !path ? NULL : text_of("losetup --detach %s", path), 0);
 			free(autoclear);
 			free(path);
 		}
@@ -515,15 +529,18 @@ struct open_file {
  */
 static bool read_fdinfo(int proc, const char *fd, const struct stat *wanted, struct open_file *o)
 {
-	char *path = xasprintf("fdinfo/%s", fd), *line = NULL;
-	int info = openat(proc, path, O_RDONLY | O_CLOEXEC);
-	FILE *f = info >= 0 ? fdopen(info, "r") : NULL;
+	char path[300], *line = NULL;
 	unsigned long long ino;
-	bool may_be = f;
-	size_t room = 0;
 	unsigned int flags;
+	size_t room = 0;
+	bool may_be;
+	FILE *f;
+	int info;
 
-	free(path);
+	snprintf(path, sizeof(path), "fdinfo/%s", fd);
+	info = openat(proc, path, O_RDONLY | O_CLOEXEC);
+	f = info >= 0 ? fdopen(info, "r") : NULL;
+	may_be = f;
 	while (f && getline(&line, &room, f) > 0) {
 		if (sscanf(line, "flags: %o", &flags) == 1)
 			o->writes = (flags & O_ACCMODE) != O_RDONLY && !(flags & O_PATH);
@@ -558,14 +575,14 @@ static bool process_has(int proc, const struct stat *wanted, struct open_file *a
 	DIR *dir = open_dir(proc, "fd");
 	const char *fd;
 	bool found = false;
+	char path[300];
 	struct stat st;
-	char *path;
 
 	*all = (struct open_file){ 0 };
 	while ((fd = next_number(dir))) {
 		struct open_file one = { 0 };
 
-		path = xasprintf("fd/%s", fd);
+		snprintf(path, sizeof(path), "fd/%s", fd);
 		if ((!S_ISBLK(wanted->st_mode) || may_be_node(proc, path)) &&
 		    read_fdinfo(proc, fd, wanted, &one) &&
 		    !fstatat(proc, path, &st, 0) && stat_same(&st, wanted)) {
@@ -573,7 +590,6 @@ static bool process_has(int proc, const struct stat *wanted, struct open_file *a
 			all->writes |= one.writes;
 			all->locked |= one.locked;
 		}
-		free(path);
 	}
 	if (dir)
 		closedir(dir);
@@ -584,8 +600,8 @@ static void add_process(struct holders *h, const char *pid, const struct open_fi
 {
 	char *name = process_name(pid);
 
-	add(h, 0, o->writes, xasprintf("process %s has %s %s", name, called, o->locked ? "locked" :
-				       o->writes ? "open for writing" : "open"), NULL);
+	add(h, 0, o->writes, name ? text_of("process %s has %s %s", name, called, o->locked ? "locked" :
+					    o->writes ? "open for writing" : "open") : NULL, NULL);
 	free(name);
 }
 
@@ -632,34 +648,37 @@ static void find_locks(struct holders *h, const struct stat *wanted)
 		fclose(f);
 }
 
+/* Of a device that has the same contents, or a part of them: @what it is, "its disk". */
+static void find_other_processes(struct holders *h, dev_t other, const char *what)
+{
+	const struct stat st = block_stat(other);
+	char *path = dev_path(other), *called = path ? text_of("%s %s", what, path) : NULL;
+
+	if (called)
+		find_processes(h, &st, called, false);
+	else
+		h->no_memory = true;
+	free(called);
+	free(path);
+}
+
 /* A device, and what shares its contents: its partitions, or the disk that it is one of. */
 static void find_device_processes(struct holders *h, dev_t dev)
 {
-	char *at = xasprintf("/sys/dev/block/%u:%u", major(dev), minor(dev)), *path, *called;
-	struct stat st = block_stat(dev);
-	DIR *dir = opendir(at);
+	const struct stat st = block_stat(dev);
 	dev_t other = dev_disk(dev);
+	char at[64];
+	DIR *dir;
 
 	find_processes(h, &st, "it", false);
-	if (other) {
-		path = dev_path(other);
-		called = xasprintf("its disk %s", path);
-		st = block_stat(other);
-		find_processes(h, &st, called, false);
-		free(called);
-		free(path);
-	}
-	while ((other = next_dev(dir, at, "partition"))) {
-		path = dev_path(other);
-		called = xasprintf("its partition %s", path);
-		st = block_stat(other);
-		find_processes(h, &st, called, false);
-		free(called);
-		free(path);
-	}
+	if (other)
+		find_other_processes(h, other, "its disk");
+	snprintf(at, sizeof(at), "/sys/dev/block/%u:%u", major(dev), minor(dev));
+	dir = opendir(at);
+	while ((other = next_dev(dir, at, "partition")))
+		find_other_processes(h, other, "its partition");
 	if (dir)
 		closedir(dir);
-	free(at);
 }
 
 /* ---- All of it ---- */
@@ -697,15 +716,25 @@ void holders_find_device(struct holders *h, dev_t dev, unsigned int what)
 	find(h, &st, what);
 }
 
-char *file_used_by(const struct file *f)
+bool holders_are_unknown(const struct holders *h, const char *text)
+{
+	return h->no_memory || (h->nr && !text);
+}
+
+int file_used_by(struct cowloop_ctx *ctx, const struct file *f, char **user)
 {
 	struct holders h = HOLDERS_NONE;
-	char *text;
+	int r = OK;
 
 	holders_find(&h, f, HOLDERS_USES);
-	text = holders_text(&h, false);
+	*user = holders_text(&h, false);
+	if (holders_are_unknown(&h, *user)) {
+		free(*user);
+		*user = NULL;
+		r = error_memory(ctx);
+	}
 	holders_free(&h);
-	return text;
+	return r;
 }
 
 /* ---- Writers ---- */
@@ -744,7 +773,7 @@ static void find_behind(struct holders *h, dev_t loop, unsigned int depth)
 		find_behind(h, st.st_rdev, depth + 1);
 }
 
-int refuse_writers(const struct file *rdo, bool force)
+int refuse_writers(struct cowloop_ctx *ctx, const struct file *rdo, bool force)
 {
 	struct holders h = HOLDERS_NONE;
 	struct stat st;
@@ -752,19 +781,21 @@ int refuse_writers(const struct file *rdo, bool force)
 	int r = OK;
 
 	if (fstat(rdo->fd, &st))
-		return error_errno("%s: cannot be examined", rdo->path);
+		return error_errno(ctx, "%s: cannot be examined", rdo->path);
 	find(&h, &st, HOLDERS_USES | HOLDERS_OPEN);
 	if (rdo->block && dev_is_loop(st.st_rdev))
 		find_behind(&h, st.st_rdev, 0);
 	keep(&h, 0);
 	if (!h.nr && !rdo->block && !rdo->writable && is_open_for_writing(rdo->fd))
-		add(&h, 0, true, xasprintf("open for writing by a program that cannot be seen from here"), NULL);
+		add(&h, 0, true, text_of("open for writing by a program that cannot be seen from here"), NULL);
 	text = holders_text(&h, true);
-	if (text && force)
-		warn("%s: may be written by others: %s. Once it has changed, its cowfiles cannot be used any more.",
+	if (holders_are_unknown(&h, text))
+		r = error_memory(ctx);
+	else if (text && force)
+		warn(ctx, "%s: may be written by others: %s. Once it has changed, its cowfiles cannot be used any more.",
 		     rdo->path, text);
 	else if (text)
-		r = error(BUSY, "%s: in use by what may write it: %s. Once it has changed, its cowfiles cannot be used any more; --force takes it all the same.",
+		r = error(ctx, BUSY, "%s: in use by what may write it: %s. Once it has changed, its cowfiles cannot be used any more; --force takes it all the same.",
 			  rdo->path, text);
 	free(text);
 	holders_free(&h);

@@ -18,6 +18,7 @@ struct holder {
 struct holders {
 	struct holder *list;
 	size_t nr;
+	bool no_memory;		/* there may be others */
 };
 
 #define HOLDERS_NONE	((struct holders){ 0 })
@@ -44,24 +45,27 @@ void holders_free(struct holders *h);
 void holders_drop(struct holders *h, dev_t dev);
 
 /*
- * The holders in words, to be freed; NULL: there are none. With @how, the
- * commands that end the first one's use as well.
+ * The holders in words, to be freed; NULL: there are none, or no memory. With @how,
+ * the commands that end the first one's use as well.
  */
 char *holders_text(const struct holders *h, bool how);
 
+/* With the text for them: was there no memory to know whether there are any? */
+bool holders_are_unknown(const struct holders *h, const char *text);
+
 /*
  * Where a block device is mounted, in any mount namespace, in words; for writing
- * if it is so anywhere in that. To be freed; NULL: it is not.
+ * if it is so anywhere in that. To be freed; NULL: it is not, or there is no memory.
  */
 char *device_mount_anywhere(dev_t dev, bool *writable);
 
-/* The uses of a file or a device, not who merely has it open, in words, to be freed; NULL: none. */
-char *file_used_by(const struct file *f);
+/* The uses of a file or a device, not who merely has it open: *@user in words, to be freed; NULL: none. */
+int file_used_by(struct cowloop_ctx *ctx, const struct file *f, char **user);
 
 /*
  * For what must not change, a read-only device: refuse it when anybody may
  * write it, and say who. With @force there is a warning instead.
  */
-int refuse_writers(const struct file *rdo, bool force);
+int refuse_writers(struct cowloop_ctx *ctx, const struct file *rdo, bool force);
 
 #endif /* COWSETUP_HOLDERS_H */

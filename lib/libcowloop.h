@@ -23,6 +23,50 @@ enum cowloop_code {
 	COWLOOP_BUSY = 5,	/* exists already, or is in use */
 };
 
+/* ---- The context ---- */
+
+enum cowloop_level {
+	COWLOOP_LOG_ERROR,	/* why a function has failed */
+	COWLOOP_LOG_WARNING,
+	COWLOOP_LOG_RESULT,	/* what it has come to, "mine.cow: merged: ..." */
+	COWLOOP_LOG_VERBOSE,	/* what is done */
+};
+
+enum cowloop_stage {
+	COWLOOP_STARTED,
+	COWLOOP_GOING,
+	COWLOOP_FINISHED,
+	COWLOOP_GIVEN_UP,
+};
+
+/* How far a piece of work has got; a function may have several. */
+struct cowloop_progress {
+	const char *path;	/* of the file or device */
+	const char *done_word;	/* the bytes were "written", "read"... */
+	__u64 done, total;
+	enum cowloop_stage stage;
+};
+
+/*
+ * What a function calls while it works, in the thread of its caller; each may be NULL.
+ * @data is that of the context. Texts are one line, without a newline; names in them may
+ * be anything, control characters included. They are gone when the callback returns.
+ */
+struct cowloop_callbacks {
+	void (*log)(void *data, enum cowloop_level level, const char *text);
+	void (*progress)(void *data, const struct cowloop_progress *p);
+	/* To be ended? Asked now and then; the function gives up as soon as it can then. */
+	bool (*cancelled)(void *data);
+	/* May it do what cannot be undone? NULL: it may. */
+	bool (*confirm)(void *data, const char *question);
+};
+
+struct cowloop_ctx;
+
+/* A context, of which one thread at a time makes use; NULL: there is no memory. */
+struct cowloop_ctx *cowloop_ctx_new(const struct cowloop_callbacks *call, void *data);
+void cowloop_ctx_free(struct cowloop_ctx *ctx);
+
 enum cowloop_compress {
 	COWLOOP_COMPRESS_NONE,
 	COWLOOP_COMPRESS_GZIP,
@@ -107,47 +151,50 @@ struct cowloop_check {
  * Read all of a cowfile, and its read-only device too unless @rdo is NULL; change
  * nothing. COWLOOP_OK: it could be read to the end, faults or not.
  */
-int cowloop_check(const char *cow, const char *rdo, const struct cowloop_findings *to, struct cowloop_check *result);
+int cowloop_check(struct cowloop_ctx *ctx, const char *cow, const char *rdo, const struct cowloop_findings *to,
+		  struct cowloop_check *result);
 
 /* Pack a cowfile into the file @to, "-": stdout. */
-int cowloop_pack(const char *cow, const char *to, const struct cowloop_pack *how);
+int cowloop_pack(struct cowloop_ctx *ctx, const char *cow, const char *to, const struct cowloop_pack *how);
 
 /* Make a cowfile of a packed one; @from "-": stdin. */
-int cowloop_unpack(const char *from, const char *cow, const struct cowloop_unpack *how);
+int cowloop_unpack(struct cowloop_ctx *ctx, const char *from, const char *cow, const struct cowloop_unpack *how);
 
 /* Write all that is in a cowfile into its read-only device, and empty the cowfile. */
-int cowloop_merge(const char *rdo, const char *cow);
+int cowloop_merge(struct cowloop_ctx *ctx, const char *rdo, const char *cow);
 
 /* Make a cowfile of format 2 of one of format 1; @new NULL: in its place. */
-int cowloop_upgrade(const char *cow, const char *rdo, const char *new_path, const struct cowloop_new *how);
+int cowloop_upgrade(struct cowloop_ctx *ctx, const char *cow, const char *rdo, const char *new_path,
+		    const struct cowloop_new *how);
 
 /* Mend a cowfile, and tell what was done. COWLOOP_WRONG: something is left. */
-int cowloop_repair(const char *cow, const struct cowloop_repair *how);
+int cowloop_repair(struct cowloop_ctx *ctx, const char *cow, const struct cowloop_repair *how);
 
 /* ---- Devices ---- */
 
 /*
  * Make a writable device of a read-only one and a cowfile. @name NULL: one that
- * follows from @cow. *@device is its path, to be freed.
+ * follows from @cow. *@device is its path, to be freed; NULL: there is no memory for it.
  */
-int cowloop_open(const char *rdo, const char *cow, const char *name, const struct cowloop_open *how, char **device);
+int cowloop_open(struct cowloop_ctx *ctx, const char *rdo, const char *cow, const char *name,
+		 const struct cowloop_open *how, char **device);
 
 /* Remove a device, with all that was written to it made durable. */
-int cowloop_close(const char *name, const struct cowloop_close *how);
+int cowloop_close(struct cowloop_ctx *ctx, const char *name, const struct cowloop_close *how);
 
 /* The same for all devices of which a part has gone, as soon as nobody uses them. */
-int cowloop_close_gone(bool force);
+int cowloop_close_gone(struct cowloop_ctx *ctx, bool force);
 
 /* Have a device make durable what was written to it. */
-int cowloop_sync(const char *name);
+int cowloop_sync(struct cowloop_ctx *ctx, const char *name);
 
 /* Have a device take no more writes, so that what holds the cowfile can be remounted read-only. */
-int cowloop_readonly(const char *name, bool force);
+int cowloop_readonly(struct cowloop_ctx *ctx, const char *name, bool force);
 
 /* Have a device let go of its cowfile, so that what holds it can be unmounted. */
-int cowloop_detach(const char *name, bool force);
+int cowloop_detach(struct cowloop_ctx *ctx, const char *name, bool force);
 
 /* Have dmeventd warn when a device gets full, or no more. */
-int cowloop_monitor(const char *name, bool on);
+int cowloop_monitor(struct cowloop_ctx *ctx, const char *name, bool on);
 
 #endif /* LIBCOWLOOP_H */

@@ -98,15 +98,14 @@ static int try_attach(struct loop *l, int control, const struct file *f, bool di
 {
 	struct loop_config config = { .fd = f->fd, .block_size = LOOP_BLOCK };
 	struct stat st;
-	char *path;
+	char path[32];
 	int nr;
 
 	nr = ioctl(control, LOOP_CTL_GET_FREE);
 	if (nr < 0)
 		return -1;
-	path = xasprintf("/dev/loop%d", nr);
+	snprintf(path, sizeof(path), "/dev/loop%d", nr);
 	l->fd = open(path, (f->writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-	free(path);
 	if (l->fd < 0)
 		return -1;
 
@@ -125,18 +124,18 @@ static int try_attach(struct loop *l, int control, const struct file *f, bool di
 }
 
 /* Say why a file cannot be attached. It is there; what may be missing is the loop device's node. */
-static int explain(int control, const struct file *f)
+static int explain(struct cowloop_ctx *ctx, int control, const struct file *f)
 {
 	const int err = errno, nr = err == ENOENT ? ioctl(control, LOOP_CTL_GET_FREE) : -1;
 
 	if (nr >= 0)
-		return error(WRONG, "%s: needs a loop device, and the kernel has %d for it, but the node /dev/loop%d is missing: udev makes such nodes, or mknod /dev/loop%d b %d %d; a container has those that it was given.",
+		return error(ctx, WRONG, "%s: needs a loop device, and the kernel has %d for it, but the node /dev/loop%d is missing: udev makes such nodes, or mknod /dev/loop%d b %d %d; a container has those that it was given.",
 			     f->path, nr, nr, nr, LOOP_MAJOR, nr);
 	errno = err;
-	return error_errno("%s: cannot be attached to a loop device", f->path);
+	return error_errno(ctx, "%s: cannot be attached to a loop device", f->path);
 }
 
-int loop_attach(struct loop *l, const struct file *f)
+int loop_attach(struct cowloop_ctx *ctx, struct loop *l, const struct file *f)
 {
 	const struct timespec pause = { .tv_nsec = 10 * 1000 * 1000 };
 	const bool direct = can_read_direct(f);
@@ -145,20 +144,20 @@ int loop_attach(struct loop *l, const struct file *f)
 	*l = LOOP_CLOSED;
 	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (control < 0)
-		return error_errno("%s: needs a loop device, and /dev/loop-control cannot be opened (modprobe loop?)",
+		return error_errno(ctx, "%s: needs a loop device, and /dev/loop-control cannot be opened (modprobe loop?)",
 				   f->path);
 	/* Others look for a free one, too: whoever comes second has to look again. */
-	for (int i = 0; i < 200 && r && !interrupted; i++) {
+	for (int i = 0; i < 200 && r && !is_cancelled(ctx); i++) {
 		r = try_attach(l, control, f, direct);
 		if (r && errno != EBUSY && errno != ENXIO && errno != ENOENT && errno != EINTR)
 			break;
 		if (r)
 			nanosleep(&pause, NULL);
 	}
-	if (r && interrupted)
+	if (r && is_cancelled(ctx))
 		errno = EINTR;
 	if (r)
-		r = explain(control, f);
+		r = explain(ctx, control, f);
 	close(control);
 
 	return r;

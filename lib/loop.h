@@ -25,7 +25,7 @@ struct loop {
  * has it open any more. It is read-only if the file was opened so, and has blocks
  * of LOOP_BLOCK bytes, whatever the file is on; which may be a block device, too.
  */
-int loop_attach(struct loop *l, const struct file *f);
+int loop_attach(struct cowloop_ctx *ctx, struct loop *l, const struct file *f);
 
 /* Unless somebody else has it open by now, it is gone afterwards. */
 void loop_close(struct loop *l);

@@ -6,7 +6,7 @@
 #ifndef COWSETUP_LOOPFILE_H
 #define COWSETUP_LOOPFILE_H
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 #include <sys/stat.h>
 #include <sys/types.h>

@@ -8,7 +8,9 @@
 #include <stdlib.h>
 
 #include "loopfile.h"
+#include "size.h"
 #include "sysfs.h"
+#include "text.h"
 
 char *device_file(dev_t dev)
 {
@@ -24,29 +26,30 @@ bool has_lost_cow(const struct dm_device *d)
 
 /*
  * A file that was removed while the device has it lives on until the device is
- * closed, and is lost then: a text that says so, and how to keep it, to be freed.
+ * closed, and is lost then: *@text says so, and how to keep it, to be freed.
  * NULL: all are where they were, or there is nothing to lose.
  */
-static char *removed_text(const struct dm_device *d)
+static int removed_text(struct cowloop_ctx *ctx, const struct dm_device *d, char **text)
 {
-	char *path, *text;
+	char *path;
 
+	*text = NULL;
 	if (has_lost_cow(d) && d->used) {
 		path = dev_path(d->cow);
-		text = xasprintf("its cowfile was removed while in use: all that was modified is lost when it is closed. To keep it, unmount what is on it, then: dmsetup message %s 0 read_only && dd if=%s of=NEW.cow bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
-				 d->name, path, d->name);
+		*text = path ? text_of("its cowfile was removed while in use: all that was modified is lost when it is closed. To keep it, unmount what is on it, then: dmsetup message %s 0 read_only && dd if=%s of=NEW.cow bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
+				       d->name, path, d->name) : NULL;
 	} else if (loop_file_is_removed(d->rdo)) {
 		path = dev_path(d->rdo);
-		text = xasprintf("the file of its read-only device was removed while in use: without it the cowfile cannot be used. To keep it: dd if=%s of=NEW bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
-				 path, d->name);
+		*text = path ? text_of("the file of its read-only device was removed while in use: without it the cowfile cannot be used. To keep it: dd if=%s of=NEW bs=1M iflag=direct conv=sparse && cowsetup close --force %s",
+				       path, d->name) : NULL;
 	} else {
-		return NULL;
+		return OK;
 	}
 	free(path);
-	return text;
+	return *text ? OK : error_memory(ctx);
 }
 
-static void warn_cut_off(const struct dm_device *d, dev_t dev, const char *what)
+static void warn_cut_off(struct cowloop_ctx *ctx, const struct dm_device *d, dev_t dev, const char *what)
 {
 	const u64 lacks = loop_file_lacks(dev);
 	char *file;
@@ -54,35 +57,35 @@ static void warn_cut_off(const struct dm_device *d, dev_t dev, const char *what)
 	if (!lacks)
 		return;
 	file = device_file(dev);
-	warn("%s: its %s, %s, was cut off while in use: its last %s are lost, and read as zeroes.",
-	     d->name, what, file, size_text(lacks));
+	warn(ctx, "%s: its %s, %s, was cut off while in use: its last %s are lost, and read as zeroes.",
+	     d->name, what, file ? file : "?", size_text(lacks));
 	free(file);
 }
 
-void warn_cut(const struct dm_device *d)
+void warn_cut(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
-	warn_cut_off(d, d->rdo, "image");
+	warn_cut_off(ctx, d, d->rdo, "image");
 	if (dm_has_cow(d))
-		warn_cut_off(d, d->cow, "cowfile");
+		warn_cut_off(ctx, d, d->cow, "cowfile");
 }
 
-void warn_lost(const struct dm_device *d)
+void warn_lost(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
-	char *text = removed_text(d);
+	char *text;
 
-	if (text)
-		warn("%s: %s.", d->name, text);
+	if (!removed_text(ctx, d, &text) && text)
+		warn(ctx, "%s: %s.", d->name, text);
 	free(text);
-	warn_cut(d);
+	warn_cut(ctx, d);
 }
 
-int refuse_removed(const struct dm_device *d, const char *what)
+int refuse_removed(struct cowloop_ctx *ctx, const struct dm_device *d, const char *what)
 {
-	char *text = removed_text(d);
-	int r = OK;
+	char *text;
+	int r = removed_text(ctx, d, &text);
 
 	if (text)
-		r = error(WRONG, "%s: not %s: %s.", d->name, what, text);
+		r = error(ctx, WRONG, "%s: not %s: %s.", d->name, what, text);
 	free(text);
 	return r;
 }

@@ -15,10 +15,10 @@ char *device_file(dev_t dev);
 bool has_lost_cow(const struct dm_device *d);
 
 /* Refuse a device that has lost a file: @what will not be done, "closed". */
-int refuse_removed(const struct dm_device *d, const char *what);
+int refuse_removed(struct cowloop_ctx *ctx, const struct dm_device *d, const char *what);
 
 /* Warn of files that were cut off; of those that were removed, too. */
-void warn_cut(const struct dm_device *d);
-void warn_lost(const struct dm_device *d);
+void warn_cut(struct cowloop_ctx *ctx, const struct dm_device *d);
+void warn_lost(struct cowloop_ctx *ctx, const struct dm_device *d);
 
 #endif /* COWSETUP_LOST_H */

@@ -40,8 +40,8 @@
 #include "changed.h"
 #include "grow.h"
 #include "newcow.h"
-#include "../cowsetup/progress.h"
 #include "record.h"
+#include "size.h"
 
 /* Bytes that are written before they are made durable. */
 #define SYNC_INTERVAL	(64 * 1024 * 1024)
@@ -49,31 +49,31 @@
 /* Bytes that are made zeroes of at a time. */
 #define ZERO_STEP	(16 * 1024 * 1024)
 
-static int write_units(const struct cowfile *c, const struct file *rdo, u64 used)
+static int write_units(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo, u64 used)
 {
-	u8 *buf = xmalloc(FILE_CHUNK);
+	u8 *buf = malloc(FILE_CHUNK);
 	u64 first, nr, done = 0, synced = 0;
 	struct cow_runs runs;
-	int r = OK;
+	int r = buf ? OK : error_memory(ctx);
 
-	progress_start(rdo->path, used * c->geo.mapunit, "written");
+	progress_start(ctx, rdo->path, used * c->geo.mapunit, "written");
 	cow_runs_start(&runs, c);
-	while (!r && cow_runs_next(&runs, &first, &nr)) {
+	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
 		const u64 start = first * c->geo.mapunit, bytes = cow_run_bytes(c, first, nr);
 
 		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
 			const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
-			r = interrupted ? error(USAGE, "%s: interrupted.", rdo->path) :
-					  file_read(&c->file, c->geo.doffset + start + at, buf, n);
+			r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", rdo->path) :
+						file_read(ctx, &c->file, c->geo.doffset + start + at, buf, n);
 			if (!r)
-				r = file_write(rdo, start + at, buf, n);
+				r = file_write(ctx, rdo, start + at, buf, n);
 			done += n;
 			if (!r && done - synced >= SYNC_INTERVAL) {
-				r = file_sync(rdo);
+				r = file_sync(ctx, rdo);
 				synced = done;
 			}
-			progress_update(done);
+			progress_update(ctx, done);
 		}
 	}
 	if (!r)
@@ -81,151 +81,151 @@ static int write_units(const struct cowfile *c, const struct file *rdo, u64 used
 	cow_runs_end(&runs);
 	free(buf);
 	if (!r)
-		r = file_sync(rdo);
-	progress_end(!r);
+		r = file_sync(ctx, rdo);
+	progress_end(ctx, !r);
 
 	return r;
 }
 
 /* Mark the cowfile before anything is written. */
-static int begin(struct cowfile *c, const struct file *rdo, u64 used)
+static int begin(struct cowloop_ctx *ctx, struct cowfile *c, const struct file *rdo, u64 used)
 {
 	u64 fingerprint;
-	int r = cow_fingerprint(rdo, c->format, c, &fingerprint);
+	int r = cow_fingerprint(ctx, rdo, c->format, c, &fingerprint);
 
 	if (r)
 		return r;
 	c->head.rdofingerprint = htole64(fingerprint);
-	r = record_write(c, rdo);
-	return r ? r : cow_write_head(c, COW_MERGING, used);
+	r = record_write(ctx, c, rdo);
+	return r ? r : cow_write_head(ctx, c, COW_MERGING, used);
 }
 
 /* Before a merge goes on: is it the device that it was begun with? */
-static int check_record(const struct cowfile *c, const struct file *rdo)
+static int check_record(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo)
 {
 	struct cow_merge_record record;
 	enum record_state state;
 	u64 sector;
 	bool same;
-	int r = record_read(c, &record, &state);
+	int r = record_read(ctx, c, &record, &state);
 
 	if (r)
 		return r;
 	switch (state) {
 	case RECORD_NONE:
-		warn("%s: this merge was begun by an older cowsetup, which left no record of %s: that it is the same device still is checked only where %s has nothing for it.",
+		warn(ctx, "%s: this merge was begun by an older cowsetup, which left no record of %s: that it is the same device still is checked only where %s has nothing for it.",
 		     c->file.path, rdo->path, c->file.path);
 		return OK;
 	case RECORD_DAMAGED:
-		return error(WRONG, "%s: the record of the merge is damaged, so that %s cannot be told from another device; see cowsetup repair.",
+		return error(ctx, WRONG, "%s: the record of the merge is damaged, so that %s cannot be told from another device; see cowsetup repair.",
 			     c->file.path, rdo->path);
 	case RECORD_VALID:
 		break;
 	}
-	r = record_compare(c, rdo, &record, &same, &sector);
+	r = record_compare(ctx, c, rdo, &record, &same, &sector);
 	if (!r && !same)
-		r = error(WRONG, "%s: its merge was begun with another device than %s, or %s has been changed since: sector %llu of it is neither what it was then nor what %s has for it. Run merge with the device with which it was begun.",
+		r = error(ctx, WRONG, "%s: its merge was begun with another device than %s, or %s has been changed since: sector %llu of it is neither what it was then nor what %s has for it. Run merge with the device with which it was begun.",
 			  c->file.path, rdo->path, rdo->path, sector, c->file.path);
 	return r;
 }
 
 /* From MERGING to MERGED. */
-static int merge_units(struct cowfile *c, const struct file *rdo, u64 used)
+static int merge_units(struct cowloop_ctx *ctx, struct cowfile *c, const struct file *rdo, u64 used)
 {
 	u64 fingerprint;
-	int r = write_units(c, rdo, used);
+	int r = write_units(ctx, c, rdo, used);
 
 	if (!r)
-		r = cow_fingerprint(rdo, c->format, NULL, &fingerprint);
+		r = cow_fingerprint(ctx, rdo, c->format, NULL, &fingerprint);
 	if (r)
 		return r;
 	c->head.rdofingerprint = htole64(fingerprint);
 	if (c->format == 2)
 		changed_remember(&c->head, rdo);
-	return cow_write_head(c, COW_MERGED, used);
+	return cow_write_head(ctx, c, COW_MERGED, used);
 }
 
 /* On a device, in format 1: what is not zero would be taken for written by a repair. */
-static int zero_units(const struct cowfile *c)
+static int zero_units(struct cowloop_ctx *ctx, const struct cowfile *c)
 {
 	struct cow_runs runs;
 	u64 first, nr;
 	int r = OK;
 
-	progress_start(c->file.path, c->geo.nr_units * c->geo.mapunit, "zeroed");
+	progress_start(ctx, c->file.path, c->geo.nr_units * c->geo.mapunit, "zeroed");
 	cow_runs_start(&runs, c);
-	while (!r && cow_runs_next(&runs, &first, &nr)) {
+	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
 		const u64 start = first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
 
 		for (u64 at = 0; at < bytes && !r; at += ZERO_STEP) {
-			r = interrupted ? error(USAGE, "%s: interrupted.", c->file.path) :
-					  file_zero(&c->file, c->geo.doffset + start + at,
-						    min_u64(bytes - at, ZERO_STEP));
-			progress_update(start + at);
+			r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", c->file.path) :
+						file_zero(ctx, &c->file, c->geo.doffset + start + at,
+							  min_u64(bytes - at, ZERO_STEP));
+			progress_update(ctx, start + at);
 		}
 	}
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
-	progress_end(!r);
+	progress_end(ctx, !r);
 	return r;
 }
 
 /* From MERGED to an empty cowfile. The bitmap tells where the data is, so it goes last. */
-static int empty(struct cowfile *c)
+static int empty(struct cowloop_ctx *ctx, struct cowfile *c)
 {
 	int r = OK;
 
 	if (file_can_punch(&c->file))
-		r = zero_in_steps(&c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
+		r = zero_in_steps(ctx, &c->file, c->geo.doffset, c->geo.nr_units * c->geo.mapunit);
 	else if (!c->file.block || c->format == 1)
-		r = zero_units(c);
+		r = zero_units(ctx, c);
 	if (!r)
-		r = file_sync(&c->file);
+		r = file_sync(ctx, &c->file);
 	if (!r)
-		r = file_zero(&c->file, c->geo.moffset, c->geo.mapsize);
+		r = file_zero(ctx, &c->file, c->geo.moffset, c->geo.mapsize);
 	if (!r)
-		r = record_remove(c);
-	return r ? r : cow_write_head(c, COW_CLEAN, 0);
+		r = record_remove(ctx, c);
+	return r ? r : cow_write_head(ctx, c, COW_CLEAN, 0);
 }
 
 /* All that is left to do, whatever that is. */
-static int merge(struct cowfile *c, const struct file *rdo, u64 used)
+static int merge(struct cowloop_ctx *ctx, struct cowfile *c, const struct file *rdo, u64 used)
 {
 	int r = OK;
 
 	if (c->state != COW_MERGING && c->state != COW_MERGED)
-		r = begin(c, rdo, used);
+		r = begin(ctx, c, rdo, used);
 	if (!r && c->state == COW_MERGING)
-		r = merge_units(c, rdo, used);
-	return r ? r : empty(c);
+		r = merge_units(ctx, c, rdo, used);
+	return r ? r : empty(ctx, c);
 }
 
-static int ask(const struct cowfile *c, const struct file *rdo, u64 used)
+static int ask(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo, u64 used)
 {
 	if (c->state == COW_MERGED)
 		return OK;	/* nothing more is written to it */
-	return confirm("This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s Any other cowfile over %s cannot be used any more.",
+	return confirm(ctx, "This will overwrite %llu units (%s) of %s with what is in %s, irrevocably.%s Any other cowfile over %s cannot be used any more.",
 		       used, size_text(used * c->geo.mapunit), rdo->path, c->file.path,
 		       c->state == COW_MERGING ? " This has begun; it can only be completed." : "",
 		       rdo->path);
 }
 
 /* Somebody may have given the arguments the wrong way round. */
-static void check_order(const char *rdo_path, const char *path)
+static void check_order(struct cowloop_ctx *ctx, const char *rdo_path, const char *path)
 {
 	struct cow_head head;
 	struct file f;
 
-	if (file_open(&f, rdo_path, FILE_READ))
+	if (file_open(ctx, &f, rdo_path, FILE_READ))
 		return;
-	if (!file_read_padded(&f, 0, &head, sizeof(head)) && le32(head.magic) == COW_MAGIC)
-		error(WRONG, "%s is a cowfile: the read-only device comes first, then the cowfile (merge %s %s).",
+	if (!file_read_padded(ctx, &f, 0, &head, sizeof(head)) && le32(head.magic) == COW_MAGIC)
+		error(ctx, WRONG, "%s is a cowfile: the read-only device comes first, then the cowfile (merge %s %s).",
 		      rdo_path, path, rdo_path);
 	file_close(&f);
 }
 
-int cowloop_merge(const char *rdo_path, const char *path)
+int cowloop_merge(struct cowloop_ctx *ctx, const char *rdo_path, const char *path)
 {
 	struct file rdo = FILE_CLOSED;
 	struct cowfile c;
@@ -234,33 +234,33 @@ int cowloop_merge(const char *rdo_path, const char *path)
 	int r;
 
 	if (file_same_path(rdo_path, path))
-		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", rdo_path);
-	r = cow_open(&c, path, FILE_WRITE | FILE_EXCLUSIVE, COW_ACCEPT_MERGE);
+		return error(ctx, WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", rdo_path);
+	r = cow_open(ctx, &c, path, FILE_WRITE | FILE_EXCLUSIVE, COW_ACCEPT_MERGE);
 	if (r == WRONG)
-		check_order(rdo_path, path);
+		check_order(ctx, rdo_path, path);
 	if (r)
 		return r;
-	r = cow_open_rdo(&c, &rdo, rdo_path, FILE_WRITE | FILE_EXCLUSIVE);
+	r = cow_open_rdo(ctx, &c, &rdo, rdo_path, FILE_WRITE | FILE_EXCLUSIVE);
 	if (!r && c.state != COW_MERGED)
-		r = cow_count(&c, &used, &end);
+		r = cow_count(ctx, &c, &used, &end);
 	if (!r)
-		r = cow_check_end(&c, end);
+		r = cow_check_end(ctx, &c, end);
 	if (!r && c.state == COW_MERGING)
-		r = check_record(&c, &rdo);
+		r = check_record(ctx, &c, &rdo);
 	if (!r && !used && (c.state == COW_CLEAN || c.state == COW_DIRTY)) {
-		tell("%s: nothing to merge: no unit is used.", path);
+		tell(ctx, "%s: nothing to merge: no unit is used.", path);
 	} else if (!r) {
-		r = ask(&c, &rdo, used);
+		r = ask(ctx, &c, &rdo, used);
 		if (!r) {
 			begun = true;
-			r = merge(&c, &rdo, used);
+			r = merge(ctx, &c, &rdo, used);
 		}
 		if (!r)
-			tell("%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
+			tell(ctx, "%s: merged: %s has it all, and %s is empty and belongs to %s as it is now.",
 			     path, rdo_path, path, rdo_path);
 	}
 	if (r && begun && (c.state == COW_MERGING || c.state == COW_MERGED))
-		error(r, "%s: the merge is not complete; run the same command again to complete it.", path);
+		error(ctx, r, "%s: the merge is not complete; run the same command again to complete it.", path);
 	file_close(&rdo);
 	cow_close(&c);
 

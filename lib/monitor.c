@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include <libdevmapper.h>
 #include <libdevmapper-event.h>
+#include <libdevmapper.h>
 
 /* The plugin is for dmeventd to find, where programs find their libraries. */
 #define PLUGIN		"libdevmapper-event-cowloop.so"
@@ -24,13 +24,17 @@
 /* The device's own, and one from time to time. */
 #define EVENTS		(DM_EVENT_ALL_ERRORS | DM_EVENT_TIMEOUT)
 
+/* NULL: there is no memory. */
 static struct dm_event_handler *new_handler(const struct dm_device *d)
 {
 	struct dm_event_handler *handler = dm_event_handler_create();
 
-	if (!handler || dm_event_handler_set_dso(handler, PLUGIN) ||
-	    dm_event_handler_set_dev_name(handler, d->name))
-		exit(error(NO_MEMORY, "Out of memory."));
+	if (!handler)
+		return NULL;
+	if (dm_event_handler_set_dso(handler, PLUGIN) || dm_event_handler_set_dev_name(handler, d->name)) {
+		dm_event_handler_destroy(handler);
+		return NULL;
+	}
 	dm_event_handler_set_event_mask(handler, EVENTS);
 	return handler;
 }
@@ -41,6 +45,8 @@ static unsigned int registered_events(const struct dm_device *d)
 	struct dm_event_handler *handler = new_handler(d);
 	unsigned int events = 0;
 
+	if (!handler)
+		return 0;
 	if (!dm_event_get_registered_device(handler, 0))
 		events = dm_event_handler_get_event_mask(handler);
 	dm_event_handler_destroy(handler);
@@ -69,28 +75,30 @@ static bool is_registered(const struct dm_device *d)
 	return events & EVENTS;
 }
 
-int monitor_start(const struct dm_device *d)
+int monitor_start(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
 	struct dm_event_handler *handler;
 	int done;
 
 	if (!*d->uuid)
-		return error(WRONG, "%s: cannot be monitored, since it has no UUID, by which dmeventd knows devices; cowsetup open gives it one, and so does dmsetup create --uuid.",
+		return error(ctx, WRONG, "%s: cannot be monitored, since it has no UUID, by which dmeventd knows devices; cowsetup open gives it one, and so does dmsetup create --uuid.",
 			     d->name);
 	handler = new_handler(d);
-	dm_error_mark();
+	if (!handler)
+		return error_memory(ctx);
+	dm_error_mark(ctx);
 	done = dm_event_register_handler(handler);
 	dm_event_handler_destroy(handler);
 	if (!done)
-		return error(WRONG, "%s: cannot be monitored, since dmeventd does not answer, nor can it be started (%s). Is it installed (on Debian and Ubuntu, apt install dmeventd)?",
-			     d->name, dm_error_first());
+		return error(ctx, WRONG, "%s: cannot be monitored, since dmeventd does not answer, nor can it be started (%s). Is it installed (on Debian and Ubuntu, apt install dmeventd)?",
+			     d->name, dm_error_first(ctx));
 	if (!is_registered(d))
-		return error(WRONG, "%s: is not monitored: dmeventd is there, but has not taken it. Its log says why; does it find its plugin %s (ldconfig -p)?",
+		return error(ctx, WRONG, "%s: is not monitored: dmeventd is there, but has not taken it. Its log says why; does it find its plugin %s (ldconfig -p)?",
 			     d->name, PLUGIN);
 	return OK;
 }
 
-int monitor_stop(const struct dm_device *d)
+int monitor_stop(struct cowloop_ctx *ctx, const struct dm_device *d)
 {
 	struct dm_event_handler *handler;
 	int done;
@@ -98,33 +106,35 @@ int monitor_stop(const struct dm_device *d)
 	if (!monitor_is_on(d))
 		return OK;
 	handler = new_handler(d);
-	dm_error_mark();
+	if (!handler)
+		return error_memory(ctx);
+	dm_error_mark(ctx);
 	done = dm_event_unregister_handler(handler);
 	dm_event_handler_destroy(handler);
-	return done ? OK : error(WRONG, "%s: is still monitored, since dmeventd does not let go of it (%s).",
-				 d->name, dm_error_first());
+	return done ? OK : error(ctx, WRONG, "%s: is still monitored, since dmeventd does not let go of it (%s).",
+				 d->name, dm_error_first(ctx));
 }
 
 /* A device that is not monitored is a device all the same. */
-void monitor_opened(const char *name)
+void monitor_opened(struct cowloop_ctx *ctx, const char *name)
 {
 	struct dm_device d;
-	int r = dm_find(name, &d);
+	int r = dm_find(ctx, name, &d);
 
 	if (!r)
-		r = monitor_start(&d);
+		r = monitor_start(ctx, &d);
 	if (r)
-		warn("%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
+		warn(ctx, "%s: open, but nobody will warn when it gets full; cowsetup monitor %s tries again.", name, name);
 }
 
-int cowloop_monitor(const char *name, bool on)
+int cowloop_monitor(struct cowloop_ctx *ctx, const char *name, bool on)
 {
 	struct dm_device d;
-	int r = dm_check_kernel();
+	int r = dm_check_kernel(ctx);
 
 	if (!r)
-		r = dm_find(name, &d);
+		r = dm_find(ctx, name, &d);
 	if (r)
 		return r;
-	return on ? monitor_start(&d) : monitor_stop(&d);
+	return on ? monitor_start(ctx, &d) : monitor_stop(ctx, &d);
 }

@@ -9,13 +9,13 @@
 #include "dm.h"
 
 /* From now on dmeventd, which is started if need be, warns when the device gets full. */
-int monitor_start(const struct dm_device *d);
+int monitor_start(struct cowloop_ctx *ctx, const struct dm_device *d);
 
 /* No more; it need not have been monitored. */
-int monitor_stop(const struct dm_device *d);
+int monitor_stop(struct cowloop_ctx *ctx, const struct dm_device *d);
 
 /* Monitor a device that was opened just now; a failure is a warning. */
-void monitor_opened(const char *name);
+void monitor_opened(struct cowloop_ctx *ctx, const char *name);
 
 bool monitor_is_on(const struct dm_device *d);
 

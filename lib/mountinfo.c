@@ -8,6 +8,7 @@
 
 #include "mountinfo.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -90,20 +91,22 @@ bool mount_is_of(const struct mount *m, dev_t dev)
 	return same;
 }
 
-char *device_mount(const char *mountinfo, dev_t dev, bool *writable)
+int device_mount(const char *mountinfo, dev_t dev, char **point, bool *writable)
 {
 	struct mounts *mounts = mounts_read(mountinfo);
-	char *found = NULL;
 	struct mount m;
+	int err = 0;
 
+	*point = NULL;
 	*writable = false;
-	while (mounts && !*writable && mounts_next(mounts, &m)) {
+	while (mounts && !err && !*writable && mounts_next(mounts, &m)) {
 		if (!mount_is_of(&m, dev))
 			continue;
-		free(found);
-		found = strdup(m.point);
+		free(*point);
+		*point = strdup(m.point);
+		err = *point ? 0 : ENOMEM;
 		*writable = m.writable;
 	}
 	mounts_free(mounts);
-	return found;
+	return err;
 }

@@ -35,7 +35,10 @@ void mounts_free(struct mounts *mounts);
 /* Is this a mount of a filesystem on that block device? */
 bool mount_is_of(const struct mount *m, dev_t dev);
 
-/* Where @mountinfo has a block device mounted, to be written if it is so anywhere, to be freed; or NULL. */
-char *device_mount(const char *mountinfo, dev_t dev, bool *writable);
+/*
+ * Where @mountinfo has a block device mounted, *@point, to be freed, to be written if
+ * it is so anywhere; NULL: it is not. 0 or ENOMEM.
+ */
+int device_mount(const char *mountinfo, dev_t dev, char **point, bool *writable);
 
 #endif /* COWSETUP_MOUNTINFO_H */

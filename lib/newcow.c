@@ -25,9 +25,9 @@
 #include "grow.h"
 #include "holders.h"
 #include "newcow.h"
-#include "../cowsetup/progress.h"
-#include "text.h"
+#include "size.h"
 #include "spec.h"
+#include "text.h"
 
 /* ---- What is there already ---- */
 
@@ -45,72 +45,73 @@ static size_t first_nonzero(const u8 *p)
  * A file that begins with zeroes may hold something all the same. (Of a device
  * that is not asked: what it was used for before is of no interest.)
  */
-static int refuse_data_behind(const struct file *f, const char *how)
+static int refuse_data_behind(struct cowloop_ctx *ctx, const struct file *f, const char *how)
 {
 	u64 start = COW_BLANK_SIZE, data_end;
-	u8 *buf = xmalloc(FILE_CHUNK);
-	int r = OK;
+	u8 *buf = malloc(FILE_CHUNK);
+	int r = buf ? OK : error_memory(ctx);
 
-	progress_start(f->path, f->size, "read");
+	progress_start(ctx, f->path, f->size, "read");
 	while (!r && start < f->size) {
-		r = file_next_data(f, &start, &data_end, f->size);
+		r = file_next_data(ctx, f, &start, &data_end, f->size);
 		while (!r && start < data_end) {
 			const size_t n = min_u64(data_end - start, FILE_CHUNK);
 
-			r = interrupted ? error(USAGE, "%s: interrupted.", f->path) :
-					  file_read(f, start, buf, n);
+			r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", f->path) :
+						file_read(ctx, f, start, buf, n);
 			if (!r && !all_zero(buf, n))
-				r = error(BUSY, "%s: begins with zeroes, but holds data from %llu on; %s overwrites it.",
+				r = error(ctx, BUSY, "%s: begins with zeroes, but holds data from %llu on; %s overwrites it.",
 					  f->path, start + first_nonzero(buf), how);
 			start += n;
-			progress_update(start);
+			progress_update(ctx, start);
 		}
 	}
-	progress_end(!r);
+	progress_end(ctx, !r);
 	free(buf);
 	return r;
 }
 
-static int refuse_contents(const struct file *f, const char *how)
+static int refuse_contents(struct cowloop_ctx *ctx, const struct file *f, const char *how)
 {
 	struct cow_head head;
 	u8 start[COW_BLANK_SIZE];
-	char *found;
-	int r = file_read_padded(f, 0, start, sizeof(start));
+	char *found = NULL;
+	int r = file_read_padded(ctx, f, 0, start, sizeof(start));
 
 	if (r)
 		return r;
 	memcpy(&head, start, sizeof(head));
 	if (le32(head.magic) == COW_MAGIC)
-		return error(BUSY, "%s: holds a cowfile already, of format %u with %llu units used; %s overwrites it.",
+		return error(ctx, BUSY, "%s: holds a cowfile already, of format %u with %llu units used; %s overwrites it.",
 			     f->path, le16(head.version), le64(head.cowused), how);
-	found = f->size ? file_contents(f) : NULL;
-	if (found)
-		r = error(BUSY, "%s: holds %s; %s overwrites it.", f->path, found, how);
+	if (f->size && file_contents(f, &found))
+		r = error_memory(ctx);
+	else if (found)
+		r = error(ctx, BUSY, "%s: holds %s; %s overwrites it.", f->path, found, how);
 	else if (!all_zero(start, sizeof(start)))
-		r = error(BUSY, "%s: holds something (its first %u bytes are not zero); %s overwrites it.",
+		r = error(ctx, BUSY, "%s: holds something (its first %u bytes are not zero); %s overwrites it.",
 			  f->path, COW_BLANK_SIZE, how);
 	else if (!f->block)
-		r = refuse_data_behind(f, how);
+		r = refuse_data_behind(ctx, f, how);
 	free(found);
 	return r;
 }
 
-int refuse_overwrite(const struct file *f, const char *how, bool force)
+int refuse_overwrite(struct cowloop_ctx *ctx, const struct file *f, const char *how, bool force)
 {
-	return force ? OK : refuse_contents(f, how);
+	return force ? OK : refuse_contents(ctx, f, how);
 }
 
-int replaced_open(struct replaced *old, const char *path, unsigned int file_flags, bool force)
+int replaced_open(struct cowloop_ctx *ctx, struct replaced *old, const char *path, unsigned int file_flags, bool force)
 {
 	struct file f;
-	int r = file_open(&f, path, file_flags | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
+	int r = file_open(ctx, &f, path, file_flags | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
 
 	if (r)
 		return r;
-	r = refuse_overwrite(&f, "--force", force);
+	r = refuse_overwrite(ctx, &f, "--force", force);
 	if (!r)
-		r = replaced_hold(old, &f);
+		r = replaced_hold(ctx, old, &f);
 	if (r)
 		file_close(&f);
 	return r;
@@ -120,75 +121,77 @@ int replaced_open(struct replaced *old, const char *path, unsigned int file_flag
  * Remove the marks by which libblkid knows what was there: what is left of it
  * in the room for units must not be taken for a filesystem.
  */
-static void wipe_marks(const struct file *f)
+static int wipe_marks(struct cowloop_ctx *ctx, const struct file *f)
 {
 	blkid_probe pr = blkid_new_probe();
 
 	if (!pr)
-		exit(error(NO_MEMORY, "Out of memory."));
+		return error_memory(ctx);
 	if (!blkid_probe_set_device(pr, f->fd, 0, 0)) {
 		blkid_probe_enable_superblocks(pr, 1);
 		blkid_probe_set_superblocks_flags(pr, BLKID_SUBLKS_MAGIC);
 		blkid_probe_enable_partitions(pr, 1);
 		blkid_probe_set_partitions_flags(pr, BLKID_PARTS_MAGIC);
-		while (!interrupted && !blkid_do_probe(pr) && !blkid_do_wipe(pr, 0))
+		while (!is_cancelled(ctx) && !blkid_do_probe(pr) && !blkid_do_wipe(pr, 0))
 			;
 	}
 	blkid_free_probe(pr);
+	return OK;
 }
 
 /* ---- Making one ---- */
 
-int check_new_options(const struct cowloop_new *new, unsigned int format)
+int check_new_options(struct cowloop_ctx *ctx, const struct cowloop_new *new, unsigned int format)
 {
 	const struct cow_head *head = NULL;
 
 	if (format == 1 && (new->label || new->rdo_spec))
-		return error(USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
+		return error(ctx, USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
 	if (format == 1 && new->mapunit && new->mapunit != COW_V1_MAPUNIT)
-		return error(USAGE, "--mapunit: the unit of format 1 is 1024 bytes, always.");
+		return error(ctx, USAGE, "--mapunit: the unit of format 1 is 1024 bytes, always.");
 	if (format == 2 && new->mapunit == COW_V1_MAPUNIT)
-		return error(USAGE, "--mapunit: a unit of 1024 bytes needs --format 1; format 2 has 4K to 1M.");
+		return error(ctx, USAGE, "--mapunit: a unit of 1024 bytes needs --format 1; format 2 has 4K to 1M.");
 	if (new->label && (strlen(new->label) >= sizeof(head->label) || !text_is_utf8(new->label)))
-		return error(USAGE, "--label: it must be UTF-8 and shorter than %zu bytes.",
+		return error(ctx, USAGE, "--label: it must be UTF-8 and shorter than %zu bytes.",
 			     sizeof(head->label));
 	if (!new->rdo_spec)
 		return OK;
 	if (!spec_is_valid(new->rdo_spec))
-		return error(USAGE, "--rdo-spec %s: it must be " SPEC_KINDS ".", new->rdo_spec);
+		return error(ctx, USAGE, "--rdo-spec %s: it must be " SPEC_KINDS ".", new->rdo_spec);
 	if (strlen(new->rdo_spec) >= sizeof(head->rdospec) || !text_is_utf8(new->rdo_spec))
-		return error(USAGE, "--rdo-spec: it must be UTF-8 and shorter than %zu bytes.",
+		return error(ctx, USAGE, "--rdo-spec: it must be UTF-8 and shorter than %zu bytes.",
 			     sizeof(head->rdospec));
 	return OK;
 }
 
-int choose_geometry(const struct file *rdo, unsigned int format, unsigned int mapunit, struct cow_geometry *geo)
+int choose_geometry(struct cowloop_ctx *ctx, const struct file *rdo, unsigned int format, unsigned int mapunit,
+		    struct cow_geometry *geo)
 {
 	const unsigned int unit = format == 1 ? COW_V1_MAPUNIT : mapunit ? mapunit : COW_V2_MAPUNIT;
 
 	if (rdo->size > COW_MAX_BYTES)
-		return error(WRONG, "%s: too large: found %s, expected at most %s.", rdo->path,
+		return error(ctx, WRONG, "%s: too large: found %s, expected at most %s.", rdo->path,
 			     size_text(rdo->size), size_text(COW_MAX_BYTES));
 	cow_geometry_init(geo, format, unit, rdo_sectors(rdo));
 	if (!geo->nr_units)
-		return error(WRONG, "%s: too small: found %s, expected at least %s.", rdo->path,
+		return error(ctx, WRONG, "%s: too small: found %s, expected at least %s.", rdo->path,
 			     size_text(rdo->size), size_text(format == 1 ? COW_V1_MAPUNIT : 512));
 	if (geo->rdo_sectors * 512 != rdo->size)
-		warn("%s: its end (%s) does not fill a %s and is left out.", rdo->path,
+		warn(ctx, "%s: its end (%s) does not fill a %s and is left out.", rdo->path,
 		     size_text(rdo->size - geo->rdo_sectors * 512), format == 1 ? "unit" : "sector");
 	return OK;
 }
 
-int open_plain_rdo(struct file *rdo, const char *path)
+int open_plain_rdo(struct cowloop_ctx *ctx, struct file *rdo, const char *path)
 {
 	u8 start[COW_V2_HEAD_SIZE] = { 0 };
 	const struct cow_head *head = (const struct cow_head *)start;
-	int r = file_open(rdo, path, FILE_READ | FILE_SHARED);
+	int r = file_open(ctx, rdo, path, FILE_READ | FILE_SHARED);
 
 	if (!r)
-		r = file_read_padded(rdo, 0, start, sizeof(start));
+		r = file_read_padded(ctx, rdo, 0, start, sizeof(start));
 	if (!r && le32(head->magic) == COW_MAGIC)
-		r = error(WRONG, "%s: this is a cowfile; the read-only device comes first, the cowfile second.",
+		r = error(ctx, WRONG, "%s: this is a cowfile; the read-only device comes first, the cowfile second.",
 			  path);
 	if (r)
 		file_close(rdo);
@@ -196,13 +199,13 @@ int open_plain_rdo(struct file *rdo, const char *path)
 }
 
 /* A device made of a container would not have what is in it. */
-static int refuse_container(const struct file *rdo)
+static int refuse_container(struct cowloop_ctx *ctx, const struct file *rdo)
 {
-	char *found = container_text(rdo);
-	int r = OK;
+	char *found;
+	int r = container_text(ctx, rdo, &found);
 
 	if (found)
-		r = error(WRONG, "%s: %s; --force takes it as it is.", rdo->path, found);
+		r = error(ctx, WRONG, "%s: %s; --force takes it as it is.", rdo->path, found);
 	free(found);
 	return r;
 }
@@ -215,28 +218,29 @@ void set_new_names(struct cow_head *head, const struct cowloop_new *new)
 		memcpy(head->rdospec, new->rdo_spec, strlen(new->rdo_spec));
 }
 
-int blank_cow(struct file *f, const struct cow_geometry *geo)
+int blank_cow(struct cowloop_ctx *ctx, struct file *f, const struct cow_geometry *geo)
 {
 	const u64 need = geo->moffset + geo->mapsize;
 	u8 zeroes[COW_BLANK_SIZE] = { 0 };
 	int r;
 
 	if (!f->block)
-		return grow_blank(f, cow_full_size(geo));
+		return grow_blank(ctx, f, cow_full_size(geo));
 	if (f->size < need)
-		return error(WRONG, "%s: too small for its own bitmap: found %s, expected %s and room for data.",
+		return error(ctx, WRONG, "%s: too small for its own bitmap: found %s, expected %s and room for data.",
 			     f->path, size_text(f->size), size_text(need));
-	cow_warn_short(geo, f);
-	wipe_marks(f);
+	cow_warn_short(ctx, geo, f);
+	r = wipe_marks(ctx, f);
 	/* No head from here on. */
-	r = file_write(f, 0, zeroes, sizeof(zeroes));
 	if (!r)
-		r = file_sync(f);
+		r = file_write(ctx, f, 0, zeroes, sizeof(zeroes));
+	if (!r)
+		r = file_sync(ctx, f);
 	/* In format 1, what is not zero counts as written when it is repaired. */
-	return r ? r : zero_in_steps(f, 0, geo->format == 1 ? cow_full_size(geo) : need);
+	return r ? r : zero_in_steps(ctx, f, 0, geo->format == 1 ? cow_full_size(geo) : need);
 }
 
-static int open_or_create(struct file *f, const char *path, bool force, bool *created)
+static int open_or_create(struct cowloop_ctx *ctx, struct file *f, const char *path, bool force, bool *created)
 {
 	int fd, r;
 
@@ -244,30 +248,31 @@ static int open_or_create(struct file *f, const char *path, bool force, bool *cr
 	*f = FILE_CLOSED;
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0 && errno == EEXIST)
-		return file_open(f, path, FILE_WRITE | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
+		return file_open(ctx, f, path, FILE_WRITE | FILE_EXCLUSIVE | (force ? 0 : FILE_OURS));
 	if (fd < 0)
-		return error_open(path, "cannot be created");
+		return error_open(ctx, path, "cannot be created");
 	/* Another cowsetup may have found it already. */
 	if (flock(fd, LOCK_EX | LOCK_NB)) {
 		if (errno == EWOULDBLOCK) {
-			r = error(BUSY, "%s: in use: another program has it open.", path);
+			r = error(ctx, BUSY, "%s: in use: another program has it open.", path);
 		} else {
-			r = error_errno("%s: cannot be locked", path);
+			r = error_errno(ctx, "%s: cannot be locked", path);
 			unlink(path);
 		}
 		close(fd);
 		return r;
 	}
 	*created = true;
-	r = file_from_fd(f, fd, path);
+	r = file_from_fd(ctx, f, fd, path);
 	if (!r && !file_is_at(f, path)) {
 		*created = false;
-		r = error(BUSY, "%s: in use: another program has replaced it.", path);
+		r = error(ctx, BUSY, "%s: in use: another program has replaced it.", path);
 	}
 	return r;
 }
 
-int cow_make(const char *rdo_path, const char *path, const struct cowloop_new *new, const char *how,
+int cow_make(struct cowloop_ctx *ctx, const char *rdo_path, const char *path, const struct cowloop_new *new,
+	     const char *how,
 	     struct file *made)
 {
 	const unsigned int format = new->format ? new->format : 2;
@@ -282,39 +287,39 @@ int cow_make(const char *rdo_path, const char *path, const struct cowloop_new *n
 	int r;
 
 	if (file_same_path(rdo_path, path))
-		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
-	r = check_new_options(new, format);
+		return error(ctx, WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", path);
+	r = check_new_options(ctx, new, format);
 	if (!r)
-		r = open_plain_rdo(&rdo, rdo_path);
+		r = open_plain_rdo(ctx, &rdo, rdo_path);
 	/* On the way to a device that has been asked. */
 	if (!r && !made)
-		r = refuse_writers(&rdo, new->force);
+		r = refuse_writers(ctx, &rdo, new->force);
 	if (!r && !new->force)
-		r = refuse_container(&rdo);
+		r = refuse_container(ctx, &rdo);
 	if (!r)
-		r = choose_geometry(&rdo, format, new->mapunit, &geo);
+		r = choose_geometry(ctx, &rdo, format, new->mapunit, &geo);
 	if (!r)
-		r = cow_fingerprint(&rdo, format, NULL, &fingerprint);
+		r = cow_fingerprint(ctx, &rdo, format, NULL, &fingerprint);
 	if (!r)
-		r = open_or_create(&c.file, path, new->force, &created);
+		r = open_or_create(ctx, &c.file, path, new->force, &created);
 	if (!r && !created && !overwrite)
-		r = refuse_contents(&c.file, how);
+		r = refuse_contents(ctx, &c.file, how);
 	if (!r) {
 		old_size = c.file.size;
 		changed = !created && !c.file.block;
-		r = blank_cow(&c.file, &geo);
+		r = blank_cow(ctx, &c.file, &geo);
 		cow_new_head(&c, &geo, fingerprint);
 		set_new_names(&c.head, new);
 		if (format == 2)
 			changed_remember(&c.head, &rdo);
 	}
 	if (!r)
-		r = cow_write_head(&c, COW_CLEAN, 0);
+		r = cow_write_head(ctx, &c, COW_CLEAN, 0);
 	if (r && created)
 		unlink(path);
 	/* With --force there was something else, which is lost unless the file could not even grow. */
-	if (r && changed && !overwrite && grow_undo(&c.file, old_size, sizeof(c.head)))
-		warn("%s: could not be put back as it was.", path);
+	if (r && changed && !overwrite && grow_undo(ctx, &c.file, old_size, sizeof(c.head)))
+		warn(ctx, "%s: could not be put back as it was.", path);
 	if (!r && made)
 		*made = c.file;
 	else
@@ -322,7 +327,7 @@ int cow_make(const char *rdo_path, const char *path, const struct cowloop_new *n
 	file_close(&rdo);
 
 	if (!r)
-		verbose("%s: new cowfile of format %u, units of %s, for %s (%s).", path, format,
+		verbose(ctx, "%s: new cowfile of format %u, units of %s, for %s (%s).", path, format,
 			size_text(geo.mapunit), rdo_path, size_text(geo.rdo_sectors * 512));
 	return r;
 }

@@ -16,6 +16,7 @@
 
 #include "holders.h"
 #include "owner.h"
+#include "text.h"
 
 /* The rights of @st, a file: those of its group are only another group's if everybody has them. */
 static mode_t rights(const struct stat *st, gid_t gid)
@@ -35,7 +36,8 @@ static bool may_have(const struct stat *replaced, const struct stat *source)
 }
 
 /* Owner, group and permissions of a new file, which nobody else can open yet. Never wider than asked for. */
-static int set_rights(int fd, const char *path, const struct stat *replaced, const struct stat *source)
+static int set_rights(struct cowloop_ctx *ctx, int fd, const char *path, const struct stat *replaced,
+		      const struct stat *source)
 {
 	const struct stat *like = replaced ? replaced : source;
 	mode_t mode = 0600;
@@ -43,65 +45,69 @@ static int set_rights(int fd, const char *path, const struct stat *replaced, con
 
 	if (replaced && S_ISREG(replaced->st_mode) &&
 	    (!may_have(replaced, source) || fchown(fd, replaced->st_uid, -1)))
-		warn("%s: its owner cannot be kept.", path);
+		warn(ctx, "%s: its owner cannot be kept.", path);
 	/* A group that cannot be had has no rights in it. */
 	if (like && S_ISREG(like->st_mode))
 		(void)!fchown(fd, -1, like->st_gid);
 	if (fstat(fd, &st))
-		return error_errno("%s: cannot be examined", path);
+		return error_errno(ctx, "%s: cannot be examined", path);
 	if (like)
 		mode = rights(like, st.st_gid);
 	if (source && S_ISREG(source->st_mode))
 		mode &= rights(source, st.st_gid);
 	if (fchmod(fd, mode))
-		warn("%s: its permissions cannot be set: %s.", path, strerror(errno));
+		warn(ctx, "%s: its permissions cannot be set: %s.", path, strerror(errno));
 	return OK;
 }
 
-int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
+/* Beside @target; to be freed, NULL: no memory. */
+static char *temporary_name(const char *target)
+{
+	char *base = strdup(target), *dir = strdup(target), *name = NULL;
+
+	if (base && dir)
+		name = text_of("%s/.%.200s.XXXXXX", dirname(dir), basename(base));
+	free(base);
+	free(dir);
+	return name;
+}
+
+int new_file_create(struct cowloop_ctx *ctx, struct new_file *n, const char *path, const struct stat *replaced,
 		    const struct stat *source, bool force)
 {
-	char *copy, *base;
 	int fd, r;
 
 	*n = (struct new_file){ .file = FILE_CLOSED };
 	/* A symbolic link stays, and the file is replaced that it leads to. */
-	r = owner_follow(path, force, &n->target, NULL);
+	r = owner_follow(ctx, path, force, &n->target, NULL);
 	if (r) {
 		new_file_abort(n);
 		return r;
 	}
-	copy = xasprintf("%s", n->target);
-	base = xasprintf("%s", basename(copy));
-	free(copy);
-	copy = xasprintf("%s", n->target);
-	n->temporary = xasprintf("%s/.%.200s.XXXXXX", dirname(copy), base);
-	free(base);
-	free(copy);
-
+	n->temporary = temporary_name(n->target);
 	/* For nobody else, and not there yet. */
-	fd = mkostemp(n->temporary, O_CLOEXEC);
+	fd = n->temporary ? mkostemp(n->temporary, O_CLOEXEC) : -1;
 	if (fd < 0) {
-		r = error_errno("%s: cannot be created", path);
+		r = n->temporary ? error_errno(ctx, "%s: cannot be created", path) : error_memory(ctx);
 		free(n->temporary);
 		n->temporary = NULL;
 		new_file_abort(n);
 		return r;
 	}
 	n->file.fd = fd;
-	r = set_rights(fd, path, replaced, source);
-	return r ? r : file_from_fd(&n->file, fd, path);
+	r = set_rights(ctx, fd, path, replaced, source);
+	return r ? r : file_from_fd(ctx, &n->file, fd, path);
 }
 
-static int sync_directory(const char *path)
+static int sync_directory(struct cowloop_ctx *ctx, const char *path)
 {
-	char *copy = xasprintf("%s", path);
-	int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	char *copy = strdup(path);
+	int fd = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
 	int r = OK;
 
 	free(copy);
 	if (fd < 0 || fsync(fd))
-		r = error_errno("%s: its directory cannot be written to stable storage", path);
+		r = error_errno(ctx, "%s: its directory cannot be written to stable storage", path);
 	if (fd >= 0)
 		close(fd);
 	return r;
@@ -121,17 +127,17 @@ static int rename_new(const char *from, const char *to)
 	return rename(from, to);
 }
 
-int new_file_commit(struct new_file *n, bool replace)
+int new_file_commit(struct cowloop_ctx *ctx, struct new_file *n, bool replace)
 {
-	int r = file_sync(&n->file);
+	int r = file_sync(ctx, &n->file);
 
 	if (r)
 		return r;
 	if (replace ? rename(n->temporary, n->target) : rename_new(n->temporary, n->target))
-		return error_errno("%s: cannot be given its name", n->file.path);
+		return error_errno(ctx, "%s: cannot be given its name", n->file.path);
 	free(n->temporary);
 	n->temporary = NULL;
-	return sync_directory(n->target);
+	return sync_directory(ctx, n->target);
 }
 
 void new_file_abort(struct new_file *n)
@@ -146,14 +152,14 @@ void new_file_abort(struct new_file *n)
 
 /* ---- What they replace ---- */
 
-int replaced_hold(struct replaced *old, const struct file *f)
+int replaced_hold(struct cowloop_ctx *ctx, struct replaced *old, const struct file *f)
 {
 	old->file = *f;
-	return file_read_padded(f, 0, old->start, sizeof(old->start));
+	return file_read_padded(ctx, f, 0, old->start, sizeof(old->start));
 }
 
 /* Our lock keeps cowsetup away, and nobody else. */
-int replaced_check(const struct replaced *old, const char *target)
+int replaced_check(struct cowloop_ctx *ctx, const struct replaced *old, const char *target)
 {
 	const char *path = old->file.path;
 	u8 start[COW_BLANK_SIZE];
@@ -161,15 +167,16 @@ int replaced_check(const struct replaced *old, const char *target)
 	int r;
 
 	if (!file_is_at(&old->file, target))
-		return error(BUSY, "%s: another file has this name by now; it stays, and nothing is changed.", path);
-	user = file_used_by(&old->file);
+		return error(ctx, BUSY, "%s: another file has this name by now; it stays, and nothing is changed.", path);
+	r = file_used_by(ctx, &old->file, &user);
 	if (user) {
-		r = error(BUSY, "%s: in use by now: %s; nothing is changed.", path, user);
+		r = error(ctx, BUSY, "%s: in use by now: %s; nothing is changed.", path, user);
 		free(user);
 		return r;
 	}
-	r = file_read_padded(&old->file, 0, start, sizeof(start));
+	if (!r)
+		r = file_read_padded(ctx, &old->file, 0, start, sizeof(start));
 	if (!r && memcmp(start, old->start, sizeof(start)))
-		r = error(BUSY, "%s: another program has written it meanwhile; it stays, and nothing is changed.", path);
+		r = error(ctx, BUSY, "%s: another program has written it meanwhile; it stays, and nothing is changed.", path);
 	return r;
 }

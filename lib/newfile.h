@@ -27,14 +27,14 @@ struct new_file {
  * of that, and never more; either may be NULL. Of a device nothing is taken. Unless @force,
  * no symbolic link at @path is followed that somebody else has made.
  */
-int new_file_create(struct new_file *n, const char *path, const struct stat *replaced,
+int new_file_create(struct cowloop_ctx *ctx, struct new_file *n, const char *path, const struct stat *replaced,
 		    const struct stat *source, bool force);
 
 /*
  * Sync it and give it its name. Without @replace, refuses if something of that
  * name has come into being.
  */
-int new_file_commit(struct new_file *n, bool replace);
+int new_file_commit(struct cowloop_ctx *ctx, struct new_file *n, bool replace);
 
 /* Remove it, if it is not committed. */
 void new_file_abort(struct new_file *n);
@@ -51,9 +51,9 @@ struct replaced {
 };
 
 /* Take over a file that is open. */
-int replaced_hold(struct replaced *old, const struct file *f);
+int replaced_hold(struct cowloop_ctx *ctx, struct replaced *old, const struct file *f);
 
 /* Last of all: it is still what is called @target, and as it was. */
-int replaced_check(const struct replaced *old, const char *target);
+int replaced_check(struct cowloop_ctx *ctx, const struct replaced *old, const char *target);
 
 #endif /* COWSETUP_NEWFILE_H */

@@ -34,6 +34,8 @@
 #include "newcow.h"
 #include "open.h"
 #include "repair.h"
+#include "size.h"
+#include "text.h"
 
 /* An open in progress. */
 struct opening {
@@ -72,7 +74,7 @@ static bool has_cowfile(const struct dm_device *d, const struct file *f)
 }
 
 /* Refuse what an active cowloop device has; many may share a read-only device, though. */
-static int refuse_active(const char *path, bool as_rdo)
+static int refuse_active(struct cowloop_ctx *ctx, const char *path, bool as_rdo)
 {
 	struct dm_device *devices;
 	struct file f = FILE_CLOSED;
@@ -81,16 +83,16 @@ static int refuse_active(const char *path, bool as_rdo)
 
 	if (access(path, F_OK) && errno == ENOENT && !as_rdo)
 		return OK;
-	r = file_open(&f, path, FILE_READ);
+	r = file_open(ctx, &f, path, FILE_READ);
 	if (r)
 		return r;
-	r = dm_list(&devices, &nr);
+	r = dm_list(ctx, &devices, &nr);
 	for (size_t i = 0; i < nr && !r; i++) {
 		if (has_cowfile(&devices[i], &f))
-			r = error(BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
+			r = error(ctx, BUSY, "%s: in use: it is the cowfile of %s/%s, which is active.", path,
 				  DM_NODES, devices[i].name);
 		else if (!as_rdo && is_device(devices[i].rdo, &f))
-			r = error(BUSY, "%s: in use: it is the read-only device of %s/%s, which is active.",
+			r = error(ctx, BUSY, "%s: in use: it is the read-only device of %s/%s, which is active.",
 				  path, DM_NODES, devices[i].name);
 	}
 	free(devices);
@@ -98,7 +100,7 @@ static int refuse_active(const char *path, bool as_rdo)
 	return r;
 }
 
-int find_active(const char *cow, char **name)
+int find_active(struct cowloop_ctx *ctx, const char *cow, char **name)
 {
 	struct dm_device *devices;
 	struct file f = FILE_CLOSED;
@@ -106,13 +108,16 @@ int find_active(const char *cow, char **name)
 	int r;
 
 	*name = NULL;
-	r = file_open(&f, cow, FILE_READ);
+	r = file_open(ctx, &f, cow, FILE_READ);
 	if (r)
 		return r;
-	r = dm_list(&devices, &nr);
-	for (size_t i = 0; i < nr && !r && !*name; i++)
-		if (has_cowfile(&devices[i], &f))
-			*name = xasprintf("%s", devices[i].name);
+	r = dm_list(ctx, &devices, &nr);
+	for (size_t i = 0; i < nr && !r && !*name; i++) {
+		if (!has_cowfile(&devices[i], &f))
+			continue;
+		*name = strdup(devices[i].name);
+		r = *name ? OK : error_memory(ctx);
+	}
 	free(devices);
 	file_close(&f);
 	return r;
@@ -120,49 +125,53 @@ int find_active(const char *cow, char **name)
 
 /* ---- The name ---- */
 
-/* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. */
+/* "mine" for /some/where/mine.cow; "mine-2" if there is one already, or it can't be a device's. NULL: no memory. */
 static char *default_name(const char *cow_path)
 {
-	char *copy = xasprintf("%s", cow_path), *base = basename(copy), *name;
-	const size_t n = strlen(base);
+	char *copy = strdup(cow_path), *base, *name;
+	size_t n;
 
+	if (!copy)
+		return NULL;
+	base = basename(copy);
+	n = strlen(base);
 	if (n > 4 && !strcmp(base + n - 4, ".cow"))
 		base[n - 4] = 0;
 	if (strlen(base) > 90)
 		base[90] = 0;
 	name_make_plain(base);
-	name = xasprintf("%s", base);
-	for (unsigned int i = 2; name_is_special(name) || dm_name_exists(name); i++) {
+	name = strdup(base);
+	for (unsigned int i = 2; name && (name_is_special(name) || dm_name_exists(name)); i++) {
 		free(name);
-		name = xasprintf("%s-%u", base, i);
+		name = text_of("%s-%u", base, i);
 	}
 	free(copy);
 	return name;
 }
 
-static int choose_name(struct opening *o, const char *name)
+static int choose_name(struct cowloop_ctx *ctx, struct opening *o, const char *name)
 {
 	int r;
 
 	if (!name) {
 		o->name = default_name(o->cow_path);
-		return OK;
+		return o->name ? OK : error_memory(ctx);
 	}
-	r = dm_check_name(name);
+	r = dm_check_name(ctx, name);
 	if (r)
 		return r;
 	if (!name_is_plain(name))
-		return error(USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
-	r = dm_refuse_name(name);
+		return error(ctx, USAGE, "%s: the name of a device is made of letters, digits and #+-.:=@_.", name);
+	r = dm_refuse_name(ctx, name);
 	if (r)
 		return r;
-	o->name = xasprintf("%s", name);
-	return OK;
+	o->name = strdup(name);
+	return o->name ? OK : error_memory(ctx);
 }
 
 /*
  * In the manner of CRYPT-VERITY-<uuid>-<name>. Copies of a cowfile have the
- * same UUID, and format 1 has none: there one is derived from the path.
+ * same UUID, and format 1 has none: there one is derived from the path. NULL: no memory.
  */
 static char *make_uuid(const struct opening *o)
 {
@@ -173,21 +182,23 @@ static char *make_uuid(const struct opening *o)
 		uuid_copy(uuid, o->c.head.uuid);
 	} else {
 		path = realpath(o->cow_path, NULL);
-		url = xasprintf("file://%s", path ? path : o->cow_path);
+		url = text_of("file://%s", path ? path : o->cow_path);
+		free(path);
+		if (!url)
+			return NULL;
 		uuid_generate_sha1(uuid, *uuid_get_template("url"), url, strlen(url));
 		free(url);
-		free(path);
 	}
 	for (unsigned int i = 0; i < sizeof(uuid); i++)
 		snprintf(hex + 2 * i, 3, "%02x", uuid[i]);
 	/* No longer than device-mapper has room for. */
-	return xasprintf(DM_UUID_PREFIX "%s-%.80s", hex, o->name);
+	return text_of(DM_UUID_PREFIX "%s-%.80s", hex, o->name);
 }
 
 /* ---- The cowfile ---- */
 
 /* Is it missing, or does it begin with so many zeroes that it counts as blank? */
-static int look_at_cow(struct opening *o, bool *blank)
+static int look_at_cow(struct cowloop_ctx *ctx, struct opening *o, bool *blank)
 {
 	u8 start[COW_BLANK_SIZE];
 	struct file f;
@@ -196,21 +207,21 @@ static int look_at_cow(struct opening *o, bool *blank)
 	*blank = false;
 	if (access(o->cow_path, F_OK) && errno == ENOENT) {
 		if (o->how->read_only)
-			return error(WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
+			return error(ctx, WRONG, "%s: there is no such cowfile; with --read-only none is made.", o->cow_path);
 		if (!o->how->create)
-			return error(WRONG, "%s: there is no such cowfile.", o->cow_path);
+			return error(ctx, WRONG, "%s: there is no such cowfile.", o->cow_path);
 		o->created = *blank = true;
 		return OK;
 	}
-	r = file_open(&f, o->cow_path, FILE_READ);
+	r = file_open(ctx, &f, o->cow_path, FILE_READ);
 	if (r)
 		return r;
-	r = file_read_padded(&f, 0, start, sizeof(start));
+	r = file_read_padded(ctx, &f, 0, start, sizeof(start));
 	if (!r && all_zero(start, sizeof(start))) {
 		if (o->how->read_only)
-			r = error(WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
+			r = error(ctx, WRONG, "%s: blank; with --read-only no cowfile is made of it.", o->cow_path);
 		else if (!o->how->create)
-			r = error(WRONG, "%s: blank; no cowfile is made of it unless the option create says so.",
+			r = error(ctx, WRONG, "%s: blank; no cowfile is made of it unless the option create says so.",
 				  o->cow_path);
 		*blank = true;
 	}
@@ -220,56 +231,56 @@ static int look_at_cow(struct opening *o, bool *blank)
 }
 
 /* Do the options of a new cowfile go with the one that is there? */
-static int check_agreement(const struct cowfile *c, const struct cowloop_new *new)
+static int check_agreement(struct cowloop_ctx *ctx, const struct cowfile *c, const struct cowloop_new *new)
 {
 	if (new->format && new->format != c->format)
-		return error(WRONG, "%s: a cowfile of format %u; --format %u is for new cowfiles%s.",
+		return error(ctx, WRONG, "%s: a cowfile of format %u; --format %u is for new cowfiles%s.",
 			     c->file.path, c->format, new->format,
 			     new->format == 2 ? " (cowsetup upgrade makes format 2 of it)" : "");
 	if (new->mapunit && new->mapunit != c->geo.mapunit)
-		return error(WRONG, "%s: has units of %s; --mapunit %u is for new cowfiles.",
+		return error(ctx, WRONG, "%s: has units of %s; --mapunit %u is for new cowfiles.",
 			     c->file.path, size_text(c->geo.mapunit), new->mapunit);
 	return OK;
 }
 
 /* The cowfile, made if need be, open and in order. */
-static int open_cow(struct opening *o)
+static int open_cow(struct cowloop_ctx *ctx, struct opening *o)
 {
 	const struct cowloop_open *how = o->how;
 	const unsigned int flags = FILE_EXCLUSIVE | (how->new.force ? 0 : FILE_OURS) |
 				   (how->read_only ? FILE_READ : FILE_WRITE);
 	bool blank;
-	int r = look_at_cow(o, &blank);
+	int r = look_at_cow(ctx, o, &blank);
 	struct file made;
 	char *command;
 
 	if (!r && blank) {
 		/* Nothing is overwritten on the way to a device. */
-		command = xasprintf("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
-		r = cow_make(o->rdo_path, o->cow_path, &how->new, command, &made);
+		command = text_of("cowsetup format --force %s %s", o->rdo_path, o->cow_path);
+		r = !command ? error_memory(ctx) : cow_make(ctx, o->rdo_path, o->cow_path, &how->new, command, &made);
 		free(command);
 		/* After a failure cow_make() has removed what it made. */
 		o->created &= !r;
 		o->formatted = !r && !o->created;
 		/* Of several that find it missing the one that makes it has it; none would, if it let go of it. */
 		if (!r)
-			r = cow_open_file(&o->c, &made, flags, COW_ACCEPT_DIRTY);
+			r = cow_open_file(ctx, &o->c, &made, flags, COW_ACCEPT_DIRTY);
 	} else if (!r) {
-		r = cow_open(&o->c, o->cow_path, flags, COW_ACCEPT_DIRTY);
+		r = cow_open(ctx, &o->c, o->cow_path, flags, COW_ACCEPT_DIRTY);
 	}
 	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && how->repair && how->read_only)
-		r = error(WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
+		r = error(ctx, WRONG, "%s: dirty: it was in use in a crash; it cannot be repaired with --read-only, since that is written to it.",
 			  o->cow_path);
 	if (!r && o->c.state == COW_DIRTY && o->c.format == 1 && !how->repair)
-		r = error(WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
+		r = error(ctx, WRONG, "%s: dirty: it was in use in a crash; --repair opens it all the same, having found the units that the bitmap lacks (see also cowsetup check, cowsetup repair).",
 			  o->cow_path);
 	if (!r)
-		r = check_agreement(&o->c, &how->new);
+		r = check_agreement(ctx, &o->c, &how->new);
 	return r;
 }
 
 /* Units that a file was too short for would be zeroes, without an error, in a longer one. */
-static int refuse_truncated(const struct cowfile *c)
+static int refuse_truncated(struct cowloop_ctx *ctx, const struct cowfile *c)
 {
 	u64 first, nr, end = 0;
 	struct cow_runs runs;
@@ -278,14 +289,14 @@ static int refuse_truncated(const struct cowfile *c)
 	/* Where the bitmap is damaged the driver gives errors. */
 	runs.skip_bad = true;
 	runs.quiet = true;
-	while (cow_runs_next(&runs, &first, &nr))
+	while (cow_runs_next(ctx, &runs, &first, &nr))
 		end = first + nr;
 	cow_runs_end(&runs);
-	return runs.error ? runs.error : cow_check_end(c, end);
+	return runs.error ? runs.error : cow_check_end(ctx, c, end);
 }
 
 /* A loop device cannot grow with its file, so make room for all units now. A device is as long as it is. */
-static int extend_cow(struct opening *o)
+static int extend_cow(struct cowloop_ctx *ctx, struct opening *o)
 {
 	const u64 full = cow_full_size(&o->c.geo);
 	struct file *f = &o->c.file;
@@ -296,29 +307,29 @@ static int extend_cow(struct opening *o)
 	if (f->block) {
 		/* One that was made just now has had its warning. */
 		if (!o->formatted)
-			cow_warn_short(&o->c.geo, f);
+			cow_warn_short(ctx, &o->c.geo, f);
 		return OK;
 	}
 	if (f->size >= full)
 		return OK;
-	r = refuse_truncated(&o->c);
+	r = refuse_truncated(ctx, &o->c);
 	if (r)
 		return r;
-	r = grow_file(f, full);
+	r = grow_file(ctx, f, full);
 	o->extended = !r;
 	return r;
 }
 
-static int repair_cow(struct opening *o)
+static int repair_cow(struct cowloop_ctx *ctx, struct opening *o)
 {
 	int r;
 
 	if (o->c.format != 1 || o->c.state != COW_DIRTY)
 		return OK;
 	/* There is no use in adding units to a bitmap that has some for which there is no room. */
-	r = refuse_truncated(&o->c);
+	r = refuse_truncated(ctx, &o->c);
 	if (!r)
-		r = repair_dirty(&o->c, o->how->new.force);
+		r = repair_dirty(ctx, &o->c, o->how->new.force);
 	o->repaired = !r;
 	return r;
 }
@@ -354,7 +365,7 @@ static int block_size(const struct file *f)
  * until it is flushed. Where the cow device may be out of space, a write that has
  * none must fail itself, as it would not.
  */
-static bool needs_small_blocks(const struct opening *o)
+static bool needs_small_blocks(struct cowloop_ctx *ctx, const struct opening *o)
 {
 	const int rdo = block_size(&o->rdo), cow = block_size(&o->c.file);
 
@@ -362,63 +373,48 @@ static bool needs_small_blocks(const struct opening *o)
 		return false;
 	if (!dm_is_thin(device_of(&o->c.file, &o->cow_loop)))
 		return true;
-	warn("%s: blocks of %d bytes, those of %s are %d: a partition table in it is not found, and xfs, FAT and small blocks of ext4 cannot be mounted. They can with a cowfile that is a file on a filesystem there.",
+	warn(ctx, "%s: blocks of %d bytes, those of %s are %d: a partition table in it is not found, and xfs, FAT and small blocks of ext4 cannot be mounted. They can with a cowfile that is a file on a filesystem there.",
 	     o->cow_path, cow, o->rdo_path, rdo);
 	return false;
 }
 
-static int attach(struct opening *o)
+static int attach(struct cowloop_ctx *ctx, struct opening *o)
 {
 	int r = OK;
 
 	if (!o->rdo.block)
-		r = loop_attach(&o->rdo_loop, &o->rdo);
-	if (!r && (!o->c.file.block || needs_small_blocks(o)))
-		r = loop_attach(&o->cow_loop, &o->c.file);
+		r = loop_attach(ctx, &o->rdo_loop, &o->rdo);
+	if (!r && (!o->c.file.block || needs_small_blocks(ctx, o)))
+		r = loop_attach(ctx, &o->cow_loop, &o->c.file);
 	return r;
 }
 
-/* Add an option to *@options: @fmt, with a number of units. */
-static void add_option(char **options, const char *fmt, u64 units)
-{
-	char *one = xasprintf(fmt, units), *all = xasprintf("%s %s", *options, one);
-
-	free(one);
-	free(*options);
-	*options = all;
-}
-
-/* The table's options, to be freed; NULL if they can't be what was asked for. */
-static char *table_options(const struct opening *o)
+/* The table's options, *@options, to be freed, if they can be what was asked for. */
+static int table_options(struct cowloop_ctx *ctx, const struct opening *o, char **options)
 {
 	const struct cowloop_open *how = o->how;
 	const u32 unit = o->c.geo.mapunit;
-	char *options;
+	struct text t = { 0 };
 
-	if (how->limit && how->limit < unit) {
-		error(USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
-		return NULL;
-	}
-	if (how->reserve && how->reserve >= how->limit) {
-		error(USAGE, "--reserve: %s of a limit of %s: it must be a part of the limit.",
-		      size_text(how->reserve), size_text(how->limit));
-		return NULL;
-	}
-	options = xasprintf("%s%s%s", how->read_only ? "read_only" : "",
-			    how->queue ? " queue_if_no_space" : "",
-			    how->no_passdown ? " no_discard_passdown" : "");
+	if (how->limit && how->limit < unit)
+		return error(ctx, USAGE, "--limit: less than a unit, which is %s.", size_text(unit));
+	if (how->reserve && how->reserve >= how->limit)
+		return error(ctx, USAGE, "--reserve: %s of a limit of %s: it must be a part of the limit.",
+			     size_text(how->reserve), size_text(how->limit));
+	text_add(&t, "%s%s%s", how->read_only ? "read_only" : "", how->queue ? " queue_if_no_space" : "",
+		 how->no_passdown ? " no_discard_passdown" : "");
 	if (how->limit)
-		add_option(&options, "limit:%llu", how->limit / unit);
+		text_add(&t, " limit:%llu", how->limit / unit);
 	if (how->reserve)
-		add_option(&options, "reserve:%llu", how->reserve / unit + !!(how->reserve % unit));
+		text_add(&t, " reserve:%llu", how->reserve / unit + !!(how->reserve % unit));
 	if (how->low_water)
-		add_option(&options, "low_water:%llu",
-			   how->low_water / unit + !!(how->low_water % unit));
-	return options;
+		text_add(&t, " low_water:%llu", how->low_water / unit + !!(how->low_water % unit));
+	*options = text_take(&t);
+	return *options ? OK : error_memory(ctx);
 }
 
 /* All of the device, in whole blocks of either device. */
-static u64 device_sectors(const struct opening *o)
+static u64 device_sectors(struct cowloop_ctx *ctx, const struct opening *o)
 {
 	const u64 sectors = o->c.geo.rdo_sectors;
 	int block = block_size(&o->rdo);
@@ -426,28 +422,28 @@ static u64 device_sectors(const struct opening *o)
 	if (o->cow_loop.fd < 0 && block_size(&o->c.file) > block)
 		block = block_size(&o->c.file);
 	if (sectors % (block / 512))
-		warn("%s: its end (%s) does not fill a block of %d bytes and is left out.",
+		warn(ctx, "%s: its end (%s) does not fill a block of %d bytes and is left out.",
 		     o->rdo_path, size_text(sectors % (block / 512) * 512), block);
 	return sectors - sectors % (block / 512);
 }
 
 /* Both devices are as they should be, but the kernel finds one in use: say which, and by whom. */
-static int explain_busy(const struct opening *o)
+static int explain_busy(struct cowloop_ctx *ctx, const struct opening *o)
 {
 	struct holders h = HOLDERS_NONE;
 	char *user;
 	int r;
 
 	if (dm_name_exists(o->name))
-		return error(BUSY, "%s: there is a device of this name already.", o->name);
+		return error(ctx, BUSY, "%s: there is a device of this name already.", o->name);
 	if (o->rdo.block)
 		holders_find(&h, &o->rdo, HOLDERS_CLAIMS | HOLDERS_OPEN);
 	user = holders_text(&h, true);
 	if (user)
-		r = error(BUSY, "%s: in use: %s. Or, as long as nobody writes it: losetup --find --show --read-only %s prints a loop device that can be the read-only device.",
+		r = error(ctx, BUSY, "%s: in use: %s. Or, as long as nobody writes it: losetup --find --show --read-only %s prints a loop device that can be the read-only device.",
 			  o->rdo_path, user, o->rdo_path);
 	else
-		r = error(BUSY, "%s: the kernel finds %s or %s in use, by a program that has it open for itself alone.",
+		r = error(ctx, BUSY, "%s: the kernel finds %s or %s in use, by a program that has it open for itself alone.",
 			  o->name, o->rdo_path, o->cow_path);
 	free(user);
 	holders_free(&h);
@@ -455,52 +451,54 @@ static int explain_busy(const struct opening *o)
 }
 
 /* Say why the kernel has refused a table, as far as that can be known. */
-static int explain(const struct opening *o, dev_t dev, int err)
+static int explain(struct cowloop_ctx *ctx, const struct opening *o, dev_t dev, int err)
 {
-	char *reason = dm_log_last(dev);
+	char *reason = dm_log_last(ctx, dev);
 	int r;
 
 	errno = err;
 	if (err == EBUSY)
-		r = explain_busy(o);
+		r = explain_busy(ctx, o);
 	else if (reason && strstr(reason, "Unrecognised optional parameter"))
-		r = error(WRONG, "The module dm-cowloop that is loaded is older than this cowsetup: %s",
+		r = error(ctx, WRONG, "The module dm-cowloop that is loaded is older than this cowsetup: %s",
 			  reason);
 	else if (reason)
-		r = error_errno("%s: the kernel refuses it: %s", o->name, reason);
+		r = error_errno(ctx, "%s: the kernel refuses it: %s", o->name, reason);
 	else
-		r = error_errno("%s: the kernel refuses it; dmesg may say why", o->name);
+		r = error_errno(ctx, "%s: the kernel refuses it; dmesg may say why", o->name);
 	free(reason);
 	return r;
 }
 
-static int create(struct opening *o)
+static int create(struct cowloop_ctx *ctx, struct opening *o)
 {
 	const dev_t rdo = device_of(&o->rdo, &o->rdo_loop);
 	const dev_t cow = device_of(&o->c.file, &o->cow_loop);
-	char *options = table_options(o), *params, *uuid;
+	char *options, *params, *uuid;
 	u64 sectors;
 	dev_t dev;
-	int err;
+	int err = table_options(ctx, o, &options);
 
-	if (!options)
-		return USAGE;
-	sectors = device_sectors(o);
+	if (err)
+		return err;
+	sectors = device_sectors(ctx, o);
 	/* dm wants a block device for itself alone, which it is not while we have it so. */
 	if (o->c.file.block && o->cow_loop.fd < 0)
 		file_close(&o->c.file);
 	params = dm_params(rdo, cow, options);
 	uuid = make_uuid(o);
-	dm_log_mark();
-	err = dm_create(o->name, uuid, sectors, params, o->how->read_only, &dev, &o->kept);
+	dm_log_mark(ctx);
+	dev = 0;
+	err = !uuid || !params ? ENOMEM :
+	      dm_create(ctx, o->name, uuid, sectors, params, o->how->read_only, &dev, &o->kept);
 	free(uuid);
 	free(params);
 	free(options);
 	if (o->kept)
-		warn("%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
+		warn(ctx, "%s: could not be removed again, since another program has it open; %s stays as it is: dmsetup remove %s.",
 		     o->name, o->cow_path, o->name);
 
-	return err ? explain(o, dev, err) : OK;
+	return err ? explain(ctx, o, dev, err) : OK;
 }
 
 /* ---- Undoing it ---- */
@@ -518,78 +516,78 @@ static void drop_loop(struct loop *l)
 	free(file);
 }
 
-static int unformat(struct file *f, const struct cow_geometry *geo, u64 old_size)
+static int unformat(struct cowloop_ctx *ctx, struct file *f, const struct cow_geometry *geo, u64 old_size)
 {
 	u8 zeroes[COW_BLANK_SIZE] = { 0 };
 
 	if (f->block)
-		return file_write(f, 0, zeroes, sizeof(zeroes));
-	return grow_undo(f, old_size, geo->doffset);
+		return file_write(ctx, f, 0, zeroes, sizeof(zeroes));
+	return grow_undo(ctx, f, old_size, geo->doffset);
 }
 
 /* Take away the room, unless the driver has put something there. */
-static int shorten(struct file *f, u64 old_size)
+static int shorten(struct cowloop_ctx *ctx, struct file *f, u64 old_size)
 {
 	u8 block[4096];
 	const size_t tail = -old_size % sizeof(block);
 	u64 start = old_size + tail, end;
-	int r = file_read_padded(f, old_size, block, tail);
+	int r = file_read_padded(ctx, f, old_size, block, tail);
 
 	/* The block in which the file ended counts as data, whatever is in it. */
 	if (r || !all_zero(block, tail))
 		return r;
 	if (start < f->size)
-		r = file_next_data(f, &start, &end, f->size);
-	return r || start < f->size ? r : file_resize(f, old_size);
+		r = file_next_data(ctx, f, &start, &end, f->size);
+	return r || start < f->size ? r : file_resize(ctx, f, old_size);
 }
 
 /* Only with the cowfile for ourselves alone: somebody else may have opened it, which is why we fail. */
-static void undo_cow(struct opening *o)
+static void undo_cow(struct cowloop_ctx *ctx, struct opening *o)
 {
 	struct file *f = &o->c.file;
 	int r = OK;
 
 	if (!o->created && !o->formatted && !o->extended)
 		return;
-	if (f->fd < 0 && file_open(f, o->cow_path, FILE_WRITE | FILE_EXCLUSIVE))
+	if (f->fd < 0 && file_open(ctx, f, o->cow_path, FILE_WRITE | FILE_EXCLUSIVE))
 		return;
 	if (o->created)
 		r = unlink(o->cow_path);
 	else if (o->formatted)
-		r = unformat(f, &o->c.geo, o->old_size);
+		r = unformat(ctx, f, &o->c.geo, o->old_size);
 	else
-		r = shorten(f, o->old_size);
+		r = shorten(ctx, f, o->old_size);
 	if (r)
-		warn("%s: could not be put back as it was.", o->cow_path);
+		warn(ctx, "%s: could not be put back as it was.", o->cow_path);
 }
 
 /* ---- The whole ---- */
 
-static int step_done(const struct opening *o, int r)
+static int step_done(struct cowloop_ctx *ctx, const struct opening *o, int r)
 {
-	if (!r && interrupted && o->repaired)
-		return error(USAGE, "Interrupted; everything is as it was, but for %s, which has been repaired.",
+	if (!r && is_cancelled(ctx) && o->repaired)
+		return error(ctx, USAGE, "Interrupted; everything is as it was, but for %s, which has been repaired.",
 			     o->cow_path);
-	if (!r && interrupted)
-		return error(USAGE, "Interrupted; everything is as it was.");
+	if (!r && is_cancelled(ctx))
+		return error(ctx, USAGE, "Interrupted; everything is as it was.");
 	return r;
 }
 
 /* Interrupted, but the device was there by then. */
-static int take_back(struct opening *o)
+static int take_back(struct cowloop_ctx *ctx, struct opening *o)
 {
 	struct dm_device d;
 
 	if (dm_look(o->name, &d))
 		return OK;
-	errno = dm_remove(&d, false);
+	errno = dm_remove(ctx, &d, false);
 	if (!errno || errno == ENXIO)
-		return step_done(o, OK);
+		return step_done(ctx, o, OK);
 	o->kept = true;
 	if (errno == EBUSY)
-		return error(BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
+		return error(ctx, BUSY, "%s: interrupted, but in use by then, and so it stays: another program has it open. cowsetup close %s closes it.",
 			     o->name, o->name);
-	return error_errno("%s: interrupted, but it cannot be removed, and so it stays; cowsetup close %s closes it",
+	return error_errno(ctx, "%s: interrupted, but it cannot be removed, and so it stays; cowsetup close %s closes it",
 			   o->name, o->name);
 }
 
@@ -598,57 +596,61 @@ static int take_back(struct opening *o)
  * of that each time; else once, since from now on the two have been used together.
  * A time that cannot be noted now is noted later.
  */
-static int follow_rdo(struct opening *o)
+static int follow_rdo(struct cowloop_ctx *ctx, struct opening *o)
 {
 	struct cowfile *c = &o->c;
 	bool proof;
 	char *text;
+	int r;
 
 	if (c->format != 2)
 		return OK;
-	text = changed_since(&c->head, &o->rdo, &proof);
+	r = changed_since(ctx, &c->head, &o->rdo, &text, &proof);
+	if (r)
+		return r;
 	if (text)
-		warn("%s: %s. If its contents have changed, what is in the cowfile does not go with them, and filesystems on the device may be damaged.",
+		warn(ctx, "%s: %s. If its contents have changed, what is in the cowfile does not go with them, and filesystems on the device may be damaged.",
 		     o->cow_path, text);
 	free(text);
 	if ((text && proof) || o->how->read_only || c->state != COW_CLEAN ||
 	    !changed_remember(&c->head, &o->rdo))
 		return OK;
-	return cow_write_head(c, COW_CLEAN, le64(c->head.cowused));
+	return cow_write_head(ctx, c, COW_CLEAN, le64(c->head.cowused));
 }
 
-static int do_open(struct opening *o)
+static int do_open(struct cowloop_ctx *ctx, struct opening *o)
 {
 	int r;
 
 	if (file_same_path(o->rdo_path, o->cow_path))
-		return error(WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", o->rdo_path);
-	r = refuse_active(o->rdo_path, true);
+		return error(ctx, WRONG, "%s: cannot be the read-only device and the cowfile at the same time.", o->rdo_path);
+	r = refuse_active(ctx, o->rdo_path, true);
 	if (!r)
-		r = refuse_active(o->cow_path, false);
+		r = refuse_active(ctx, o->cow_path, false);
 	if (!r)
-		r = open_plain_rdo(&o->rdo, o->rdo_path);
+		r = open_plain_rdo(ctx, &o->rdo, o->rdo_path);
 	if (!r)
-		r = refuse_writers(&o->rdo, o->how->new.force);
+		r = refuse_writers(ctx, &o->rdo, o->how->new.force);
 	file_close(&o->rdo);
 	if (!r)
-		r = step_done(o, open_cow(o));
+		r = step_done(ctx, o, open_cow(ctx, o));
 	if (!r)
-		r = step_done(o, cow_open_rdo(&o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
+		r = step_done(ctx, o, cow_open_rdo(ctx, &o->c, &o->rdo, o->rdo_path, FILE_READ | FILE_SHARED));
 	if (!r)
-		r = extend_cow(o);
+		r = extend_cow(ctx, o);
 	if (!r)
-		r = step_done(o, repair_cow(o));
+		r = step_done(ctx, o, repair_cow(ctx, o));
 	if (!r)
-		r = follow_rdo(o);
+		r = follow_rdo(ctx, o);
 	if (!r)
-		r = step_done(o, attach(o));
+		r = step_done(ctx, o, attach(ctx, o));
 	if (!r)
-		r = create(o);
-	return !r && interrupted ? take_back(o) : r;
+		r = create(ctx, o);
+	return !r && is_cancelled(ctx) ? take_back(ctx, o) : r;
 }
 
-int cowloop_open(const char *rdo, const char *cow, const char *name, const struct cowloop_open *how, char **device)
+int cowloop_open(struct cowloop_ctx *ctx, const char *rdo, const char *cow, const char *name,
+		 const struct cowloop_open *how, char **device)
 {
 	struct opening o = {
 		.rdo_path = rdo,
@@ -662,17 +664,17 @@ int cowloop_open(const char *rdo, const char *cow, const char *name, const struc
 	int r;
 
 	*device = NULL;
-	r = dm_check_kernel();
+	r = dm_check_kernel(ctx);
 	if (!r)
-		r = choose_name(&o, name);
+		r = choose_name(ctx, &o, name);
 	if (!r)
-		r = do_open(&o);
+		r = do_open(ctx, &o);
 	if (r && !o.kept) {
 		drop_loop(&o.cow_loop);
 		drop_loop(&o.rdo_loop);
-		undo_cow(&o);
+		undo_cow(ctx, &o);
 	} else if (!r) {
-		*device = xasprintf("%s/%s", DM_NODES, o.name);
+		*device = text_of("%s/%s", DM_NODES, o.name);
 	}
 	loop_close(&o.cow_loop);
 	loop_close(&o.rdo_loop);

@@ -6,9 +6,9 @@
 #ifndef COWSETUP_OPEN_H
 #define COWSETUP_OPEN_H
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 /* The active device that has this cowfile: its name, to be freed; NULL: none. */
-int find_active(const char *cow, char **name);
+int find_active(struct cowloop_ctx *ctx, const char *cow, char **name);
 
 #endif /* COWSETUP_OPEN_H */

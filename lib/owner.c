@@ -26,6 +26,8 @@
 
 #include <linux/magic.h>
 
+#include "text.h"
+
 /* How to have it all the same */
 #define BY_FORCE "--force (in cowtab and cowroot=: force) uses it all the same."
 
@@ -65,34 +67,36 @@ static const char *user_name(uid_t uid)
 	return pw ? pw->pw_name : "an unknown user";
 }
 
-/* The next path after the symbolic link @fd at @path, to be freed; NULL: it leads to no path. */
-static char *read_link(int fd, const char *path)
+/* The next path after the symbolic link @fd at @path, *@target, to be freed; NULL: it leads to no path. */
+static int read_link(struct cowloop_ctx *ctx, int fd, const char *path, char **target)
 {
-	char to[PATH_MAX], *copy, *next;
+	char to[PATH_MAX], *copy, *next = NULL;
 	struct statfs fs;
 	ssize_t n;
 
 	/* This goes by no name at all. */
 	if (fstatfs(fd, &fs) || fs.f_type == PROC_SUPER_MAGIC)
-		return NULL;
+		return OK;
 	n = readlinkat(fd, "", to, sizeof(to) - 1);
 	if (n < 0)
-		return NULL;
+		return OK;
 	to[n] = 0;
-	copy = xasprintf("%s", path);
-	next = *to == '/' ? xasprintf("%s", to) : xasprintf("%s/%s", dirname(copy), to);
+	copy = strdup(path);
+	if (copy)
+		next = *to == '/' ? strdup(to) : text_of("%s/%s", dirname(copy), to);
 	free(copy);
-	return next;
+	*target = next;
+	return next ? OK : error_memory(ctx);
 }
 
-int owner_follow(const char *path, bool force, char **target, bool *is_path)
+int owner_follow(struct cowloop_ctx *ctx, const char *path, bool force, char **target, bool *is_path)
 {
-	char *at = xasprintf("%s", path), *next = NULL;
+	char *at = strdup(path), *next;
 	bool named = true;
 	struct stat st;
-	int fd, r = OK;
+	int fd, r = at ? OK : error_memory(ctx);
 
-	for (int i = 0; i < 40; i++) {
+	for (int i = 0; i < 40 && !r; i++) {
 		fd = open(at, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		if (fd < 0 || fstat(fd, &st) || !S_ISLNK(st.st_mode)) {
 			if (fd >= 0)
@@ -100,9 +104,11 @@ int owner_follow(const char *path, bool force, char **target, bool *is_path)
 			break;
 		}
 		if (!force && !is_trusted(st.st_uid))
-			r = error(DENIED, "%s: %s is a symbolic link that %s has made, and is not followed; name what it leads to, or use --force.",
+			r = error(ctx, DENIED, "%s: %s is a symbolic link that %s has made, and is not followed; name what it leads to, or use --force.",
 				  path, at, user_name(st.st_uid));
-		next = r ? NULL : read_link(fd, at);
+		next = NULL;
+		if (!r)
+			r = read_link(ctx, fd, at, &next);
 		close(fd);
 		named = next;
 		if (!named)
@@ -116,7 +122,7 @@ int owner_follow(const char *path, bool force, char **target, bool *is_path)
 	return r;
 }
 
-int owner_refuse(const struct file *f)
+int owner_refuse(struct cowloop_ctx *ctx, const struct file *f)
 {
 	struct stat st, named;
 	bool is_path;
@@ -125,16 +131,16 @@ int owner_refuse(const struct file *f)
 
 	if (f->block)
 		return OK;
-	r = owner_follow(f->path, false, &target, &is_path);
+	r = owner_follow(ctx, f->path, false, &target, &is_path);
 	if (!r && fstat(f->fd, &st))
-		r = error_errno("%s: cannot be examined", f->path);
+		r = error_errno(ctx, "%s: cannot be examined", f->path);
 	if (!r && is_path && (lstat(target, &named) || st.st_dev != named.st_dev || st.st_ino != named.st_ino))
-		r = error(BUSY, "%s: in use: it is replaced by another file all the time.", f->path);
+		r = error(ctx, BUSY, "%s: in use: it is replaced by another file all the time.", f->path);
 	if (!r && !is_trusted(st.st_uid))
-		r = error(DENIED, "%s: belongs to %s (UID %u), who could read and change what is written to the device; expected a file of root's or your own. " BY_FORCE,
+		r = error(ctx, DENIED, "%s: belongs to %s (UID %u), who could read and change what is written to the device; expected a file of root's or your own. " BY_FORCE,
 			  f->path, user_name(st.st_uid), st.st_uid);
 	if (!r && (st.st_mode & S_IWOTH || is_shared_group(&st)))
-		r = error(DENIED, "%s: others may write it (mode %04o), and so change what is on the device; chmod go-w %s, if none of them has. " BY_FORCE,
+		r = error(ctx, DENIED, "%s: others may write it (mode %04o), and so change what is on the device; chmod go-w %s, if none of them has. " BY_FORCE,
 			  f->path, st.st_mode & 07777, f->path);
 	free(target);
 	return r;

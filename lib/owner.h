@@ -14,13 +14,13 @@
  * they lead to, which may be missing. *@is_path, unless that is NULL: it is a path;
  * otherwise it is a link in /proc, to what need not have one.
  */
-int owner_follow(const char *path, bool force, char **target, bool *is_path);
+int owner_follow(struct cowloop_ctx *ctx, const char *path, bool force, char **target, bool *is_path);
 
 /*
  * Refuse the file @f that is open, if it is neither root's nor the
  * caller's, if others may write it, or if somebody else's link led to it. Of a
  * device nothing is asked.
  */
-int owner_refuse(const struct file *f);
+int owner_refuse(struct cowloop_ctx *ctx, const struct file *f);
 
 #endif /* COWSETUP_OWNER_H */

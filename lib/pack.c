@@ -28,7 +28,7 @@
 #include <unistd.h>
 
 #include "newcow.h"
-#include "../cowsetup/progress.h"
+#include "size.h"
 #include "stream.h"
 
 /* Bytes of the head that are stored. */
@@ -40,7 +40,7 @@ static size_t head_size(const struct cowfile *c)
 /* ---- pack ---- */
 
 /* The bitmap, without bits that belong to no unit. */
-static int pack_map(const struct cowfile *c, struct out_stream *out)
+static int pack_map(struct cowloop_ctx *ctx, const struct cowfile *c, struct out_stream *out)
 {
 	u8 bits[COW_V1_SECTOR_BYTES], data[COW_MAP_SECTOR];
 	struct cow_map m;
@@ -48,7 +48,7 @@ static int pack_map(const struct cowfile *c, struct out_stream *out)
 	int r = OK;
 
 	cow_map_start(&m, c);
-	while (!r && cow_map_next(&m)) {
+	while (!r && cow_map_next(ctx, &m)) {
 		u32 nr;
 
 		cow_sector_units(c, m.sector, &nr);
@@ -56,40 +56,40 @@ static int pack_map(const struct cowfile *c, struct out_stream *out)
 		for (u32 i = nr; i < c->sector_units; i++)
 			bit_assign(bits, i, false);
 		cow_encode_bits(c, m.sector, bits, data);
-		r = out_zeroes(out, (m.sector - sector) * COW_MAP_SECTOR);
+		r = out_zeroes(ctx, out, (m.sector - sector) * COW_MAP_SECTOR);
 		if (!r)
-			r = out_write(out, data, sizeof(data));
+			r = out_write(ctx, out, data, sizeof(data));
 		sector = m.sector + 1;
 	}
 	cow_map_end(&m);
 	if (!r)
 		r = m.error;
-	return r ? r : out_zeroes(out, (c->nr_sectors - sector) * COW_MAP_SECTOR);
+	return r ? r : out_zeroes(ctx, out, (c->nr_sectors - sector) * COW_MAP_SECTOR);
 }
 
-static int pack_units(const struct cowfile *c, struct out_stream *out)
+static int pack_units(struct cowloop_ctx *ctx, const struct cowfile *c, struct out_stream *out)
 {
-	u8 *buf = xmalloc(FILE_CHUNK);
+	u8 *buf = malloc(FILE_CHUNK);
 	struct cow_runs runs;
 	u64 first, nr, done = 0;
-	int r = OK;
+	int r = buf ? OK : error_memory(ctx);
 
 	cow_runs_start(&runs, c);
-	while (!r && cow_runs_next(&runs, &first, &nr)) {
+	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
 		const u64 start = c->geo.doffset + first * c->geo.mapunit;
 		const u64 bytes = cow_run_bytes(c, first, nr);
 
 		for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
 			const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
-			r = file_read(&c->file, start + at, buf, n);
+			r = file_read(ctx, &c->file, start + at, buf, n);
 			if (!r)
-				r = out_write(out, buf, n);
+				r = out_write(ctx, out, buf, n);
 			done += n;
-			progress_update(done);
+			progress_update(ctx, done);
 		}
 		if (!r)
-			r = out_zeroes(out, nr * c->geo.mapunit - bytes);
+			r = out_zeroes(ctx, out, nr * c->geo.mapunit - bytes);
 	}
 	if (!r)
 		r = runs.error;
@@ -99,52 +99,52 @@ static int pack_units(const struct cowfile *c, struct out_stream *out)
 	return r;
 }
 
-static int pack_head(const struct cowfile *c, struct out_stream *out, u64 used)
+static int pack_head(struct cowloop_ctx *ctx, const struct cowfile *c, struct out_stream *out, u64 used)
 {
 	struct cowfile packed = *c;
 
 	cow_finish_head(&packed, COW_PACKED, used);
-	return out_write(out, &packed.head, head_size(c));
+	return out_write(ctx, out, &packed.head, head_size(c));
 }
 
-static int pack(const struct cowfile *c, struct out_stream *out, bool gaps, u64 used)
+static int pack(struct cowloop_ctx *ctx, const struct cowfile *c, struct out_stream *out, bool gaps, u64 used)
 {
-	int r = pack_head(c, out, used);
+	int r = pack_head(ctx, c, out, used);
 
 	if (!r && gaps)
-		r = out_zeroes(out, c->geo.moffset - head_size(c));
+		r = out_zeroes(ctx, out, c->geo.moffset - head_size(c));
 	if (!r)
-		r = pack_map(c, out);
+		r = pack_map(ctx, c, out);
 	/* A head may say that units, had it any, begin at the end of the world. */
 	if (!r && gaps && used)
-		r = out_zeroes(out, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
-	return r ? r : pack_units(c, out);
+		r = out_zeroes(ctx, out, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
+	return r ? r : pack_units(ctx, c, out);
 }
 
 /* By any path or link, and --force or not: it would be read while it is written. */
-static int check_both(const char *action, const char *from, const char *to)
+static int check_both(struct cowloop_ctx *ctx, const char *action, const char *from, const char *to)
 {
 	if (strcmp(from, "-") && strcmp(to, "-") && file_same_path(from, to))
-		return error(USAGE, "%s: %s and %s are the same; name another file for what it makes.",
+		return error(ctx, USAGE, "%s: %s and %s are the same; name another file for what it makes.",
 			     action, from, to);
 	return OK;
 }
 
 /* A file that is there already is held in @old until it is replaced, for which one need not be allowed to write it. */
-static int check_target(const char *path, bool force, struct replaced *old)
+static int check_target(struct cowloop_ctx *ctx, const char *path, bool force, struct replaced *old)
 {
 	struct stat st;
 
 	if (!strcmp(path, "-") || stat(path, &st))
 		return OK;
 	if (!S_ISREG(st.st_mode))
-		return error(WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
+		return error(ctx, WRONG, "%s: not a file; a packed cowfile is a file, or - for stdout.", path);
 	if (!force)
-		return error(BUSY, "%s: exists already; --force overwrites it.", path);
-	return replaced_open(old, path, FILE_READ, force);
+		return error(ctx, BUSY, "%s: exists already; --force overwrites it.", path);
+	return replaced_open(ctx, old, path, FILE_READ, force);
 }
 
-int cowloop_pack(const char *cow, const char *to, const struct cowloop_pack *how)
+int cowloop_pack(struct cowloop_ctx *ctx, const char *cow, const char *to, const struct cowloop_pack *how)
 {
 	const bool gaps = how->compress != COWLOOP_COMPRESS_COWPACK;
 	struct replaced old = { .file = FILE_CLOSED };
@@ -154,35 +154,36 @@ int cowloop_pack(const char *cow, const char *to, const struct cowloop_pack *how
 	u64 used, end;
 	int r;
 
-	r = check_both("pack", cow, to);
+	r = check_both(ctx, "pack", cow, to);
 	if (r)
 		return r;
-	r = cow_open(&c, cow, FILE_READ | FILE_EXCLUSIVE, 0);
+	r = cow_open(ctx, &c, cow, FILE_READ | FILE_EXCLUSIVE, 0);
 	if (!r && c.format != 1 && !gaps)
-		r = error(USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
+		r = error(ctx, USAGE, "%s: --compress cowpack is for cowfiles of format 1; this is one of format %u.",
 			  cow, c.format);
 	if (!r)
-		r = cow_count(&c, &used, &end);
+		r = cow_count(ctx, &c, &used, &end);
 	if (!r)
-		r = cow_check_end(&c, end);
+		r = cow_check_end(ctx, &c, end);
 	if (!r)
-		r = check_target(to, how->force, &old);
+		r = check_target(ctx, to, how->force, &old);
 	if (!r && (fstat(c.file.fd, &source) || (old.file.fd >= 0 && fstat(old.file.fd, &replaced))))
-		r = error_errno("%s: cannot be examined", cow);
+		r = error_errno(ctx, "%s: cannot be examined", cow);
 	if (!r) {
-		out = out_open(to, gaps ? how->compress : COWLOOP_COMPRESS_GZIP, old.file.fd < 0 ? NULL : &replaced,
+		out = out_open(ctx, to, gaps ? how->compress : COWLOOP_COMPRESS_GZIP,
+			       old.file.fd < 0 ? NULL : &replaced,
 			       &source, how->force, &r);
 		if (out) {
-			progress_start(cow, used * c.geo.mapunit, "packed");
-			r = pack(&c, out, gaps, used);
-			r = out_close(out, r, old.file.fd < 0 ? NULL : &old);
-			progress_end(!r);
+			progress_start(ctx, cow, used * c.geo.mapunit, "packed");
+			r = pack(ctx, &c, out, gaps, used);
+			r = out_close(ctx, out, r, old.file.fd < 0 ? NULL : &old);
+			progress_end(ctx, !r);
 		}
 	}
 	file_close(&old.file);
 	cow_close(&c);
 	if (!r)
-		verbose("%s: packed %llu units (%s) into %s.", cow, used,
+		verbose(ctx, "%s: packed %llu units (%s) into %s.", cow, used,
 			size_text(used * c.geo.mapunit), to);
 	return r;
 }
@@ -191,6 +192,7 @@ int cowloop_pack(const char *cow, const char *to, const struct cowloop_pack *how
 
 struct head_faults {
 	struct cow_faults faults;
+	struct cowloop_ctx *ctx;
 	const char *path;
 	bool found;
 };
@@ -198,35 +200,36 @@ struct head_faults {
 static void found_fault(struct cow_faults *faults, const char *id, const char *text)
 {
 	struct head_faults *h = (struct head_faults *)faults;
+	struct cowloop_ctx *ctx = h->ctx;
 
 	(void)id;
 	h->found = true;
-	error(WRONG, "%s: %s.", h->path, text);
+	error(ctx, WRONG, "%s: %s.", h->path, text);
 }
 
 /* Does it end where it does with nothing between the head, the bitmap and the units? */
-static int ends_without_gaps(const struct cowfile *c, struct in_stream *in, const char *path,
+static int ends_without_gaps(struct cowloop_ctx *ctx, const struct cowfile *c, struct in_stream *in, const char *path,
 			     bool *ends)
 {
 	const u64 length = head_size(c) + c->geo.mapsize + le64(c->head.cowused) * c->geo.mapunit;
-	int r = in_rewind(in);
+	int r = in_rewind(ctx, in);
 
-	progress_start(path, length, "read");
+	progress_start(ctx, path, length, "read");
 	for (u64 at = 0; at < length && !r; at += FILE_CHUNK) {
-		r = in_skip(in, min_u64(length - at, FILE_CHUNK));
-		progress_update(at);
+		r = in_skip(ctx, in, min_u64(length - at, FILE_CHUNK));
+		progress_update(ctx, at);
 	}
 	if (!r)
-		r = in_at_end(in, ends);
-	progress_end(!r);
-	return r ? r : in_rewind(in);
+		r = in_at_end(ctx, in, ends);
+	progress_end(ctx, !r);
+	return r ? r : in_rewind(ctx, in);
 }
 
 /*
  * Is there anything between the head, the bitmap and the units? What looks like
  * a gap may be the bitmap's beginning: then the length tells.
  */
-static int find_gaps(const struct cowfile *c, struct in_stream *in, const char *path,
+static int find_gaps(struct cowloop_ctx *ctx, const struct cowfile *c, struct in_stream *in, const char *path,
 		     const u8 start[IN_PEEK], bool *gaps)
 {
 	bool ends;
@@ -238,16 +241,16 @@ static int find_gaps(const struct cowfile *c, struct in_stream *in, const char *
 	*gaps = all_zero(start + COW_V1_HEAD_SIZE, IN_PEEK - COW_V1_HEAD_SIZE);
 	if (!*gaps)
 		return OK;
-	r = ends_without_gaps(c, in, path, &ends);
+	r = ends_without_gaps(ctx, c, in, path, &ends);
 	*gaps = r || !ends;
 	return r;
 }
 
-static int read_head(struct cowfile *c, struct in_stream *in, const char *path, bool *gaps)
+static int read_head(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, const char *path, bool *gaps)
 {
-	struct head_faults faults = { .faults.found = found_fault, .path = path };
+	struct head_faults faults = { .faults.found = found_fault, .ctx = ctx, .path = path };
 	u8 start[IN_PEEK];
-	int r = in_peek(in, start);
+	int r = in_peek(ctx, in, start);
 
 	if (r)
 		return r;
@@ -258,67 +261,67 @@ static int read_head(struct cowfile *c, struct in_stream *in, const char *path, 
 	if (!r && faults.found)
 		r = WRONG;
 	if (!r && c->state != COW_PACKED)
-		r = error(WRONG, "%s: this is a cowfile, but not a packed one.", path);
+		r = error(ctx, WRONG, "%s: this is a cowfile, but not a packed one.", path);
 	if (!r && le16(c->head.flags) & COW_FLAG_DIRTY)
-		r = error(WRONG, "%s: both packed and dirty, which cannot be.", path);
+		r = error(ctx, WRONG, "%s: both packed and dirty, which cannot be.", path);
 	if (!r)
-		r = find_gaps(c, in, path, start, gaps);
+		r = find_gaps(ctx, c, in, path, start, gaps);
 	if (r)
 		return r;
 	memset((u8 *)&c->head + head_size(c), 0, sizeof(c->head) - head_size(c));
-	return in_skip(in, head_size(c));
+	return in_skip(ctx, in, head_size(c));
 }
 
-static int unpack_map(struct cowfile *c, struct in_stream *in, bool gaps)
+static int unpack_map(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, bool gaps)
 {
 	u8 data[65536];
 	u64 at;
-	int r = gaps ? in_skip(in, c->geo.moffset - head_size(c)) : OK;
+	int r = gaps ? in_skip(ctx, in, c->geo.moffset - head_size(c)) : OK;
 
 	for (at = 0; at < c->geo.mapsize && !r; at += sizeof(data)) {
 		const u64 left = c->geo.mapsize - at;
 		const size_t n = min_u64(left, sizeof(data));
 
-		r = in_read(in, data, n);
+		r = in_read(ctx, in, data, n);
 		if (!r && !all_zero(data, n))
-			r = file_write(&c->file, c->geo.moffset + at, data, n);
+			r = file_write(ctx, &c->file, c->geo.moffset + at, data, n);
 	}
 	return r;
 }
 
 /* Where nothing has been written yet there are zeroes in a file, which take no space; a device has anything. */
-static int write_data(const struct file *f, u64 offset, const u8 *buf, size_t length)
+static int write_data(struct cowloop_ctx *ctx, const struct file *f, u64 offset, const u8 *buf, size_t length)
 {
 	const size_t block = 4096;
 	size_t start = 0, end;
 	int r = OK;
 
 	if (f->block)
-		return file_write(f, offset, buf, length);
+		return file_write(ctx, f, offset, buf, length);
 	while (start < length && !r) {
 		end = start;
 		while (end < length && !all_zero(buf + end, min_u64(block, length - end)))
 			end += min_u64(block, length - end);
 		if (end > start)
-			r = file_write(f, offset + start, buf + start, end - start);
+			r = file_write(ctx, f, offset + start, buf + start, end - start);
 		start = end + block;
 	}
 	return r;
 }
 
 /* How much the packed file says there is; what is claimed costs whoever claims it nothing. */
-static int check_size(const struct cowfile *c, u64 used, const char *from, u64 max_size)
+static int check_size(struct cowloop_ctx *ctx, const struct cowfile *c, u64 used, const char *from, u64 max_size)
 {
 	const u64 bytes = used * c->geo.mapunit;
 
 	/* The bitmap is not written where it is zeroes, but read to its end. */
 	if (!max_size || (c->geo.mapsize <= max_size && bytes <= max_size - c->geo.mapsize))
 		return OK;
-	return error(WRONG, "%s: unpacked, it is too large: found %s of data and %s of bitmap, expected at most %s together (--max-size).",
+	return error(ctx, WRONG, "%s: unpacked, it is too large: found %s of data and %s of bitmap, expected at most %s together (--max-size).",
 		     from, size_text(bytes), size_text(c->geo.mapsize), size_text(max_size));
 }
 
-static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
+static int unpack_run(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, u8 *buf, u64 first, u64 nr)
 {
 	const u64 start = c->geo.doffset + first * c->geo.mapunit, bytes = nr * c->geo.mapunit;
 	/* The zeroes that the last unit was filled up with have no place on a device. */
@@ -328,77 +331,78 @@ static int unpack_run(struct cowfile *c, struct in_stream *in, u8 *buf, u64 firs
 	for (u64 at = 0; at < bytes && !r; at += FILE_CHUNK) {
 		const size_t n = min_u64(bytes - at, FILE_CHUNK);
 
-		r = in_read(in, buf, n);
+		r = in_read(ctx, in, buf, n);
 		if (!r && at < wanted)
-			r = write_data(&c->file, start + at, buf, min_u64(wanted - at, n));
+			r = write_data(ctx, &c->file, start + at, buf, min_u64(wanted - at, n));
 	}
 	return r;
 }
 
-static int unpack_units(struct cowfile *c, struct in_stream *in, u64 used)
+static int unpack_units(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, u64 used)
 {
-	u8 *buf = xmalloc(FILE_CHUNK);
+	u8 *buf = malloc(FILE_CHUNK);
 	struct cow_runs runs;
 	u64 first, nr, done = 0;
-	int r = OK;
+	int r = buf ? OK : error_memory(ctx);
 
-	progress_start(c->file.path, used * c->geo.mapunit, "unpacked");
+	progress_start(ctx, c->file.path, used * c->geo.mapunit, "unpacked");
 	cow_runs_start(&runs, c);
-	while (!r && cow_runs_next(&runs, &first, &nr)) {
-		r = unpack_run(c, in, buf, first, nr);
+	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
+		r = unpack_run(ctx, c, in, buf, first, nr);
 		done += nr;
-		progress_update(done * c->geo.mapunit);
+		progress_update(ctx, done * c->geo.mapunit);
 	}
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
-	progress_end(!r);
+	progress_end(ctx, !r);
 	free(buf);
 
 	return r;
 }
 
 /* Everything behind the head, into c->file, which is blank. */
-static int unpack(struct cowfile *c, struct in_stream *in, bool gaps, const char *from, u64 max_size)
+static int unpack(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, bool gaps, const char *from,
+		  u64 max_size)
 {
 	u64 used, end;
 	bool at_end;
 	int r;
 
-	r = unpack_map(c, in, gaps);
+	r = unpack_map(ctx, c, in, gaps);
 	if (!r)
-		r = cow_count(c, &used, &end);
+		r = cow_count(ctx, c, &used, &end);
 	if (!r)
-		r = cow_check_end(c, end);
+		r = cow_check_end(ctx, c, end);
 	if (!r)
-		r = check_size(c, used, from, max_size);
+		r = check_size(ctx, c, used, from, max_size);
 	/* The original ends it with the bitmap when there is no unit. */
 	if (!r && used && gaps)
-		r = in_skip(in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
+		r = in_skip(ctx, in, c->geo.doffset - c->geo.moffset - c->geo.mapsize);
 	if (!r)
-		r = unpack_units(c, in, used);
+		r = unpack_units(ctx, c, in, used);
 	if (!r)
-		r = in_at_end(in, &at_end);
+		r = in_at_end(ctx, in, &at_end);
 	if (!r && !at_end && used)
-		warn("%s: goes on behind the last unit; what is there was left out.", from);
-	return r ? r : cow_write_head(c, COW_CLEAN, used);
+		warn(ctx, "%s: goes on behind the last unit; what is there was left out.", from);
+	return r ? r : cow_write_head(ctx, c, COW_CLEAN, used);
 }
 
 /* Into a device: in place. */
-static int unpack_to_device(struct cowfile *c, struct in_stream *in, bool gaps,
+static int unpack_to_device(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, bool gaps,
 			    const char *from, const char *path, const struct cowloop_unpack *how)
 {
-	int r = file_open(&c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
+	int r = file_open(ctx, &c->file, path, FILE_WRITE | FILE_EXCLUSIVE);
 
 	if (!r)
-		r = refuse_overwrite(&c->file, "--force", how->force);
+		r = refuse_overwrite(ctx, &c->file, "--force", how->force);
 	if (!r)
-		r = blank_cow(&c->file, &c->geo);
-	return r ? r : unpack(c, in, gaps, from, how->max_size);
+		r = blank_cow(ctx, &c->file, &c->geo);
+	return r ? r : unpack(ctx, c, in, gaps, from, how->max_size);
 }
 
 /* Into a file: a new one. */
-static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
+static int unpack_to_file(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, bool gaps,
 			  const char *from, const char *path, const struct cowloop_unpack *how)
 {
 	struct replaced old = { .file = FILE_CLOSED };
@@ -408,24 +412,24 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	int r = OK;
 
 	if (replace)
-		r = replaced_open(&old, path, FILE_WRITE, how->force);
+		r = replaced_open(ctx, &old, path, FILE_WRITE, how->force);
 	if (!r && replace && fstat(old.file.fd, &st))
-		r = error_errno("%s", path);
+		r = error_errno(ctx, "%s", path);
 	if (r) {
 		file_close(&old.file);
 		return r;
 	}
-	r = new_file_create(&new, path, replace ? &st : NULL, NULL, how->force);
+	r = new_file_create(ctx, &new, path, replace ? &st : NULL, NULL, how->force);
 	if (!r) {
 		c->file = new.file;
-		r = blank_cow(&c->file, &c->geo);
+		r = blank_cow(ctx, &c->file, &c->geo);
 	}
 	if (!r)
-		r = unpack(c, in, gaps, from, how->max_size);
+		r = unpack(ctx, c, in, gaps, from, how->max_size);
 	if (!r && replace)
-		r = replaced_check(&old, new.target);
+		r = replaced_check(ctx, &old, new.target);
 	if (!r)
-		r = new_file_commit(&new, replace);
+		r = new_file_commit(ctx, &new, replace);
 	new_file_abort(&new);
 	file_close(&old.file);
 	c->file = FILE_CLOSED;
@@ -433,7 +437,7 @@ static int unpack_to_file(struct cowfile *c, struct in_stream *in, bool gaps,
 	return r;
 }
 
-int cowloop_unpack(const char *from, const char *cow, const struct cowloop_unpack *how)
+int cowloop_unpack(struct cowloop_ctx *ctx, const char *from, const char *cow, const struct cowloop_unpack *how)
 {
 	struct cowfile c = { .file = FILE_CLOSED };
 	struct in_stream *in;
@@ -442,25 +446,25 @@ int cowloop_unpack(const char *from, const char *cow, const struct cowloop_unpac
 	int r;
 
 	if (!strcmp(cow, "-"))
-		return error(USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
-	r = check_both("unpack", from, cow);
+		return error(ctx, USAGE, "unpack: a cowfile cannot be written to stdout; name a file or a device.");
+	r = check_both(ctx, "unpack", from, cow);
 	if (r)
 		return r;
-	in = in_open(from, &r);
+	in = in_open(ctx, from, &r);
 	if (!in)
 		return r;
-	r = read_head(&c, in, from, &gaps);
+	r = read_head(ctx, &c, in, from, &gaps);
 	/* As far as the head tells, before anything is made. */
 	if (!r)
-		r = check_size(&c, 0, from, how->max_size);
+		r = check_size(ctx, &c, 0, from, how->max_size);
 	if (!r)
 		r = !stat(cow, &st) && !S_ISREG(st.st_mode) ?
-		    unpack_to_device(&c, in, gaps, from, cow, how) :
-		    unpack_to_file(&c, in, gaps, from, cow, how);
+		    unpack_to_device(ctx, &c, in, gaps, from, cow, how) :
+		    unpack_to_file(ctx, &c, in, gaps, from, cow, how);
 	in_close(in);
 	cow_close(&c);
 	if (!r)
-		verbose("%s: unpacked into %s: %llu units (%s).", from, cow,
+		verbose(ctx, "%s: unpacked into %s: %llu units (%s).", from, cow,
 			le64(c.head.cowused), size_text(le64(c.head.cowused) * c.geo.mapunit));
 	return r;
 }

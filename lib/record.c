@@ -64,12 +64,13 @@ static bool blocks_are_valid(const struct cowfile *c, const struct cow_merge_rec
 	return true;
 }
 
-int record_read(const struct cowfile *c, struct cow_merge_record *record, enum record_state *state)
+int record_read(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_merge_record *record,
+		enum record_state *state)
 {
 	int r;
 
 	memset(record, 0, sizeof(*record));
-	r = file_read_padded(&c->file, COW_RECORD_OFFSET, record, record_size(c));
+	r = file_read_padded(ctx, &c->file, COW_RECORD_OFFSET, record, record_size(c));
 	if (r)
 		return r;
 	if (all_zero(record, record_size(c)))
@@ -82,9 +83,9 @@ int record_read(const struct cowfile *c, struct cow_merge_record *record, enum r
 	return OK;
 }
 
-int record_remove(const struct cowfile *c)
+int record_remove(struct cowloop_ctx *ctx, const struct cowfile *c)
 {
-	return file_zero(&c->file, COW_RECORD_OFFSET, record_size(c));
+	return file_zero(ctx, &c->file, COW_RECORD_OFFSET, record_size(c));
 }
 
 /* ---- Samples ---- */
@@ -117,7 +118,7 @@ static bool get_sample(const struct cowfile *c, const struct cow_merge_record *r
 	return true;
 }
 
-int record_write(const struct cowfile *c, const struct file *rdo)
+int record_write(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo)
 {
 	struct cow_merge_record record = { .magic = htole32(COW_RECORD_MAGIC) };
 	u8 data[COW_SAMPLE_SIZE];
@@ -128,17 +129,17 @@ int record_write(const struct cowfile *c, const struct file *rdo)
 
 	record.rdofingerprint = c->head.rdofingerprint;
 	if (c->format == 1)
-		r = cow_fingerprint_blocks(rdo, blocks, &nr);
+		r = cow_fingerprint_blocks(ctx, rdo, blocks, &nr);
 	for (unsigned int i = 0; c->format == 1 && i < 4; i++)
 		record.block[i] = htole64(i < nr ? blocks[i] : COW_RECORD_NO_BLOCK);
 
 	for (unsigned int i = 0; !r && get_sample(c, &record, i, &s); i++) {
-		r = file_read(rdo, s.offset, data, s.length);
+		r = file_read(ctx, rdo, s.offset, data, s.length);
 		for (u32 at = 0; !r && at < s.length; at += SECTOR)
 			record.sector[s.first + at / SECTOR] = htole32(crc32c(0, data + at, SECTOR));
 	}
 	record.csum = htole32(record_csum(c, &record));
-	return r ? r : file_write(&c->file, COW_RECORD_OFFSET, &record, record_size(c));
+	return r ? r : file_write(ctx, &c->file, COW_RECORD_OFFSET, &record, record_size(c));
 }
 
 /* ---- Comparing ---- */
@@ -152,17 +153,17 @@ struct comparison {
 
 #define SAME	(~0ULL)
 
-static int compare_sample(struct comparison *cmp, const struct sample *s)
+static int compare_sample(struct cowloop_ctx *ctx, struct comparison *cmp, const struct sample *s)
 {
 	const struct cowfile *c = cmp->c;
 	u8 is[COW_SAMPLE_SIZE], merged[COW_SAMPLE_SIZE];
 	bool set;
-	int r = cow_unit_is_set(c, s->offset / c->geo.mapunit, &set);
+	int r = cow_unit_is_set(ctx, c, s->offset / c->geo.mapunit, &set);
 
 	if (!r)
-		r = file_read(cmp->rdo, s->offset, is, s->length);
+		r = file_read(ctx, cmp->rdo, s->offset, is, s->length);
 	if (!r && set)
-		r = file_read(&c->file, c->geo.doffset + s->offset, merged, s->length);
+		r = file_read(ctx, &c->file, c->geo.doffset + s->offset, merged, s->length);
 	for (u32 at = 0; !r && at < s->length && cmp->differs == SAME; at += SECTOR) {
 		if (crc32c(0, is + at, SECTOR) != le32(cmp->record->sector[s->first + at / SECTOR]) &&
 		    !(set && !memcmp(is + at, merged + at, SECTOR)))
@@ -193,19 +194,19 @@ static bool is_sample(const struct cow_merge_record *record, u64 block)
 }
 
 /* The blocks from @first to @end are in the cowfile. */
-static int compare_run(struct comparison *cmp, u64 first, u64 end)
+static int compare_run(struct cowloop_ctx *ctx, struct comparison *cmp, u64 first, u64 end)
 {
-	u8 *is = xmalloc(FILE_CHUNK), *merged = xmalloc(FILE_CHUNK);
-	int r = OK;
+	u8 *is = malloc(FILE_CHUNK), *merged = malloc(FILE_CHUNK);
+	int r = is && merged ? OK : error_memory(ctx);
 
 	while (first < end && cmp->differs == SAME && !r) {
 		const u64 nr = min_u64(end - first, FILE_CHUNK / COW_V1_MAPUNIT);
 		const u64 offset = first * COW_V1_MAPUNIT;
 
-		r = interrupted ? error(USAGE, "%s: interrupted.", cmp->rdo->path) :
-				  file_read(cmp->rdo, offset, is, nr * COW_V1_MAPUNIT);
+		r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", cmp->rdo->path) :
+					file_read(ctx, cmp->rdo, offset, is, nr * COW_V1_MAPUNIT);
 		if (!r)
-			r = file_read(&cmp->c->file, cmp->c->geo.doffset + offset, merged,
+			r = file_read(ctx, &cmp->c->file, cmp->c->geo.doffset + offset, merged,
 				      nr * COW_V1_MAPUNIT);
 		for (u64 i = 0; i < nr && cmp->differs == SAME && !r; i++) {
 			const u64 at = i * COW_V1_MAPUNIT;
@@ -221,7 +222,7 @@ static int compare_run(struct comparison *cmp, u64 first, u64 end)
 }
 
 /* Format 1: the blocks before the last sample, or all if there are fewer than four. */
-static int compare_between(struct comparison *cmp)
+static int compare_between(struct cowloop_ctx *ctx, struct comparison *cmp)
 {
 	const u64 last = le64(cmp->record->block[3]);
 	const u64 end = min_u64(last, cmp->c->geo.nr_units);
@@ -230,15 +231,15 @@ static int compare_between(struct comparison *cmp)
 	int r = OK;
 
 	cow_runs_start(&runs, cmp->c);
-	while (!r && cmp->differs == SAME && cow_runs_next(&runs, &first, &nr) && first < end)
-		r = compare_run(cmp, first, min_u64(first + nr, end));
+	while (!r && cmp->differs == SAME && cow_runs_next(ctx, &runs, &first, &nr) && first < end)
+		r = compare_run(ctx, cmp, first, min_u64(first + nr, end));
 	if (!r)
 		r = runs.error;
 	cow_runs_end(&runs);
 	return r;
 }
 
-int record_compare(const struct cowfile *c, const struct file *rdo,
+int record_compare(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo,
 		   const struct cow_merge_record *record, bool *same, u64 *sector)
 {
 	struct comparison cmp = { .c = c, .rdo = rdo, .record = record, .differs = SAME };
@@ -246,9 +247,9 @@ int record_compare(const struct cowfile *c, const struct file *rdo,
 	int r = OK;
 
 	for (unsigned int i = 0; !r && cmp.differs == SAME && get_sample(c, record, i, &s); i++)
-		r = compare_sample(&cmp, &s);
+		r = compare_sample(ctx, &cmp, &s);
 	if (!r && cmp.differs == SAME && c->format == 1)
-		r = compare_between(&cmp);
+		r = compare_between(ctx, &cmp);
 	*same = cmp.differs == SAME;
 	*sector = cmp.differs / SECTOR;
 	return r;

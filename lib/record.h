@@ -18,22 +18,23 @@ enum record_state {
 const char *record_state_text(enum record_state state);
 
 /* Read what is in the place of the record. */
-int record_read(const struct cowfile *c, struct cow_merge_record *record, enum record_state *state);
+int record_read(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_merge_record *record,
+		enum record_state *state);
 
 /* Does it begin like a record, whatever follows? */
 bool record_has_magic(const struct cow_merge_record *record);
 
 /* Write the record of @rdo as it is now; the head's fingerprint is the masked one already. */
-int record_write(const struct cowfile *c, const struct file *rdo);
+int record_write(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo);
 
 /* Make zeroes of it. */
-int record_remove(const struct cowfile *c);
+int record_remove(struct cowloop_ctx *ctx, const struct cowfile *c);
 
 /*
  * Compare @rdo with a valid record: *@same is false if a sector of it is neither
  * as it was nor as the cowfile has it, and *@sector is then its number.
  */
-int record_compare(const struct cowfile *c, const struct file *rdo,
+int record_compare(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo,
 		   const struct cow_merge_record *record, bool *same, u64 *sector);
 
 #endif /* COWSETUP_RECORD_H */

@@ -48,7 +48,6 @@
 
 #include <uuid/uuid.h>
 
-#include "../cowsetup/progress.h"
 #include "record.h"
 #include "repair.h"
 #include "scan.h"
@@ -56,6 +55,7 @@
 
 struct repair {
 	struct cow_faults faults;
+	struct cowloop_ctx *ctx;
 	struct cowfile c;
 	const char *path;
 	bool quiet;		/* nothing is told */
@@ -75,13 +75,14 @@ struct repair {
 
 static void say(const struct repair *p, const char *what, const char *fmt, va_list ap)
 {
+	struct cowloop_ctx *ctx = p->ctx;
 	char *text;
 
 	if (p->quiet)
 		return;
 	if (vasprintf(&text, fmt, ap) < 0)
-		exit(error(NO_MEMORY, "Out of memory."));
-	tell("%s: %s: %s.", p->path, what, text);
+		text = NULL;
+	tell(ctx, "%s: %s: %s.", p->path, what, text ? text : fmt);
 	free(text);
 }
 
@@ -223,7 +224,7 @@ static void correct_head(struct repair *p)
 }
 
 /* Bytes that should be zero, and texts. */
-static int mend_details(struct repair *p)
+static int mend_details(struct cowloop_ctx *ctx, struct repair *p)
 {
 	struct cow_head *head = &p->c.head;
 	const unsigned int known = COW_FLAG_DIRTY | COW_FLAG_PACKED;
@@ -256,7 +257,7 @@ static int mend_details(struct repair *p)
 		return OK;
 	}
 
-	r = file_read(&p->c.file, 0, start, sizeof(start));
+	r = file_read(ctx, &p->c.file, 0, start, sizeof(start));
 	if (r)
 		return r;
 	/* That is mend_record()'s. */
@@ -268,7 +269,7 @@ static int mend_details(struct repair *p)
 	mended(p, "the rest of the head, %s zeroes", now(p));
 	memset((u8 *)head + COW_V1_HEAD_SIZE, 0, sizeof(*head) - COW_V1_HEAD_SIZE);
 	p->head_changed = true;
-	return keep || p->dry_run ? OK : record_remove(&p->c);
+	return keep || p->dry_run ? OK : record_remove(ctx, &p->c);
 }
 
 bool repair_can_mend_head(const struct cowfile *c)
@@ -287,13 +288,13 @@ bool repair_can_mend_head(const struct cowfile *c)
 }
 
 /* Leave the head in memory as it should be, and the geometry right. */
-static int mend_head(struct repair *p)
+static int mend_head(struct cowloop_ctx *ctx, struct repair *p)
 {
 	struct cow_faults quiet = { ignore_fault };
 	struct cowfile *c = &p->c;
 	int r;
 
-	if (!cow_check_head(c, &quiet) && !cow_check_strictly(c, &quiet))
+	if (!cow_check_head(c, &quiet) && !cow_check_strictly(ctx, c, &quiet))
 		return OK;
 	if (!c->format)
 		/* Not a cowfile, or shorter than one. */
@@ -301,18 +302,18 @@ static int mend_head(struct repair *p)
 
 	if (!repair_can_mend_head(c)) {
 		cow_check_head(c, &p->faults);
-		return error(WRONG, "%s: the head is damaged too much: nobody knows what is right in it.", p->path);
+		return error(ctx, WRONG, "%s: the head is damaged too much: nobody knows what is right in it.", p->path);
 	}
 	if (!p->force) {
 		cow_check_head(c, &p->faults);
-		cow_check_strictly(c, &p->faults);
-		return error(WRONG, "%s: the head is damaged; with --force it is mended.", p->path);
+		cow_check_strictly(ctx, c, &p->faults);
+		return error(ctx, WRONG, "%s: the head is damaged; with --force it is mended.", p->path);
 	}
 	if (c->format == 1)
 		mend_head_v1(p);
 	else
 		mend_head_v2(p);
-	r = mend_details(p);
+	r = mend_details(ctx, p);
 	if (r)
 		return r;
 	if (c->format == 2) {
@@ -325,16 +326,16 @@ static int mend_head(struct repair *p)
 		}
 	}
 	r = cow_check_head(c, &p->faults);
-	return r ? error(WRONG, "%s: the head is damaged too much.", p->path) : OK;
+	return r ? error(ctx, WRONG, "%s: the head is damaged too much.", p->path) : OK;
 }
 
 /* Mend the record that a merge needs to go on; or remove that of one that did not come to begin. */
-static int mend_record(struct repair *p)
+static int mend_record(struct cowloop_ctx *ctx, struct repair *p)
 {
 	const struct cowfile *c = &p->c;
 	struct cow_merge_record record;
 	enum record_state state;
-	int r = record_read(c, &record, &state);
+	int r = record_read(ctx, c, &record, &state);
 
 	if (r)
 		return r;
@@ -351,30 +352,30 @@ static int mend_record(struct repair *p)
 			return OK;
 		mended(p, "the record of a merge that did not come to begin, %s removed", now(p));
 	}
-	return p->dry_run ? OK : record_remove(c);
+	return p->dry_run ? OK : record_remove(ctx, c);
 }
 
 /* ---- The bitmap ---- */
 
 /* Called before a bitmap sector is written. */
-static int announce(struct repair *p)
+static int announce(struct cowloop_ctx *ctx, struct repair *p)
 {
 	struct cowfile *c = &p->c;
 
 	if (p->announced || c->format == 1 || p->mark != COW_CLEAN)
 		return OK;
 	p->announced = true;
-	return cow_write_head(c, COW_DIRTY, le64(c->head.cowused));
+	return cow_write_head(ctx, c, COW_DIRTY, le64(c->head.cowused));
 }
 
-static int put_bits(struct repair *p, u64 sector, const u8 *bits)
+static int put_bits(struct cowloop_ctx *ctx, struct repair *p, u64 sector, const u8 *bits)
 {
 	int r;
 
 	if (p->dry_run)
 		return OK;
-	r = announce(p);
-	return r ? r : cow_write_bits(&p->c, sector, bits);
+	r = announce(ctx, p);
+	return r ? r : cow_write_bits(ctx, &p->c, sector, bits);
 }
 
 /* If a damaged sector of format 2 has one wrong bit, put it right. */
@@ -400,7 +401,7 @@ static bool correct_bit(const struct cow_map *m, u8 *bits)
 }
 
 /* Work out the bits of a damaged sector of format 2, or leave it as it is. */
-static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
+static int rebuild_sector(struct cowloop_ctx *ctx, struct repair *p, const struct cow_map *m, u8 *bits)
 {
 	const struct cowfile *c = &p->c;
 	struct cow_scan s = { .sector = m->sector };
@@ -430,7 +431,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 		return OK;
 	}
 
-	r = cow_scan_sector(c, &s);
+	r = cow_scan_sector(ctx, c, &s);
 	if (r)
 		return r;
 	for (u32 i = 0; i < nr; i++) {
@@ -447,7 +448,7 @@ static int rebuild_sector(struct repair *p, const struct cow_map *m, u8 *bits)
 	       m->sector, first, first + nr - 1, count_bits(bits, nr), nr - count_bits(bits, nr),
 	       unknown);
 	if (holes) {
-		tell("%s: %u of those that are not %s set in the damaged sector, but are holes: if zeroes were written there they %s lost.",
+		tell(ctx, "%s: %u of those that are not %s set in the damaged sector, but are holes: if zeroes were written there they %s lost.",
 		     p->path, holes, p->dry_run ? "are" : "were", p->dry_run ? "would be" : "are");
 	}
 	return OK;
@@ -482,7 +483,7 @@ static void clear_lost(struct repair *p, u64 first, u8 *bits, u32 nr)
 	}
 }
 
-static int mend_sector(struct repair *p, const struct cow_map *m)
+static int mend_sector(struct cowloop_ctx *ctx, struct repair *p, const struct cow_map *m)
 {
 	const struct cowfile *c = &p->c;
 	u8 bits[COW_V1_SECTOR_BYTES];
@@ -493,7 +494,7 @@ static int mend_sector(struct repair *p, const struct cow_map *m)
 
 	memcpy(bits, m->bits, c->sector_bytes);
 	if (!m->good)
-		r = rebuild_sector(p, m, bits);
+		r = rebuild_sector(ctx, p, m, bits);
 	if (r || p->nr_damaged != nr_damaged)
 		return r;
 	clear_beyond(p, m->sector, bits, nr);
@@ -502,25 +503,25 @@ static int mend_sector(struct repair *p, const struct cow_map *m)
 
 	if (m->good && !memcmp(bits, m->bits, c->sector_bytes))
 		return OK;
-	return put_bits(p, m->sector, bits);
+	return put_bits(ctx, p, m->sector, bits);
 }
 
-static int mend_bitmap(struct repair *p)
+static int mend_bitmap(struct cowloop_ctx *ctx, struct repair *p)
 {
 	const struct cowfile *c = &p->c;
 	struct cow_map m;
 	int r = OK;
 
-	progress_start(p->path, c->geo.mapsize, "of bitmap read");
+	progress_start(ctx, p->path, c->geo.mapsize, "of bitmap read");
 	cow_map_start(&m, c);
-	while (!r && cow_map_next(&m)) {
-		r = mend_sector(p, &m);
-		progress_update(m.sector * COW_MAP_SECTOR);
+	while (!r && cow_map_next(ctx, &m)) {
+		r = mend_sector(ctx, p, &m);
+		progress_update(ctx, m.sector * COW_MAP_SECTOR);
 	}
 	cow_map_end(&m);
 	if (!r)
 		r = m.error;
-	progress_end(!r);
+	progress_end(ctx, !r);
 
 	if (p->nr_cleared)
 		mended(p, "%llu unit%s that the file is too short for, %s taken out of the bitmap",
@@ -532,7 +533,7 @@ static int mend_bitmap(struct repair *p)
 }
 
 /* Format 1: add the units that are not all zeroes. */
-static int add_written_units(struct repair *p)
+static int add_written_units(struct cowloop_ctx *ctx, struct repair *p)
 {
 	const struct cowfile *c = &p->c;
 	u8 bits[COW_V1_SECTOR_BYTES];
@@ -540,17 +541,17 @@ static int add_written_units(struct repair *p)
 	u64 sector = 0;
 	int r;
 
-	progress_start(p->path, c->geo.nr_units * c->geo.mapunit, "read");
+	progress_start(ctx, p->path, c->geo.nr_units * c->geo.mapunit, "read");
 	for (;;) {
 		u32 more = 0;
 
-		r = cow_scan_next(c, &sector);
+		r = cow_scan_next(ctx, c, &sector);
 		if (r || sector >= c->nr_sectors)
 			break;
 		s.sector = sector;
-		r = cow_scan_sector(c, &s);
+		r = cow_scan_sector(ctx, c, &s);
 		if (!r)
-			r = cow_read_bits(c, sector, bits);
+			r = cow_read_bits(ctx, c, sector, bits);
 		if (r)
 			break;
 		for (unsigned int i = 0; i < sizeof(bits); i++) {
@@ -558,14 +559,14 @@ static int add_written_units(struct repair *p)
 			bits[i] |= s.nonzero[i];
 		}
 		if (more)
-			r = put_bits(p, sector, bits);
+			r = put_bits(ctx, p, sector, bits);
 		if (r)
 			break;
 		p->nr_added += more;
 		sector++;
-		progress_update(sector * c->sector_units * c->geo.mapunit);
+		progress_update(ctx, sector * c->sector_units * c->geo.mapunit);
 	}
-	progress_end(!r);
+	progress_end(ctx, !r);
 	if (r)
 		return r;
 	if (p->was_dirty || p->nr_added)
@@ -580,101 +581,101 @@ static int add_written_units(struct repair *p)
 
 /* ---- The whole ---- */
 
-static int check_repairable(const struct repair *p)
+static int check_repairable(struct cowloop_ctx *ctx, const struct repair *p)
 {
 	const struct cowfile *c = &p->c;
 
 	if (c->state == COW_PACKED)
-		return error(WRONG, "%s: packed; unpack it first, then repair what comes out.", p->path);
+		return error(ctx, WRONG, "%s: packed; unpack it first, then repair what comes out.", p->path);
 	if (c->format == 2 && le32(c->head.compat_ro) & ~COW_COMPAT_RO_KNOWN)
-		return error(WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
+		return error(ctx, WRONG, "%s: can only be read by this version: found compat_ro 0x%08x, expected none but 0x%08x.",
 			     p->path, le32(c->head.compat_ro), COW_COMPAT_RO_KNOWN);
 	return OK;
 }
 
-static int finish(struct repair *p)
+static int finish(struct cowloop_ctx *ctx, struct repair *p)
 {
 	struct cowfile *c = &p->c;
 	const u64 found = le64(c->head.cowused);
 
 	/* The units in use can't be counted. */
 	if (p->nr_damaged && p->mark != COW_CLEAN)
-		return p->head_changed && !p->dry_run ? cow_write_head(c, p->mark, found) : OK;
+		return p->head_changed && !p->dry_run ? cow_write_head(ctx, c, p->mark, found) : OK;
 	if (p->nr_damaged)
-		return p->head_changed && !p->dry_run ? announce(p) : OK;
+		return p->head_changed && !p->dry_run ? announce(ctx, p) : OK;
 	if (p->was_dirty && c->format == 2)
 		mended(p, "dirty: counted again, %llu units used", p->used);
 	else if (found != p->used && p->mark != COW_MERGED && (c->format == 2 || c->state != COW_DIRTY))
 		mended(p, "count of units used %llu, %s %llu", found, now(p), p->used);
 	if (!p->nr_mended || p->dry_run)
 		return OK;
-	return cow_write_head(c, p->mark, p->used);
+	return cow_write_head(ctx, c, p->mark, p->used);
 }
 
-static void print_result(const struct repair *p)
+static void print_result(struct cowloop_ctx *ctx, const struct repair *p)
 {
 	if (p->mark != COW_CLEAN)
-		tell("%s: a merge was interrupted; run cowsetup merge again to complete it.", p->path);
+		tell(ctx, "%s: a merge was interrupted; run cowsetup merge again to complete it.", p->path);
 	if (!p->nr_mended && !p->nr_left)
-		tell("%s: nothing to mend: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
+		tell(ctx, "%s: nothing to mend: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 	else if (p->dry_run && p->nr_mended && p->nr_left)
-		tell("%s: would be repaired in part; nothing was changed, since this was a dry run.", p->path);
+		tell(ctx, "%s: would be repaired in part; nothing was changed, since this was a dry run.", p->path);
 	else if (p->dry_run && p->nr_mended)
-		tell("%s: would be repaired, with %llu of %llu units used; nothing was changed, since this was a dry run.",
+		tell(ctx, "%s: would be repaired, with %llu of %llu units used; nothing was changed, since this was a dry run.",
 		     p->path, p->used, p->c.geo.nr_units);
 	else if (!p->nr_left)
-		tell("%s: repaired: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
+		tell(ctx, "%s: repaired: %llu of %llu units used.", p->path, p->used, p->c.geo.nr_units);
 }
 
-int repair_dirty(struct cowfile *c, bool force)
+int repair_dirty(struct cowloop_ctx *ctx, struct cowfile *c, bool force)
 {
-	struct repair p = { .faults.found = left_fault, .c = *c, .path = c->file.path,
+	struct repair p = { .faults.found = left_fault, .ctx = ctx, .c = *c, .path = c->file.path,
 			    .was_dirty = true, .force = force };
-	int r = add_written_units(&p);
+	int r = add_written_units(ctx, &p);
 
 	if (!r)
-		r = mend_bitmap(&p);
+		r = mend_bitmap(ctx, &p);
 	if (!r)
-		r = finish(&p);
+		r = finish(ctx, &p);
 	*c = p.c;
 	if (r && p.nr_added)
-		warn("%s: still dirty, and as it was, but for %llu unit%s with data that %s been added to the bitmap; the repair can be run again.",
+		warn(ctx, "%s: still dirty, and as it was, but for %llu unit%s with data that %s been added to the bitmap; the repair can be run again.",
 		     p.path, p.nr_added, p.nr_added == 1 ? "" : "s", p.nr_added == 1 ? "has" : "have");
 	return r ? r : p.nr_left ? WRONG : OK;
 }
 
-int cowloop_repair(const char *path, const struct cowloop_repair *how)
+int cowloop_repair(struct cowloop_ctx *ctx, const char *path, const struct cowloop_repair *how)
 {
-	struct repair p = { .faults.found = left_fault, .path = path, .dry_run = how->dry_run, .force = how->force };
+	struct repair p = { .faults.found = left_fault, .ctx = ctx, .path = path, .dry_run = how->dry_run, .force = how->force };
 	struct cow_faults quiet = { ignore_fault };
 	int r;
 
-	r = cow_open_faulty(&p.c, path, how->dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
+	r = cow_open_faulty(ctx, &p.c, path, how->dry_run ? FILE_READ : FILE_WRITE | FILE_EXCLUSIVE,
 			    &quiet);
 	if (p.c.file.fd < 0)
 		return r;
 	/* Before anything is said to be mended. */
 	if (p.c.file.size >= COW_V2_HEAD_SIZE)
 		correct_head(&p);
-	r = p.c.format ? check_repairable(&p) : OK;
+	r = p.c.format ? check_repairable(ctx, &p) : OK;
 	if (!r)
-		r = mend_head(&p);
+		r = mend_head(ctx, &p);
 	p.was_dirty = p.c.state == COW_DIRTY;
 	if (p.c.state == COW_MERGING || p.c.state == COW_MERGED) {
 		p.mark = p.c.state;
 		p.nr_left++;
 	}
 	if (!r)
-		r = mend_record(&p);
+		r = mend_record(ctx, &p);
 	if (!r && p.c.format == 1 && (p.was_dirty || (how->force && p.mark == COW_CLEAN)))
-		r = add_written_units(&p);
+		r = add_written_units(ctx, &p);
 	if (!r)
-		r = mend_bitmap(&p);
+		r = mend_bitmap(ctx, &p);
 	if (!r)
-		r = finish(&p);
+		r = finish(ctx, &p);
 	cow_close(&p.c);
 	if (!r)
-		print_result(&p);
+		print_result(ctx, &p);
 
 	return r ? r : p.nr_left ? WRONG : OK;
 }

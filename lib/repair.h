@@ -13,7 +13,7 @@
  * that is in order, and tell what was done. If it can't be done, or is
  * interrupted, that is told as well, and what has been changed by then.
  */
-int repair_dirty(struct cowfile *c, bool force);
+int repair_dirty(struct cowloop_ctx *ctx, struct cowfile *c, bool force);
 
 /* Is the head in order, or can repair make it so, forced if need be? */
 bool repair_can_mend_head(const struct cowfile *c);

@@ -42,7 +42,7 @@ static void note_data(const struct cowfile *c, struct cow_scan *s, u64 offset, c
 	}
 }
 
-int cow_scan_sector(const struct cowfile *c, struct cow_scan *s)
+int cow_scan_sector(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_scan *s)
 {
 	u64 start = c->geo.doffset + s->sector * c->sector_units * c->geo.mapunit;
 	u64 end = start + (u64)c->sector_units * c->geo.mapunit, extent_end;
@@ -53,14 +53,16 @@ int cow_scan_sector(const struct cowfile *c, struct cow_scan *s)
 	memset(s->nonzero, 0, sizeof(s->nonzero));
 	if (end > data_end(c))
 		end = data_end(c);
-	buf = xmalloc(FILE_CHUNK);
+	buf = malloc(FILE_CHUNK);
+	if (!buf)
+		return error_memory(ctx);
 	while (!r && start < end) {
-		r = file_next_data(&c->file, &start, &extent_end, end);
+		r = file_next_data(ctx, &c->file, &start, &extent_end, end);
 		while (!r && start < extent_end) {
 			const u64 left = extent_end - start, n = min_u64(left, FILE_CHUNK);
 
-			r = interrupted ? error(USAGE, "%s: interrupted.", c->file.path) :
-					  file_read(&c->file, start, buf, n);
+			r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", c->file.path) :
+						file_read(ctx, &c->file, start, buf, n);
 			if (!r)
 				note_data(c, s, start, buf, n);
 			start += n;
@@ -70,7 +72,7 @@ int cow_scan_sector(const struct cowfile *c, struct cow_scan *s)
 	return r;
 }
 
-int cow_scan_next(const struct cowfile *c, u64 *sector)
+int cow_scan_next(struct cowloop_ctx *ctx, const struct cowfile *c, u64 *sector)
 {
 	const u64 span = (u64)c->sector_units * c->geo.mapunit, end = data_end(c);
 	u64 start, extent_end;
@@ -81,15 +83,15 @@ int cow_scan_next(const struct cowfile *c, u64 *sector)
 		return OK;
 	}
 	start = c->geo.doffset + *sector * span;
-	r = file_next_data(&c->file, &start, &extent_end, end);
+	r = file_next_data(ctx, &c->file, &start, &extent_end, end);
 	*sector = start >= end ? c->nr_sectors : (start - c->geo.doffset) / span;
 
 	return r;
 }
 
-int cow_read_bits(const struct cowfile *c, u64 sector, u8 *bits)
+int cow_read_bits(struct cowloop_ctx *ctx, const struct cowfile *c, u64 sector, u8 *bits)
 {
-	return file_read(&c->file, c->geo.moffset + sector * COW_MAP_SECTOR, bits, c->sector_bytes);
+	return file_read(ctx, &c->file, c->geo.moffset + sector * COW_MAP_SECTOR, bits, c->sector_bytes);
 }
 
 u32 count_bits(const u8 *bits, u32 nr)
@@ -133,11 +135,11 @@ static int check_text(const u8 *field, size_t size, const char *id, const char *
 	return WRONG;
 }
 
-static int check_strictly_v1(const struct cowfile *c, struct cow_faults *faults)
+static int check_strictly_v1(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_faults *faults)
 {
 	const struct cow_merge_record *record;
 	u8 head[COW_V1_MAPUNIT];
-	int r = file_read(&c->file, 0, head, sizeof(head));
+	int r = file_read(ctx, &c->file, 0, head, sizeof(head));
 
 	/* The place of a record is looked at by record.c. */
 	record = (const struct cow_merge_record *)(head + COW_RECORD_OFFSET);
@@ -177,13 +179,13 @@ static int check_strictly_v2(const struct cowfile *c, struct cow_faults *faults)
 	return r;
 }
 
-int cow_check_strictly(const struct cowfile *c, struct cow_faults *faults)
+int cow_check_strictly(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_faults *faults)
 {
 	const unsigned int flags = le16(c->head.flags);
 	char text[80];
 	int r;
 
-	r = c->format == 1 ? check_strictly_v1(c, faults) : check_strictly_v2(c, faults);
+	r = c->format == 1 ? check_strictly_v1(ctx, c, faults) : check_strictly_v2(c, faults);
 	if (flags & ~(COW_FLAG_DIRTY | COW_FLAG_PACKED)) {
 		snprintf(text, sizeof(text), "unknown flags: found 0x%04x, expected none but 0x%04x",
 			 flags, COW_FLAG_DIRTY | COW_FLAG_PACKED);

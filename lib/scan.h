@@ -17,16 +17,16 @@ struct cow_scan {
 };
 
 /* Look at the units of bitmap sector @s->sector. */
-int cow_scan_sector(const struct cowfile *c, struct cow_scan *s);
+int cow_scan_sector(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_scan *s);
 
 /*
  * Set *@sector to the next bitmap sector, from *@sector on, for whose units
  * there is anything but a hole; to c->nr_sectors if there is none.
  */
-int cow_scan_next(const struct cowfile *c, u64 *sector);
+int cow_scan_next(struct cowloop_ctx *ctx, const struct cowfile *c, u64 *sector);
 
 /* Read a bitmap sector as it is: c->sector_bytes of bits. */
-int cow_read_bits(const struct cowfile *c, u64 sector, u8 *bits);
+int cow_read_bits(struct cowloop_ctx *ctx, const struct cowfile *c, u64 sector, u8 *bits);
 
 /* How many of the first @nr bits are set. */
 u32 count_bits(const u8 *bits, u32 nr);
@@ -44,6 +44,6 @@ bool cow_uuid_is_random(const struct cow_head *head);
  * Rules about a head that no code depends on, and that are broken only by
  * damage. To be asked about heads that cow_check_head() lets pass.
  */
-int cow_check_strictly(const struct cowfile *c, struct cow_faults *faults);
+int cow_check_strictly(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_faults *faults);
 
 #endif /* COWSETUP_SCAN_H */

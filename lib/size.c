@@ -3,7 +3,7 @@
  * cowsetup: sizes, as people read and write them. For the plugin, too.
  */
 
-#include "../cowsetup/cowsetup.h"
+#include "size.h"
 
 #include <stdio.h>
 #include <string.h>

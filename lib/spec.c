@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "../cowsetup/cowsetup.h"
 #include "spec.h"
+#include "text.h"
 
 static const struct spec_tag tags[] = {
 	{ "UUID=", "/dev/disk/by-uuid/", "/dev/disk/by-uuid/", true },
@@ -69,9 +69,10 @@ char *spec_unlink(const char *spec)
 	char *text;
 
 	if (!tag || !tag->moves || !*value)
-		return xasprintf("%s", spec);
-	text = xasprintf("%s%s", tag->name, value);
-	decode(text + strlen(tag->name));
+		return strdup(spec);
+	text = text_of("%s%s", tag->name, value);
+	if (text)
+		decode(text + strlen(tag->name));
 	return text;
 }
 

@@ -26,7 +26,7 @@ const struct spec_tag *spec_tag(const char *spec, const char **value);
 const struct spec_tag *spec_link(const char *path, const char **value);
 
 /*
- * The text by which a device is looked for, to be freed: a tag for a link that moves,
+ * The text by which a device is looked for, to be freed, NULL without memory: a tag for a link that moves,
  * and any other @spec as it is. The link says what the tag does, but goes over to
  * whatever is opened over the device.
  */

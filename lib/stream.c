@@ -20,6 +20,7 @@
 #include <zstd.h>
 
 #include "newfile.h"
+#include "text.h"
 
 #define BUFFER_SIZE	(256 * 1024)
 
@@ -39,70 +40,75 @@ struct out_stream {
 	u8 buffer[BUFFER_SIZE];
 };
 
-static int open_stdout(struct out_stream *o)
+static int open_stdout(struct cowloop_ctx *ctx, struct out_stream *o)
 {
 	o->to_stdout = true;
 	if (isatty(STDOUT_FILENO))
-		return error(USAGE, "A packed cowfile is not for a terminal; redirect stdout, or name a file.");
+		return error(ctx, USAGE, "A packed cowfile is not for a terminal; redirect stdout, or name a file.");
 	o->file.file = (struct file){ .fd = STDOUT_FILENO, .path = "stdout" };
 	return OK;
 }
 
-struct out_stream *out_open(const char *path, enum cowloop_compress compress, const struct stat *replaced,
+struct out_stream *out_open(struct cowloop_ctx *ctx, const char *path, enum cowloop_compress compress,
+			    const struct stat *replaced,
 			    const struct stat *source, bool force, int *code)
 {
-	struct out_stream *o = xmalloc(sizeof(*o));
+	struct out_stream *o = malloc(sizeof(*o));
 
+	if (!o) {
+		*code = error_memory(ctx);
+		return NULL;
+	}
 	memset(o, 0, offsetof(struct out_stream, buffer));
 	o->path = path;
 	o->compress = compress;
 	o->file.file = FILE_CLOSED;
 	o->can_skip = compress == COWLOOP_COMPRESS_NONE && strcmp(path, "-");
-	*code = strcmp(path, "-") ? new_file_create(&o->file, path, replaced, source, force) : open_stdout(o);
+	*code = strcmp(path, "-") ? new_file_create(ctx, &o->file, path, replaced, source, force) : open_stdout(ctx, o);
 
 	if (!*code && compress == COWLOOP_COMPRESS_GZIP &&
 	    deflateInit2(&o->gzip, Z_DEFAULT_COMPRESSION, Z_DEFLATED, 15 + 16, 9,
 			 Z_DEFAULT_STRATEGY) != Z_OK)
-		*code = error(NO_MEMORY, "Out of memory.");
+		*code = error_memory(ctx);
 	if (!*code && compress == COWLOOP_COMPRESS_ZSTD) {
 		o->zstd = ZSTD_createCCtx();
 		if (!o->zstd)
-			*code = error(NO_MEMORY, "Out of memory.");
+			*code = error_memory(ctx);
 		else
 			ZSTD_CCtx_setParameter(o->zstd, ZSTD_c_checksumFlag, 1);
 	}
 	if (*code) {
-		out_close(o, *code, NULL);
+		out_close(ctx, o, *code, NULL);
 		return NULL;
 	}
 	return o;
 }
 
 /* Write to the file or pipe, where it is now. */
-static int put(struct out_stream *o, const void *data, size_t length)
+static int put(struct cowloop_ctx *ctx, struct out_stream *o, const void *data, size_t length)
 {
 	size_t done = 0;
 	ssize_t n;
 
 	if (o->skipped) {
 		if (lseek(o->file.file.fd, o->skipped, SEEK_CUR) < 0)
-			return error_errno("%s: seeking", o->file.file.path);
+			return error_errno(ctx, "%s: seeking", o->file.file.path);
 		o->skipped = 0;
 	}
 	while (done < length) {
-		if (interrupted)
-			return error(USAGE, "%s: interrupted.", o->file.file.path);
+		if (is_cancelled(ctx))
+			return error(ctx, USAGE, "%s: interrupted.", o->file.file.path);
 		n = write(o->file.file.fd, (const char *)data + done, length - done);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return error_errno("%s: writing", o->file.file.path);
+			return error_errno(ctx, "%s: writing", o->file.file.path);
 		done += n;
 	}
 	return OK;
 }
 
-static int put_gzip(struct out_stream *o, const void *data, size_t length, int flush)
+static int put_gzip(struct cowloop_ctx *ctx, struct out_stream *o, const void *data, size_t length, int flush)
 {
 	int r;
 
@@ -113,12 +119,13 @@ static int put_gzip(struct out_stream *o, const void *data, size_t length, int f
 		o->gzip.avail_out = BUFFER_SIZE;
 		/* Can't fail with good arguments. */
 		deflate(&o->gzip, flush);
-		r = put(o, o->buffer, BUFFER_SIZE - o->gzip.avail_out);
+		r = put(ctx, o, o->buffer, BUFFER_SIZE - o->gzip.avail_out);
 	} while (!r && !o->gzip.avail_out);
 	return r;
 }
 
-static int put_zstd(struct out_stream *o, const void *data, size_t length, ZSTD_EndDirective end)
+static int put_zstd(struct cowloop_ctx *ctx, struct out_stream *o, const void *data, size_t length,
+		    ZSTD_EndDirective end)
 {
 	ZSTD_inBuffer in = { data, length, 0 };
 	size_t left;
@@ -129,25 +136,25 @@ static int put_zstd(struct out_stream *o, const void *data, size_t length, ZSTD_
 
 		left = ZSTD_compressStream2(o->zstd, &out, &in, end);
 		if (ZSTD_isError(left))
-			return error(NO_MEMORY, "%s: compressing: %s.", o->path, ZSTD_getErrorName(left));
-		r = put(o, o->buffer, out.pos);
+			return error(ctx, NO_MEMORY, "%s: compressing: %s.", o->path, ZSTD_getErrorName(left));
+		r = put(ctx, o, o->buffer, out.pos);
 	} while (!r && (in.pos < in.size || (end == ZSTD_e_end && left)));
 	return r;
 }
 
-int out_write(struct out_stream *o, const void *data, size_t length)
+int out_write(struct cowloop_ctx *ctx, struct out_stream *o, const void *data, size_t length)
 {
 	switch (o->compress) {
 	case COWLOOP_COMPRESS_GZIP:
-		return put_gzip(o, data, length, Z_NO_FLUSH);
+		return put_gzip(ctx, o, data, length, Z_NO_FLUSH);
 	case COWLOOP_COMPRESS_ZSTD:
-		return put_zstd(o, data, length, ZSTD_e_continue);
+		return put_zstd(ctx, o, data, length, ZSTD_e_continue);
 	default:
-		return put(o, data, length);
+		return put(ctx, o, data, length);
 	}
 }
 
-int out_zeroes(struct out_stream *o, u64 length)
+int out_zeroes(struct cowloop_ctx *ctx, struct out_stream *o, u64 length)
 {
 	int r = OK;
 
@@ -158,38 +165,38 @@ int out_zeroes(struct out_stream *o, u64 length)
 	while (length && !r) {
 		const size_t n = min_u64(length, sizeof(zeroes));
 
-		r = interrupted ? error(USAGE, "%s: interrupted.", o->path) : out_write(o, zeroes, n);
+		r = is_cancelled(ctx) ? error(ctx, USAGE, "%s: interrupted.", o->path) : out_write(ctx, o, zeroes, n);
 		length -= n;
 	}
 	return r;
 }
 
-static int finish(struct out_stream *o)
+static int finish(struct cowloop_ctx *ctx, struct out_stream *o)
 {
 	off_t end;
 
 	switch (o->compress) {
 	case COWLOOP_COMPRESS_GZIP:
-		return put_gzip(o, NULL, 0, Z_FINISH);
+		return put_gzip(ctx, o, NULL, 0, Z_FINISH);
 	case COWLOOP_COMPRESS_ZSTD:
-		return put_zstd(o, NULL, 0, ZSTD_e_end);
+		return put_zstd(ctx, o, NULL, 0, ZSTD_e_end);
 	default:
 		break;
 	}
 	if (!o->skipped)
 		return OK;
 	end = lseek(o->file.file.fd, o->skipped, SEEK_CUR);
-	return end < 0 ? error_errno("%s: seeking", o->path) : file_resize(&o->file.file, end);
+	return end < 0 ? error_errno(ctx, "%s: seeking", o->path) : file_resize(ctx, &o->file.file, end);
 }
 
-int out_close(struct out_stream *o, int code, const struct replaced *old)
+int out_close(struct cowloop_ctx *ctx, struct out_stream *o, int code, const struct replaced *old)
 {
 	if (!code)
-		code = finish(o);
+		code = finish(ctx, o);
 	if (!code && old)
-		code = replaced_check(old, o->file.target);
+		code = replaced_check(ctx, old, o->file.target);
 	if (!code && !o->to_stdout)
-		code = new_file_commit(&o->file, old);
+		code = new_file_commit(ctx, &o->file, old);
 	if (!o->to_stdout)
 		new_file_abort(&o->file);
 	if (o->compress == COWLOOP_COMPRESS_GZIP)
@@ -219,7 +226,7 @@ struct in_stream {
 };
 
 /* Have something in the buffer, at least @least bytes, unless the file ends. */
-static int fill(struct in_stream *i, size_t least)
+static int fill(struct cowloop_ctx *ctx, struct in_stream *i, size_t least)
 {
 	ssize_t n;
 
@@ -232,13 +239,13 @@ static int fill(struct in_stream *i, size_t least)
 		i->dropped = true;
 	}
 	while (i->end - i->start < least && !i->at_end) {
-		if (interrupted)
-			return error(USAGE, "%s: interrupted.", i->path);
+		if (is_cancelled(ctx))
+			return error(ctx, USAGE, "%s: interrupted.", i->path);
 		n = read(i->fd, i->buffer + i->end, BUFFER_SIZE - i->end);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return error_errno("%s: reading", i->path);
+			return error_errno(ctx, "%s: reading", i->path);
 		i->at_end = !n;
 		i->end += n;
 	}
@@ -251,37 +258,42 @@ enum cowloop_compress compress_of(const u8 *start, size_t length)
 
 	if (length >= sizeof(gzip) && !memcmp(start, gzip, sizeof(gzip)))
 		return COWLOOP_COMPRESS_GZIP;
-	return length >= sizeof(zstd) && !memcmp(start, zstd, sizeof(zstd)) ? COWLOOP_COMPRESS_ZSTD : COWLOOP_COMPRESS_NONE;
+	return length >= sizeof(zstd) && !memcmp(start, zstd,
+						 sizeof(zstd)) ? COWLOOP_COMPRESS_ZSTD : COWLOOP_COMPRESS_NONE;
 }
 
-static int start_decompressing(struct in_stream *i)
+static int start_decompressing(struct cowloop_ctx *ctx, struct in_stream *i)
 {
-	int r = fill(i, 4);
+	int r = fill(ctx, i, 4);
 
 	if (r)
 		return r;
 	i->compress = compress_of(i->buffer, i->end);
 	if (i->compress == COWLOOP_COMPRESS_GZIP) {
 		if (inflateInit2(&i->gzip, 15 + 16) != Z_OK)
-			return error(NO_MEMORY, "Out of memory.");
+			return error_memory(ctx);
 		i->in_frame = true;
 	} else if (i->compress == COWLOOP_COMPRESS_ZSTD) {
 		i->zstd = ZSTD_createDCtx();
 		if (!i->zstd)
-			return error(NO_MEMORY, "Out of memory.");
+			return error_memory(ctx);
 	}
 	return OK;
 }
 
-struct in_stream *in_open(const char *path, int *code)
+struct in_stream *in_open(struct cowloop_ctx *ctx, const char *path, int *code)
 {
-	struct in_stream *i = xmalloc(sizeof(*i));
+	struct in_stream *i = malloc(sizeof(*i));
 
+	if (!i) {
+		*code = error_memory(ctx);
+		return NULL;
+	}
 	memset(i, 0, offsetof(struct in_stream, buffer));
 	i->path = strcmp(path, "-") ? path : "stdin";
 	i->fd = strcmp(path, "-") ? open_checked(path, O_RDONLY, true) : STDIN_FILENO;
 	i->first = i->fd < 0 ? -1 : lseek(i->fd, 0, SEEK_CUR);
-	*code = i->fd < 0 ? error_open(path, "") : start_decompressing(i);
+	*code = i->fd < 0 ? error_open(ctx, path, "") : start_decompressing(ctx, i);
 	if (*code) {
 		in_close(i);
 		return NULL;
@@ -300,9 +312,9 @@ void in_close(struct in_stream *i)
 }
 
 /* Up to @length bytes, *@got of them; 0 only at the end. */
-static int get_plain(struct in_stream *i, void *data, size_t length, size_t *got)
+static int get_plain(struct cowloop_ctx *ctx, struct in_stream *i, void *data, size_t length, size_t *got)
 {
-	int r = fill(i, 1);
+	int r = fill(ctx, i, 1);
 
 	*got = i->end - i->start < length ? i->end - i->start : length;
 	memcpy(data, i->buffer + i->start, *got);
@@ -314,20 +326,20 @@ static int get_plain(struct in_stream *i, void *data, size_t length, size_t *got
  * Behind a gzip member: is it another one? The original's cowpack does not
  * truncate a longer file that it writes over, and does not care when it reads.
  */
-static int next_member(struct in_stream *i, bool *found)
+static int next_member(struct cowloop_ctx *ctx, struct in_stream *i, bool *found)
 {
-	int r = fill(i, 2);
+	int r = fill(ctx, i, 2);
 
 	*found = i->end - i->start >= 2 && i->buffer[i->start] == 0x1f &&
 		 i->buffer[i->start + 1] == 0x8b;
 	if (!r && !*found && i->start != i->end && !i->warned) {
-		warn("%s: goes on behind the gzip data; what is there was left out.", i->path);
+		warn(ctx, "%s: goes on behind the gzip data; what is there was left out.", i->path);
 		i->warned = true;
 	}
 	return r;
 }
 
-static int get_gzip(struct in_stream *i, void *data, size_t length, size_t *got)
+static int get_gzip(struct cowloop_ctx *ctx, struct in_stream *i, void *data, size_t length, size_t *got)
 {
 	bool found;
 	int r, z;
@@ -335,24 +347,24 @@ static int get_gzip(struct in_stream *i, void *data, size_t length, size_t *got)
 	*got = 0;
 	while (!*got) {
 		if (!i->in_frame) {
-			r = next_member(i, &found);
+			r = next_member(ctx, i, &found);
 			if (r || !found)
 				return r;
 			inflateReset(&i->gzip);
 			i->in_frame = true;
 		}
-		r = fill(i, 1);
+		r = fill(ctx, i, 1);
 		if (r)
 			return r;
 		if (i->start == i->end)
-			return error(WRONG, "%s: the gzip data is cut off.", i->path);
+			return error(ctx, WRONG, "%s: the gzip data is cut off.", i->path);
 		i->gzip.next_in = i->buffer + i->start;
 		i->gzip.avail_in = i->end - i->start;
 		i->gzip.next_out = data;
 		i->gzip.avail_out = length;
 		z = inflate(&i->gzip, Z_NO_FLUSH);
 		if (z != Z_OK && z != Z_STREAM_END && z != Z_BUF_ERROR)
-			return error(z == Z_MEM_ERROR ? NO_MEMORY : WRONG, "%s: the gzip data is damaged: %s.",
+			return error(ctx, z == Z_MEM_ERROR ? NO_MEMORY : WRONG, "%s: the gzip data is damaged: %s.",
 				     i->path, i->gzip.msg ? i->gzip.msg : zError(z));
 		i->in_frame = z != Z_STREAM_END;
 		i->start = i->end - i->gzip.avail_in;
@@ -361,7 +373,7 @@ static int get_gzip(struct in_stream *i, void *data, size_t length, size_t *got)
 	return OK;
 }
 
-static int get_zstd(struct in_stream *i, void *data, size_t length, size_t *got)
+static int get_zstd(struct cowloop_ctx *ctx, struct in_stream *i, void *data, size_t length, size_t *got)
 {
 	ZSTD_outBuffer out = { data, length, 0 };
 	size_t left;
@@ -370,17 +382,17 @@ static int get_zstd(struct in_stream *i, void *data, size_t length, size_t *got)
 	while (!out.pos) {
 		ZSTD_inBuffer in;
 
-		r = fill(i, 1);
+		r = fill(ctx, i, 1);
 		if (r || (i->start == i->end && !i->in_frame))
 			break;
 		in = (ZSTD_inBuffer){ i->buffer, i->end, i->start };
 		left = ZSTD_decompressStream(i->zstd, &out, &in);
 		if (ZSTD_isError(left))
-			return error(WRONG, "%s: the zstd data is damaged: %s.", i->path,
+			return error(ctx, WRONG, "%s: the zstd data is damaged: %s.", i->path,
 				     ZSTD_getErrorName(left));
 		/* There may be something left to come out when all has gone in. */
 		if (!out.pos && in.pos == i->start && i->at_end)
-			return error(WRONG, "%s: the zstd data is cut off.", i->path);
+			return error(ctx, WRONG, "%s: the zstd data is cut off.", i->path);
 		i->start = in.pos;
 		i->in_frame = left;
 	}
@@ -388,10 +400,10 @@ static int get_zstd(struct in_stream *i, void *data, size_t length, size_t *got)
 	return r;
 }
 
-static int get(struct in_stream *i, void *data, size_t length, size_t *got)
+static int get(struct cowloop_ctx *ctx, struct in_stream *i, void *data, size_t length, size_t *got)
 {
-	if (interrupted)
-		return error(USAGE, "%s: interrupted.", i->path);
+	if (is_cancelled(ctx))
+		return error(ctx, USAGE, "%s: interrupted.", i->path);
 	if (i->to_reread) {
 		*got = min_u64(i->to_reread, length);
 		memcpy(data, i->peek + IN_PEEK - i->to_reread, *got);
@@ -400,33 +412,33 @@ static int get(struct in_stream *i, void *data, size_t length, size_t *got)
 	}
 	switch (i->compress) {
 	case COWLOOP_COMPRESS_GZIP:
-		return get_gzip(i, data, length, got);
+		return get_gzip(ctx, i, data, length, got);
 	case COWLOOP_COMPRESS_ZSTD:
-		return get_zstd(i, data, length, got);
+		return get_zstd(ctx, i, data, length, got);
 	default:
-		return get_plain(i, data, length, got);
+		return get_plain(ctx, i, data, length, got);
 	}
 }
 
-int in_read(struct in_stream *i, void *data, size_t length)
+int in_read(struct cowloop_ctx *ctx, struct in_stream *i, void *data, size_t length)
 {
 	size_t done = 0, got;
 	int r;
 
 	while (done < length) {
-		r = get(i, (u8 *)data + done, length - done, &got);
+		r = get(ctx, i, (u8 *)data + done, length - done, &got);
 		if (r)
 			return r;
 		if (!got)
-			return error(WRONG, "%s: ends too early.", i->path);
+			return error(ctx, WRONG, "%s: ends too early.", i->path);
 		done += got;
 	}
 	return OK;
 }
 
-int in_peek(struct in_stream *i, u8 data[IN_PEEK])
+int in_peek(struct cowloop_ctx *ctx, struct in_stream *i, u8 data[IN_PEEK])
 {
-	int r = in_read(i, data, IN_PEEK);
+	int r = in_read(ctx, i, data, IN_PEEK);
 
 	if (!r) {
 		memcpy(i->peek, data, IN_PEEK);
@@ -436,15 +448,17 @@ int in_peek(struct in_stream *i, u8 data[IN_PEEK])
 }
 
 /* A file that has no name. */
-static int open_temporary(int *fd)
+static int open_temporary(struct cowloop_ctx *ctx, int *fd)
 {
 	const char *dir = getenv("TMPDIR");
-	char *path = xasprintf("%s/cowsetup-XXXXXX", dir ? dir : "/var/tmp");
+	char *path = text_of("%s/cowsetup-XXXXXX", dir ? dir : "/var/tmp");
 	int r = OK;
 
+	if (!path)
+		return error_memory(ctx);
 	*fd = mkostemp(path, O_CLOEXEC);
 	if (*fd < 0)
-		r = error_errno("%s: a temporary file cannot be created (TMPDIR says where)", path);
+		r = error_errno(ctx, "%s: a temporary file cannot be created (TMPDIR says where)", path);
 	else
 		unlink(path);
 	free(path);
@@ -452,34 +466,34 @@ static int open_temporary(int *fd)
 }
 
 /* Copy what the buffer holds, and all that comes after it. */
-static int copy_rest(struct in_stream *i, const struct file *to)
+static int copy_rest(struct cowloop_ctx *ctx, struct in_stream *i, const struct file *to)
 {
 	u64 at = 0;
 	int r = OK;
 
 	i->start = 0;
 	while (!r && i->start != i->end) {
-		r = file_write(to, at, i->buffer + i->start, i->end - i->start);
+		r = file_write(ctx, to, at, i->buffer + i->start, i->end - i->start);
 		at += i->end - i->start;
 		i->start = i->end;
 		if (!r)
-			r = fill(i, 1);
+			r = fill(ctx, i, 1);
 	}
 	return r;
 }
 
 /* Read a copy from here on. */
-static int make_seekable(struct in_stream *i)
+static int make_seekable(struct cowloop_ctx *ctx, struct in_stream *i)
 {
 	struct file copy = { .path = "a temporary file" };
 	int r;
 
 	if (i->dropped)
-		return error(WRONG, "%s: it has to be read twice, for which it must be a file.", i->path);
-	r = open_temporary(&copy.fd);
+		return error(ctx, WRONG, "%s: it has to be read twice, for which it must be a file.", i->path);
+	r = open_temporary(ctx, &copy.fd);
 	if (r)
 		return r;
-	r = copy_rest(i, &copy);
+	r = copy_rest(ctx, i, &copy);
 	if (r) {
 		close(copy.fd);
 		return r;
@@ -491,14 +505,14 @@ static int make_seekable(struct in_stream *i)
 	return OK;
 }
 
-int in_rewind(struct in_stream *i)
+int in_rewind(struct cowloop_ctx *ctx, struct in_stream *i)
 {
-	int r = i->first < 0 ? make_seekable(i) : OK;
+	int r = i->first < 0 ? make_seekable(ctx, i) : OK;
 
 	if (r)
 		return r;
 	if (lseek(i->fd, i->first, SEEK_SET) < 0)
-		return error_errno("%s: seeking", i->path);
+		return error_errno(ctx, "%s: seeking", i->path);
 	i->start = i->end = i->to_reread = 0;
 	i->at_end = false;
 	i->in_frame = i->compress == COWLOOP_COMPRESS_GZIP;
@@ -514,7 +528,7 @@ enum cowloop_compress in_compressed(const struct in_stream *i)
 	return i->compress;
 }
 
-int in_skip(struct in_stream *i, u64 length)
+int in_skip(struct cowloop_ctx *ctx, struct in_stream *i, u64 length)
 {
 	u8 data[16384];
 	int r = OK;
@@ -522,17 +536,17 @@ int in_skip(struct in_stream *i, u64 length)
 	while (length && !r) {
 		const size_t n = min_u64(length, sizeof(data));
 
-		r = in_read(i, data, n);
+		r = in_read(ctx, i, data, n);
 		length -= n;
 	}
 	return r;
 }
 
-int in_at_end(struct in_stream *i, bool *at_end)
+int in_at_end(struct cowloop_ctx *ctx, struct in_stream *i, bool *at_end)
 {
 	size_t got;
 	u8 byte;
-	int r = get(i, &byte, 1, &got);
+	int r = get(ctx, i, &byte, 1, &got);
 
 	*at_end = !got;
 	return r;
@@ -568,11 +582,11 @@ static bool look_zstd(const u8 *from, size_t from_length, u8 *data, size_t lengt
 
 bool in_look(const struct file *f, void *data, size_t length)
 {
-	u8 *start = xmalloc(BUFFER_SIZE);
-	const ssize_t got = pread(f->fd, start, BUFFER_SIZE, 0), n = got < 0 ? 0 : got;
+	u8 *start = malloc(BUFFER_SIZE);
+	const ssize_t got = !start ? 0 : pread(f->fd, start, BUFFER_SIZE, 0), n = got < 0 ? 0 : got;
 	bool done = false;
 
-	switch (compress_of(start, n)) {
+	switch (n ? compress_of(start, n) : COWLOOP_COMPRESS_NONE) {
 	case COWLOOP_COMPRESS_GZIP:
 		done = look_gzip(start, n, data, length);
 		break;

@@ -6,7 +6,7 @@
 #ifndef COWSETUP_SYSFS_H
 #define COWSETUP_SYSFS_H
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 #include <sys/types.h>
 

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: texts that may be anything. For the plugin, too: nothing here exits.
+ * libcowloop: texts, which may be anything.
  */
 
 #include "text.h"
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 /* The length of the character that @p begins with; 0 if it is none. */
 static unsigned int utf8_length(const u8 *p)
@@ -80,38 +82,6 @@ void text_make_utf8(char *text)
 	}
 }
 
-void text_print(FILE *to, const char *text)
-{
-	unsigned int n;
-	bool control;
-
-	for (; *text; text += n) {
-		n = text_char(text, &control);
-		if (n && !control) {
-			fwrite(text, 1, n, to);
-			continue;
-		}
-		n = n ? n : 1;
-		for (unsigned int i = 0; i < n; i++)
-			fprintf(to, "\\x%02x", (u8)text[i]);
-	}
-}
-
-char *text_visible(const char *text)
-{
-	char *visible = NULL;
-	size_t size;
-	FILE *to = open_memstream(&visible, &size);
-
-	if (!to)
-		return NULL;
-	text_print(to, text);
-	if (!fclose(to))
-		return visible;
-	free(visible);
-	return NULL;
-}
-
 unsigned int text_columns(const char *text)
 {
 	unsigned int n, columns = 0;
@@ -124,32 +94,92 @@ unsigned int text_columns(const char *text)
 	return columns;
 }
 
-void text_print_word(FILE *to, const char *text)
+char *text_visible(const char *text)
 {
-	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%";
+	/* Each byte may become four. */
+	char *visible = malloc(4 * strlen(text) + 1), *to = visible;
+	unsigned int n;
+	bool control;
 
-	if (*text && !text[strspn(text, plain)]) {
-		fputs(text, to);
-		return;
+	for (; visible && *text; text += n) {
+		n = text_char(text, &control);
+		if (n && !control) {
+			memcpy(to, text, n);
+			to += n;
+			continue;
+		}
+		n = n ? n : 1;
+		for (unsigned int i = 0; i < n; i++)
+			to += sprintf(to, "\\x%02x", (u8)text[i]);
 	}
-	fputc('\'', to);
-	for (; *text; text++)
-		if (*text == '\'')
-			fputs("'\\''", to);
-		else
-			fputc(*text, to);
-	fputc('\'', to);
+	if (visible)
+		*to = 0;
+	return visible;
 }
 
 char *text_word(const char *text)
 {
-	char *word = NULL;
-	size_t size;
-	FILE *to = open_memstream(&word, &size);
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%";
+	char *word, *to;
 
-	if (to)
-		text_print_word(to, text);
-	if (!to || fclose(to) || !word)
-		exit(error(NO_MEMORY, "Out of memory."));
+	if (*text && !text[strspn(text, plain)])
+		return strdup(text);
+	/* A quote becomes four characters. */
+	word = malloc(4 * strlen(text) + 3);
+	if (!word)
+		return NULL;
+	to = word;
+	*to++ = '\'';
+	for (; *text; text++)
+		to = *text == '\'' ? stpcpy(to, "'\\''") : stpncpy(to, text, 1);
+	strcpy(to, "'");
 	return word;
+}
+
+char *text_of(const char *fmt, ...)
+{
+	char *text;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	return n < 0 ? NULL : text;
+}
+
+void text_add(struct text *t, const char *fmt, ...)
+{
+	char *more, *all;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&more, fmt, ap);
+	va_end(ap);
+	if (n < 0) {
+		t->failed = true;
+		return;
+	}
+	all = t->failed ? NULL : realloc(t->text, t->length + n + 1);
+	if (all) {
+		memcpy(all + t->length, more, n + 1);
+		t->text = all;
+		t->length += n;
+	} else {
+		t->failed = true;
+	}
+	free(more);
+}
+
+char *text_take(struct text *t)
+{
+	char *text = t->text;
+
+	if (t->failed) {
+		free(text);
+		text = NULL;
+	}
+	*t = (struct text){ 0 };
+	return text;
 }

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: texts that may be anything: the name of a file, a label, what a
- * process calls itself. For the plugin, too: nothing here exits.
+ * libcowloop: texts that may be anything: the name of a file, a label, what a
+ * process calls itself.
  */
 
 #ifndef COWSETUP_TEXT_H
 #define COWSETUP_TEXT_H
 
 #include <stdbool.h>
-#include <stdio.h>
+#include <stddef.h>
 
 /*
  * The length of the character at @text, 0 if there is none in UTF-8. Set *@control
@@ -22,21 +22,30 @@ bool text_is_utf8(const char *text);
 void text_make_utf8(char *text);
 
 /*
- * Print a text, and show as \x1b what is no character that can be seen, a newline
- * among them. All that cowsetup and the plugin print for people goes through here.
+ * A text with \x1b for what is no character that can be seen, a newline among
+ * them, to be freed. All that is printed for people looks so. NULL: no memory.
  */
-void text_print(FILE *to, const char *text);
-
-/* What text_print() prints, to be freed; NULL: out of memory. */
 char *text_visible(const char *text);
 
-/* How many columns text_print() needs, if each character needs one. */
+/* How many columns text_visible() makes it need, if each character needs one. */
 unsigned int text_columns(const char *text);
 
-/* Print a text as a shell takes it for one word, quoted if need be. */
-void text_print_word(FILE *to, const char *text);
-
-/* The same, to be freed. */
+/* A text as a shell takes it for one word, quoted if need be, to be freed; NULL: no memory. */
 char *text_word(const char *text);
+
+/* As asprintf(): to be freed; NULL: no memory. */
+char *text_of(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+/* A text that grows, all zeroes at first. */
+struct text {
+	char *text;
+	size_t length;
+	bool failed;		/* there was no memory for it */
+};
+
+void text_add(struct text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* The end: the text, to be freed; NULL: nothing was added, or there was no memory. */
+char *text_take(struct text *t);
 
 #endif /* COWSETUP_TEXT_H */

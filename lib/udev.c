@@ -18,7 +18,7 @@
 
 #include <libdevmapper.h>
 
-#include "../cowsetup/cowsetup.h"
+#include "context.h"
 
 /* Seconds: until people are told what is waited for, until it is given up, and likewise after a signal. */
 #define TELL_AFTER	5
@@ -41,17 +41,17 @@ static bool is_complete(uint32_t cookie)
 	return !dm_udev_wait_immediate(cookie, &ready) || ready;
 }
 
-static void give_up(const char *name, uint32_t cookie)
+static void give_up(struct cowloop_ctx *ctx, const char *name, uint32_t cookie)
 {
 	dm_udev_complete(cookie);
 	is_complete(cookie);
 	/* The library makes the nodes itself from now on. */
 	dm_udev_set_sync_support(0);
-	warn("%s: udev does not answer, and is not waited for any more (is systemd-udevd running, in the same IPC namespace?): links in /dev may be missing or left over.",
+	warn(ctx, "%s: udev does not answer, and is not waited for any more (is systemd-udevd running, in the same IPC namespace?): links in /dev may be missing or left over.",
 	     name);
 }
 
-void udev_wait(const char *name, uint32_t cookie)
+void udev_wait(struct cowloop_ctx *ctx, const char *name, uint32_t cookie)
 {
 	struct timespec pause = { .tv_nsec = 2 * 1000 * 1000 };
 	const double start = now();
@@ -62,12 +62,12 @@ void udev_wait(const char *name, uint32_t cookie)
 		return;
 	while (!is_complete(cookie)) {
 		waited = now() - start;
-		if (waited > (interrupted ? INTERRUPTED_AFTER : GIVE_UP_AFTER)) {
-			give_up(name, cookie);
+		if (waited > (is_cancelled(ctx) ? INTERRUPTED_AFTER : GIVE_UP_AFTER)) {
+			give_up(ctx, name, cookie);
 			return;
 		}
 		if (!told && waited > TELL_AFTER) {
-			warn("%s: waiting for udev, which has not answered so far; ^C ends that.", name);
+			warn(ctx, "%s: waiting for udev, which has not answered so far; ^C ends that.", name);
 			told = true;
 		}
 		nanosleep(&pause, NULL);

@@ -6,7 +6,7 @@
 #ifndef COWSETUP_UDEV_H
 #define COWSETUP_UDEV_H
 
-#include <stdint.h>
+#include "context.h"
 
 /*
  * Wait until udev's rules are through with a change of the device @name, for
@@ -14,6 +14,6 @@
  * udev does not answer for half a minute, or when a signal asks for it: that is
  * said, and from then on nobody waits for udev any more in this process.
  */
-void udev_wait(const char *name, uint32_t cookie);
+void udev_wait(struct cowloop_ctx *ctx, const char *name, uint32_t cookie);
 
 #endif /* COWSETUP_UDEV_H */

@@ -29,6 +29,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../../boot/memory.h"
+#include "../../cowsetup/output.h"
 #include "../../lib/cowfile.h"
 
 #ifndef LIBFUZZER
@@ -38,15 +40,13 @@
 #define PREFIX		10
 #define MAX_INPUT	(256 * 1024)
 
-struct options opt;
-volatile int interrupted;
-
+static struct cowloop_ctx *ctx;
 static char *target;		/* what is written by pack and unpack */
 
 static int run_unpack(int argc, char **argv)
 {
 	char *args[] = { argv[0], target };
-	int r = cmd_unpack(argc + 1, args);
+	int r = cmd_unpack(ctx, argc + 1, args);
 
 	unlink(target);
 	return r;
@@ -55,7 +55,7 @@ static int run_unpack(int argc, char **argv)
 static int run_pack(int argc, char **argv)
 {
 	char *args[] = { argv[0], target };
-	int r = cmd_pack(argc + 1, args);
+	int r = cmd_pack(ctx, argc + 1, args);
 
 	unlink(target);
 	return r;
@@ -81,7 +81,7 @@ static int run_check(int argc, char **argv)
 		snprintf(rdo, sizeof(rdo), "/proc/self/fd/%d", fd);
 		opt.rdo = rdo;
 	}
-	r = cmd_check(argc, argv);
+	r = cmd_check(ctx, argc, argv);
 	opt.rdo = NULL;
 	close(fd);
 	return r;
@@ -131,7 +131,7 @@ static int run_probe(int argc, char **argv)
 	stdout = open_memstream(&text, &size);
 	if (!stdout)
 		abort();
-	r = cmd_probe(argc, argv);
+	r = cmd_probe(ctx, argc, argv);
 	fclose(stdout);
 	stdout = was;
 	check_properties(text);
@@ -139,10 +139,25 @@ static int run_probe(int argc, char **argv)
 	return r;
 }
 
+static int run_dump(int argc, char **argv)
+{
+	return cmd_dump(ctx, argc, argv);
+}
+
+static int run_map(int argc, char **argv)
+{
+	return cmd_map(ctx, argc, argv);
+}
+
+static int run_repair(int argc, char **argv)
+{
+	return cmd_repair(ctx, argc, argv);
+}
+
 #define UNPACK	5
 
 static int (*const commands[])(int argc, char **argv) = {
-	cmd_dump, cmd_map, run_check, cmd_repair, run_pack, [UNPACK] = run_unpack,
+	run_dump, run_map, run_check, run_repair, run_pack, [UNPACK] = run_unpack,
 	run_probe,
 };
 
@@ -217,6 +232,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t length;
 	int fd;
 
+	if (!ctx)
+		ctx = output_context();
 	if (!target)
 		target = xasprintf("/dev/shm/cowfuzz.%d", getpid());
 	if (size < PREFIX || size > MAX_INPUT)

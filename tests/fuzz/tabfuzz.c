@@ -16,12 +16,10 @@
 #include <unistd.h>
 
 #include "../../boot/cowtab.h"
+#include "../../cowsetup/output.h"
 #include "../../lib/name.h"
 #include "../../lib/spec.h"
 #include "fuzz.h"
-
-struct options opt;
-volatile int interrupted;
 
 static const char *const tables[] = {
 	"# a table\nmine /dev/vg/golden UUID=5f0c1a4e-8f6d-4f7e-9a31-0c9b2d7e6f58 limit=20G,reserve=512M\n",
@@ -57,6 +55,8 @@ static size_t mutate(char *data, size_t size, size_t room)
 	return size;
 }
 
+static struct cowloop_ctx *ctx;
+
 static void run(int fd, const char *data, size_t size)
 {
 	struct cowtab tab;
@@ -65,7 +65,7 @@ static void run(int fd, const char *data, size_t size)
 	if (ftruncate(fd, 0) || pwrite(fd, data, size, 0) != (ssize_t)size)
 		abort();
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	cowtab_read(&tab, path, rnd(2));
+	cowtab_read(ctx, &tab, path, rnd(2));
 	for (size_t i = 0; i < tab.nr; i++) {
 		const struct cowtab_entry *e = &tab.entries[i];
 
@@ -95,6 +95,7 @@ int main(int argc, char **argv)
 	stderr = fopen("/dev/null", "w");
 	if (!stderr)
 		return 1;
+	ctx = output_context();
 	for (unsigned long n = 0; n < count; n++) {
 		const char *from = tables[rnd(sizeof(tables) / sizeof(tables[0]))];
 		size_t size = strlen(from);
