@@ -16,6 +16,7 @@
 #include "changed.h"
 #include "container.h"
 #include "holders.h"
+#include "rdo.h"
 #include "record.h"
 #include "repair.h"
 #include "scan.h"

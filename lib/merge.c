@@ -40,6 +40,7 @@
 #include "changed.h"
 #include "grow.h"
 #include "newcow.h"
+#include "rdo.h"
 #include "record.h"
 #include "size.h"
 

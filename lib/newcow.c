@@ -25,6 +25,7 @@
 #include "grow.h"
 #include "holders.h"
 #include "newcow.h"
+#include "rdo.h"
 #include "size.h"
 #include "spec.h"
 #include "text.h"

@@ -33,6 +33,7 @@
 #include "name.h"
 #include "newcow.h"
 #include "open.h"
+#include "rdo.h"
 #include "repair.h"
 #include "size.h"
 #include "text.h"

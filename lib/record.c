@@ -20,6 +20,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "crc32c.h"
+#include "rdo.h"
+
 #define SECTOR	512U
 
 static_assert(sizeof(struct cow_merge_record) == COW_V2_RECORD_SIZE, "the record fills its place");

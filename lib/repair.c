@@ -48,6 +48,7 @@
 
 #include <uuid/uuid.h>
 
+#include "crc32c.h"
 #include "record.h"
 #include "repair.h"
 #include "scan.h"

@@ -27,6 +27,7 @@
 #include "changed.h"
 #include "grow.h"
 #include "newcow.h"
+#include "rdo.h"
 #include "size.h"
 
 struct upgrade {

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "../../boot/memory.h"
+#include "../../lib/crc32c.h"
 #include "../../cowsetup/output.h"
 #include "../../lib/cowfile.h"
 
