@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what all of its parts share: the options, and the commands.
+ * cowsetup: the commands. Each has a file of its own.
  */
 
 #ifndef COWSETUP_H
@@ -8,39 +8,7 @@
 
 #include "../lib/context.h"
 #include "../lib/size.h"
-
-/* ---- Options ---- */
-
-/* The options of the command line. Set once by main(). */
-struct options {
-	bool batch_mode;
-	bool verbose;
-	bool json;
-	bool progress_json;
-	unsigned int progress_frequency;	/* seconds; 0: a bar, on a terminal */
-
-	bool force;
-	bool dry_run;
-	const char *rdo;
-	enum cowloop_compress compress;
-
-	struct cowloop_open open;	/* and of new cowfiles, in any command */
-	bool deferred;
-	u64 max_size;			/* bytes that unpack writes; 0: any */
-	u64 threshold;			/* bytes */
-	bool have_threshold;
-	const char *exec;
-	bool monitor;
-	bool off;
-	bool all;
-	bool gone;
-	bool part;
-	const char *cowtab;
-};
-
-extern struct options opt;
-
-/* ---- Commands ---- */
+#include "options.h"
 
 int cmd_format(struct cowloop_ctx *ctx, int argc, char **argv);
 int cmd_dump(struct cowloop_ctx *ctx, int argc, char **argv);

@@ -14,6 +14,7 @@
 #include "../boot/memory.h"
 #include "../lib/advice.h"
 #include "../lib/loopfile.h"
+#include "../lib/size.h"
 #include "../lib/sysfs.h"
 #include "report.h"
 

@@ -15,6 +15,7 @@
 #include <uuid/uuid.h>
 
 #include "../lib/record.h"
+#include "../lib/size.h"
 #include "report.h"
 
 /* ---- dump ---- */

@@ -10,10 +10,8 @@
 #include <string.h>
 
 #include "../boot/memory.h"
-#include "../lib/text.h"
+#include "print.h"
 #include "progress.h"
-
-struct options opt;
 
 volatile int interrupted;
 
@@ -23,14 +21,6 @@ void output_to_stderr(void)
 {
 	results_to_stderr = true;
 	progress_to_stderr();
-}
-
-void text_print(FILE *to, const char *text)
-{
-	char *visible = xtext(text_visible(text));
-
-	fputs(visible, to);
-	free(visible);
 }
 
 static void print_message(void *data, enum cowloop_level level, const char *text)

@@ -6,9 +6,7 @@
 #ifndef COWSETUP_OUTPUT_H
 #define COWSETUP_OUTPUT_H
 
-#include <stdio.h>
-
-#include "cowsetup.h"
+#include "options.h"
 
 /*
  * The context of all that cowsetup does: messages go to stderr, as "cowsetup: ...",
@@ -19,9 +17,6 @@ struct cowloop_ctx *output_context(void);
 
 /* Once stdout carries data, results and progress go to stderr. */
 void output_to_stderr(void);
-
-/* Print a text as text_visible() makes it. */
-void text_print(FILE *to, const char *text);
 
 /* Have SIGINT, SIGTERM and SIGHUP end system calls, and what is being done. */
 void catch_signals(void);

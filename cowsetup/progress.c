@@ -12,7 +12,8 @@
 
 #include <json-c/json.h>
 
-#include "report.h"
+#include "../lib/size.h"
+#include "print.h"
 
 /* A bar is drawn so often. */
 #define BAR_INTERVAL_MS	250

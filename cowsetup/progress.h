@@ -10,7 +10,7 @@
 #ifndef COWSETUP_PROGRESS_H
 #define COWSETUP_PROGRESS_H
 
-#include "cowsetup.h"
+#include "options.h"
 
 /* Once stdout carries data, progress goes to stderr in any case. */
 void progress_to_stderr(void);

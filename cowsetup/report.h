@@ -8,11 +8,8 @@
 #ifndef COWSETUP_REPORT_H
 #define COWSETUP_REPORT_H
 
-#include <stdio.h>
-
-#include "cowsetup.h"
-
-struct json_object;
+#include "options.h"
+#include "print.h"
 
 /* Begin the report about @name; @key and @title say what that is. */
 void report_start(const char *key, const char *title, const char *name);
@@ -42,17 +39,5 @@ void report_table(char *const *cells, size_t lines, unsigned int columns, u32 ri
 
 /* Print an object, or an array, in the way that report_end() does, and free it. */
 void report_print(struct json_object *o);
-
-/*
- * Print an object, and free it. Control characters, which may be in any text, are
- * escaped. @flags: json-c's.
- */
-void json_print(FILE *to, struct json_object *o, int flags);
-
-/*
- * A string for JSON, which has to be UTF-8, of a text that may be anything, as
- * the names of files may.
- */
-struct json_object *json_text(const char *text);
 
 #endif /* COWSETUP_REPORT_H */

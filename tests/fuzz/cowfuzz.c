@@ -31,6 +31,7 @@
 
 #include "../../boot/memory.h"
 #include "../../lib/crc32c.h"
+#include "../../cowsetup/cowsetup.h"
 #include "../../cowsetup/output.h"
 #include "../../lib/cowfile.h"
 
