@@ -185,6 +185,12 @@ build/tools-asan/tabfuzz: $(TABFUZZ_SRCS) tests/fuzz/fuzz.h tests/random.h $(TOO
 	$(if $(V),,@echo "  CC      $@")
 	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(SANITIZE) -o $@ $(TABFUZZ_SRCS) $(LIBS_LDFLAGS)
 
+# A file of the module by itself, in userspace: tests/unit
+build/unit/%: tests/unit/%.c dm-cowloop-%.c $(wildcard *.h tests/*.h tests/unit/*.h tests/unit/linux/*.h)
+	@mkdir -p $(@D)
+	$(if $(V),,@echo "  CC      $@")
+	$(Q)$(CC) $(STRICT) -Wno-sign-compare -Itests/unit $(SANITIZE) -pthread -o $@ $(filter %.c,$^)
+
 build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(TOOL_HEADERS) build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
@@ -296,7 +302,7 @@ setup:
 	$(Q)scripts/setup
 
 check: setup
-	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz build/tools-asan/tabfuzz
+	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz build/tools-asan/tabfuzz build/unit/bitmap
 	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
 
 check-smoke:
