@@ -30,7 +30,7 @@ make compile_commands.json  how each file is compiled, for editors and clang's t
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
 make install            all of it; for the running kernel, or KDIR=<headers>; PREFIX=/usr/local, DESTDIR=<root>
-make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only
+make install-module     the module only, INSTALL_MOD_PATH=<root>; make install-tools the tool only; make install-lib libcowloop
                         SIGN_KEY=<key> SIGN_CERT=<certificate>: sign the module
 make uninstall          takes all of it away again; PREFIX and DESTDIR as for make install
 make install-dkms       the module's source, for DKMS
@@ -106,8 +106,9 @@ CFLAGS ?= -O2 -g
 STRICT = -std=c11 -D_GNU_SOURCE -Wall -Wextra
 VERSION := $(shell sed -n '1s/^dm-cowloop \([^ ]*\).*/\1/p' CHANGELOG)
 
-# what cowsetup needs, and what Debian calls it
-LIBS = popt json-c libzstd zlib uuid blkid mount devmapper devmapper-event
+# what libcowloop needs, what cowsetup needs besides, and what Debian calls it
+LIB_LIBS = libzstd zlib uuid blkid mount devmapper devmapper-event
+LIBS = popt json-c $(LIB_LIBS)
 DEBS = libpopt-dev libjson-c-dev libzstd-dev zlib1g-dev uuid-dev libblkid-dev libmount-dev libdevmapper-dev pkg-config
 PKG_CONFIG ?= pkg-config
 LIBS_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(LIBS))
@@ -119,11 +120,16 @@ TOOL_SRCS = $(wildcard lib/*.c boot/*.c cowsetup/*.c)
 TOOL_HEADERS = $(wildcard lib/*.h boot/*.h cowsetup/*.h) dm-cowloop.h
 TOOL_OBJS = $(TOOL_SRCS:%.c=build/%.o)
 
-# The plugin for dmeventd, which looks it up by its name. It takes what it shares with cowsetup from there.
-PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
-PLUGIN_SRCS = dmeventd/cowloop.c $(addprefix lib/,advice.c device.c loopfile.c mountinfo.c size.c space.c sysfs.c text.c)
+LIB_OBJS = $(filter build/lib/%,$(TOOL_OBJS))
+# cowsetup and the plugin have the library in them: one file each for the initramfs, for packages, and for dmeventd.
+# Other programs link the shared one.
+LIB = build/lib/libcowloop.a
+LIB_SHARED = build/lib/libcowloop.so.0
 
-tools: $(GUEST) cowsetup
+# The plugin for dmeventd, which looks it up by its name
+PLUGIN = build/dmeventd/libdevmapper-event-cowloop.so
+
+tools: $(GUEST) cowsetup $(LIB_SHARED)
 	@:
 
 cowsetup: build/tools/cowsetup $(PLUGIN)
@@ -143,18 +149,29 @@ build/tools/libs:
 $(TOOL_OBJS): build/%.o: %.c build/tools/libs $(TOOL_HEADERS) CHANGELOG
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  CC      $@")
-	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+	$(Q)$(CC) $(STRICT) -DCOWSETUP_VERSION='"$(VERSION)"' $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(PIC) -c -o $@ $<
 
-build/tools/cowsetup: $(TOOL_OBJS)
+$(LIB_OBJS): PIC = -fPIC
+
+$(LIB): $(LIB_OBJS)
+	$(if $(V),,@echo "  AR      $@")
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(LIB_SHARED): $(LIB_OBJS) lib/libcowloop.sym
+	$(if $(V),,@echo "  LD      $@")
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(@F) -Wl,--version-script=lib/libcowloop.sym -Wl,--no-undefined -o $@ \
+		$(LIB_OBJS) $(shell $(PKG_CONFIG) --libs $(LIB_LIBS))
+
+build/tools/cowsetup: $(filter-out $(LIB_OBJS),$(TOOL_OBJS)) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS_LDFLAGS)
 
-$(PLUGIN): $(PLUGIN_SRCS) build/tools/libs $(TOOL_HEADERS)
+$(PLUGIN): dmeventd/cowloop.c $(LIB) lib/libcowloop.h build/tools/libs
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD      $@")
-	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined -o $@ \
-		$(PLUGIN_SRCS) $(shell $(PKG_CONFIG) --libs devmapper-event devmapper mount)
+	$(Q)$(CC) $(STRICT) $(LIBS_CFLAGS) $(CPPFLAGS) $(CFLAGS) -fPIC -fvisibility=hidden $(LDFLAGS) -shared -Wl,--no-undefined \
+		-Wl,--exclude-libs,ALL -o $@ dmeventd/cowloop.c $(LIB) $(shell $(PKG_CONFIG) --libs devmapper-event devmapper mount)
 
 # cowsetup with the compiler's checks, for the tests: errors are found where they are made.
 SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -199,6 +216,8 @@ build/tools-asan/cowfuzz-libfuzzer: $(FUZZ_SRCS) $(TOOL_HEADERS) build/tools/lib
 PREFIX ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
 PLUGINDIR ?= $(PREFIX)/lib
+SHLIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
 MANDIR ?= $(PREFIX)/share/man
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 UDEVRULESDIR ?= $(PREFIX)/lib/udev/rules.d
@@ -230,6 +249,12 @@ INITRAMFS_FILES = 644:initramfs/cowroot:$(LIBDIR)/cowroot \
 	$(foreach file,$(wildcard initramfs/dracut/*),755:$(file):$(DRACUTDIR)/$(notdir $(file))) \
 	644:man/cowroot.7:$(MANDIR)/man7/cowroot.7
 
+# for programs that are linked with libcowloop
+LIB_FILES = 755:$(LIB_SHARED):$(SHLIBDIR)/$(notdir $(LIB_SHARED)) \
+	644:lib/libcowloop.h:$(INCLUDEDIR)/libcowloop.h \
+	644:build/lib/libcowloop.pc:$(SHLIBDIR)/pkgconfig/libcowloop.pc
+LIB_LINK = $(SHLIBDIR)/libcowloop.so
+
 # installs the entries $(1), and puts into scripts the paths that they call cowsetup and its files by
 INSTALL_FILES = for entry in $(1); do \
 		rest=$${entry\#*:}; target="$(DESTDIR)$${rest\#*:}"; \
@@ -254,13 +279,19 @@ install-tools: build/tools/cowsetup $(PLUGIN)
 		install -d "$(DESTDIR)$${link%/*}" && ln -sf "../$${link##*/}" "$(DESTDIR)$$link" || exit; \
 	done
 
+install-lib: $(LIB_SHARED)
+	$(Q)sed 's,@LIBDIR@,$(SHLIBDIR),; s,@INCLUDEDIR@,$(INCLUDEDIR),; s,@VERSION@,$(VERSION),' lib/libcowloop.pc.in >build/lib/libcowloop.pc
+	$(Q)$(call INSTALL_FILES,$(LIB_FILES))
+	$(Q)ln -sf $(notdir $(LIB_SHARED)) "$(DESTDIR)$(LIB_LINK)"
+	$(Q)$(LDCONFIG)
+
 # for a root filesystem on a cowloop device; update-initramfs is for whoever wants that to be in it
 install-initramfs:
 	$(Q)$(call INSTALL_FILES,$(INITRAMFS_FILES))
 
 # Takes away what make install has put there; the module for every kernel. PREFIX and DESTDIR as they were then.
 uninstall:
-	$(Q)$(call UNINSTALL_FILES,$(call TARGETS,$(TOOLS_FILES) $(INITRAMFS_FILES)) $(TOOLS_LINKS))
+	$(Q)$(call UNINSTALL_FILES,$(call TARGETS,$(TOOLS_FILES) $(LIB_FILES) $(INITRAMFS_FILES)) $(TOOLS_LINKS) $(LIB_LINK))
 	$(Q)$(LDCONFIG)
 	$(Q)for module in "$(INSTALL_MOD_PATH)"/lib/modules/*/updates/dm-cowloop.ko*; do \
 		[ -e "$$module" ] || continue; \
@@ -271,7 +302,7 @@ uninstall:
 		fi; \
 	done
 
-install: install-module install-tools install-initramfs
+install: install-module install-tools install-lib install-lib install-initramfs
 
 # The module's source, for DKMS to build it for every kernel that comes
 DKMS_SRC = /usr/src/dm-cowloop-$(VERSION)
@@ -391,4 +422,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
+.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools install-lib check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh

@@ -5,10 +5,8 @@
 
 #include "cowsetup.h"
 
-#include "../lib/newcow.h"
-
 int cmd_format(struct cowloop_ctx *ctx, int argc, char **argv)
 {
 	(void)argc;
-	return cow_make(ctx, argv[0], argv[1], &opt.open.new, "--force", NULL);
+	return cowloop_format(ctx, argv[0], argv[1], &opt.open.new);
 }

@@ -10,14 +10,14 @@
  * 85, 90, 95 or 100 percent full, and again if it had fallen by 5 percent in
  * between; and that it is out of space, has failed, or let go of its cowfile.
  * Full is what has the least room left of limit, cow device and filesystem:
- * space_least() says which, as it does for `cowsetup watch'.
+ * cowloop_device_space() says which.
  *
  * With all that PROGRAM is run, if there is one. It has a fixed place, since a
  * registration has no room but for the names of the plugin and of the device;
  * and what a daemon of root's runs should depend on nothing but files of root's.
  *
  * This is a guest in a daemon that has other devices to look after: it never
- * exits, and what it calls from lib/ does not either.
+ * exits, and libcowloop does not either.
  */
 
 #include <errno.h>
@@ -34,9 +34,7 @@
 #include <libdevmapper.h>
 #include <libdevmapper-event.h>
 
-#include "../lib/advice.h"
-#include "../lib/size.h"
-#include "../lib/text.h"
+#include "../lib/libcowloop.h"
 
 /* Names that dmeventd looks up; all others stay hidden, or they would clash with names of the C library. */
 #define EXPORTED	__attribute__((visibility("default")))
@@ -51,9 +49,9 @@
 /* A device, and what has been said about it. */
 struct monitor {
 	unsigned int full;	/* percent: a multiple of STEP; 0: nothing yet */
-	enum dm_mode mode;	/* DM_MODE_RW is 0 */
+	enum cowloop_mode mode;	/* COWLOOP_MODE_RW is 0 */
 	unsigned int calm;	/* looks in a row, not for an event, with space again */
-	int err;		/* of dm_read() */
+	int err;		/* of cowloop_device_look() */
 };
 
 static __attribute__((format(printf, 2, 3)))
@@ -78,7 +76,7 @@ void say(int level, const char *fmt, ...)
 		text = NULL;
 	va_end(ap);
 	if (text)
-		visible = text_visible(text);
+		visible = cowloop_text_visible(text);
 	log_line(level, "%s", visible ? visible : "cowloop: out of memory");
 	free(visible);
 	free(text);
@@ -136,9 +134,9 @@ static int spawn_program(pid_t *pid, char **env)
 }
 
 /* The program is waited for: until it has ended, dmeventd does not call for this device again. */
-static void run_program(const struct dm_device *d, const struct space *s)
+static void run_program(const struct cowloop_device *d, const struct cowloop_space *s)
 {
-	char name[sizeof(d->name) + 8], mode[sizeof(d->mode_word) + 8], room[32], total[32];
+	char name[160], mode[64], room[32], total[32];
 	char path[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 	char *env[] = { path, name, mode, room, total, NULL };
 	int err, status;
@@ -146,8 +144,8 @@ static void run_program(const struct dm_device *d, const struct space *s)
 
 	if (!program_is_fit())
 		return;
-	snprintf(name, sizeof(name), "NAME=%s", d->name);
-	snprintf(mode, sizeof(mode), "MODE=%s", d->mode_word);
+	snprintf(name, sizeof(name), "NAME=%s", cowloop_device_name(d));
+	snprintf(mode, sizeof(mode), "MODE=%s", cowloop_device_mode_word(d));
 	snprintf(room, sizeof(room), "FREE=%llu", s->free);
 	snprintf(total, sizeof(total), "TOTAL=%llu", s->total);
 
@@ -164,10 +162,10 @@ static void run_program(const struct dm_device *d, const struct space *s)
 	}
 	if (WIFSIGNALED(status))
 		say(LOG_ERR, "%s: was ended by signal %d, for %s.", PROGRAM, WTERMSIG(status),
-		    d->name);
+		    cowloop_device_name(d));
 	else if (WEXITSTATUS(status))
 		say(LOG_ERR, "%s: ended with status %d, for %s.", PROGRAM, WEXITSTATUS(status),
-		    d->name);
+		    cowloop_device_name(d));
 }
 
 /* ---- What is new ---- */
@@ -176,54 +174,54 @@ static void run_program(const struct dm_device *d, const struct space *s)
  * Where some writes find space and others do not, the mode goes to and fro: it is
  * out of space until it has not been for a while.
  */
-static bool still_out_of_space(struct monitor *m, const struct dm_device *d, bool in_time)
+static bool still_out_of_space(struct monitor *m, enum cowloop_mode mode, bool in_time)
 {
-	if (m->mode != DM_MODE_OUT_OF_SPACE || d->mode != DM_MODE_RW)
+	if (m->mode != COWLOOP_MODE_OUT_OF_SPACE || mode != COWLOOP_MODE_RW)
 		m->calm = 0;
 	else if (in_time)
 		m->calm++;
-	return m->mode == DM_MODE_OUT_OF_SPACE && d->mode == DM_MODE_RW && m->calm < CALM_LOOKS;
+	return m->mode == COWLOOP_MODE_OUT_OF_SPACE && mode == COWLOOP_MODE_RW && m->calm < CALM_LOOKS;
 }
 
 /* True if it is worth a run of the program; so below. */
-static bool tell_mode(struct monitor *m, const struct dm_device *d, const struct space *s, bool in_time)
+static bool tell_mode(struct monitor *m, const struct cowloop_device *d, bool in_time)
 {
-	const enum dm_mode before = m->mode;
+	const enum cowloop_mode before = m->mode, mode = cowloop_device_mode(d);
 	char *advice;
 
-	if (still_out_of_space(m, d, in_time) || d->mode == before)
+	if (still_out_of_space(m, mode, in_time) || mode == before)
 		return false;
-	m->mode = d->mode;
-	switch (d->mode) {
-	case DM_MODE_OUT_OF_SPACE:
-	case DM_MODE_FAIL:
-	case DM_MODE_CLOSED:
-		advice = advice_text(d, s);
-		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", d->name, d->mode_word,
-		    advice ? advice : "cowsetup status says what to do");
+	m->mode = mode;
+	switch (mode) {
+	case COWLOOP_MODE_OUT_OF_SPACE:
+	case COWLOOP_MODE_FAIL:
+	case COWLOOP_MODE_CLOSED:
+		advice = cowloop_device_advice(d);
+		say(LOG_WARNING, "WARNING: Cowloop device %s is in mode %s: %s.", cowloop_device_name(d),
+		    cowloop_device_mode_word(d), advice ? advice : "cowsetup status says what to do");
 		free(advice);
 		return true;
-	case DM_MODE_RW:
-		say(LOG_NOTICE, "Cowloop device %s has space again.", d->name);
+	case COWLOOP_MODE_RW:
+		say(LOG_NOTICE, "Cowloop device %s has space again.", cowloop_device_name(d));
 		return false;
-	case DM_MODE_RO:
-	case DM_MODE_UNKNOWN:
+	case COWLOOP_MODE_RO:
+	case COWLOOP_MODE_UNKNOWN:
 		break;
 	}
 	return false;
 }
 
-static void warn_full(const struct dm_device *d, const struct space *s)
+static void warn_full(const struct cowloop_device *d, const struct cowloop_space *s)
 {
-	char *advice = advice_space_text(d, s);
+	char *advice = cowloop_device_space_advice(d);
 
-	say(LOG_WARNING, "WARNING: Cowloop device %s is now %s full: %s of %s free (%s); %s.", d->name,
-	    percent_text(s->total - s->free, s->total), size_text(s->free), size_text(s->total), s->of,
+	say(LOG_WARNING, "WARNING: Cowloop device %s is now %s full: %s of %s free (%s); %s.", cowloop_device_name(d),
+	    cowloop_percent_text(s->total - s->free, s->total), cowloop_size_text(s->free), cowloop_size_text(s->total), s->of,
 	    advice ? advice : "cowsetup status says what to do");
 	free(advice);
 }
 
-static bool tell_full(struct monitor *m, const struct dm_device *d, const struct space *s)
+static bool tell_full(struct monitor *m, const struct cowloop_device *d, const struct cowloop_space *s)
 {
 	const double percent = s->total ? 100.0 * (s->total - s->free) / s->total : 100;
 	const unsigned int step = (unsigned int)(percent / STEP) * STEP;
@@ -237,20 +235,20 @@ static bool tell_full(struct monitor *m, const struct dm_device *d, const struct
 	return true;
 }
 
-static bool takes_writes(const struct dm_device *d)
+static bool takes_writes(const struct cowloop_device *d)
 {
-	return d->mode == DM_MODE_RW || d->mode == DM_MODE_OUT_OF_SPACE || d->mode == DM_MODE_UNKNOWN;
+	const enum cowloop_mode mode = cowloop_device_mode(d);
+
+	return mode == COWLOOP_MODE_RW || mode == COWLOOP_MODE_OUT_OF_SPACE || mode == COWLOOP_MODE_UNKNOWN;
 }
 
-static void look(struct monitor *m, const struct dm_device *d, bool in_time)
+static void look(struct monitor *m, const struct cowloop_device *d, bool in_time)
 {
-	struct statvfs fs;
-	struct space s;
+	struct cowloop_space s;
 	bool news;
 
-	space_look(d, &fs);
-	space_least(d, &fs, &s);
-	news = tell_mode(m, d, &s, in_time);
+	cowloop_device_space(d, &s);
+	news = tell_mode(m, d, in_time);
 	if (s.of && takes_writes(d))
 		news |= tell_full(m, d, &s);
 	if (news)
@@ -264,16 +262,17 @@ void process_event(struct dm_task *task, enum dm_event_mask events, void **user)
 {
 	const char *name = dm_task_get_name(task);
 	struct monitor *m = *user;
-	struct dm_device d;
-	const int err = dm_read(name, &d);
+	struct cowloop_device *d;
+	const int err = cowloop_device_look(name, &d);
 
 	if (!err)
-		look(m, &d, events & DM_EVENT_TIMEOUT);
+		look(m, d, events & DM_EVENT_TIMEOUT);
 	else if (err != m->err)
 		say(LOG_ERR, "Cowloop device %s cannot be monitored: %s.", name,
-		    err == DM_NO_TABLE ? "it has no table" :
-		    err == DM_NOT_COWLOOP ? "it is none any more, or this plugin is older than the module" :
+		    err == COWLOOP_NO_TABLE ? "it has no table" :
+		    err == COWLOOP_NOT_COWLOOP ? "it is none any more, or this plugin is older than the module" :
 					    strerror(err));
+	cowloop_device_free(d);
 	m->err = err;
 }
 

@@ -184,7 +184,7 @@ void progress_update(struct cowloop_ctx *ctx, u64 done)
 void progress_end(struct cowloop_ctx *ctx, bool finished)
 {
 	if (ctx->working)
-		show_progress(ctx, finished ? COWLOOP_FINISHED : COWLOOP_GIVEN_UP,
+		show_progress(ctx, finished ? COWLOOP_FINISHED : COWLOOP_STOPPED,
 			      finished ? ctx->progress.total : ctx->progress.done);
 	ctx->working = false;
 }

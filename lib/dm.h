@@ -20,12 +20,12 @@
 #define DM_MAX_COUNTERS	32	/* those that come after these are not kept */
 
 enum dm_mode {
-	DM_MODE_RW,
-	DM_MODE_RO,
-	DM_MODE_CLOSED,
-	DM_MODE_OUT_OF_SPACE,
-	DM_MODE_FAIL,
-	DM_MODE_UNKNOWN,	/* a newer module's */
+	DM_MODE_RW = COWLOOP_MODE_RW,
+	DM_MODE_RO = COWLOOP_MODE_RO,
+	DM_MODE_CLOSED = COWLOOP_MODE_CLOSED,
+	DM_MODE_OUT_OF_SPACE = COWLOOP_MODE_OUT_OF_SPACE,
+	DM_MODE_FAIL = COWLOOP_MODE_FAIL,
+	DM_MODE_UNKNOWN = COWLOOP_MODE_UNKNOWN,	/* a newer module's */
 };
 
 /* An active cowloop device: its table line and its status line, taken apart. */
@@ -63,8 +63,8 @@ struct dm_device {
 
 /* Reasons why a device cannot be read, besides errnos. */
 enum {
-	DM_NOT_COWLOOP = -1,
-	DM_NO_TABLE = -2,
+	DM_NOT_COWLOOP = COWLOOP_NOT_COWLOOP,
+	DM_NO_TABLE = COWLOOP_NO_TABLE,
 };
 
 /* Ask the kernel for a device. Returns 0, an errno, or one of these. */

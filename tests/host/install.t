@@ -48,8 +48,12 @@ usr/lib/dracut/modules.d/90cowroot/module-setup.sh
 usr/lib/dracut/modules.d/90cowroot/open-cowroot.sh
 usr/lib/dracut/modules.d/90cowroot/parse-cowroot.sh
 usr/lib/systemd/system-shutdown/cowloop
+usr/local/include/libcowloop.h
 usr/local/lib/cowsetup/cowroot
+usr/local/lib/libcowloop.so
+usr/local/lib/libcowloop.so.0
 usr/local/lib/libdevmapper-event-cowloop.so
+usr/local/lib/pkgconfig/libcowloop.pc
 usr/local/lib/systemd/system-generators/cowsetup-generator
 usr/local/lib/systemd/system/cowsetup-assemble@.service
 usr/local/lib/systemd/system/cowsetup-gone@.service
