@@ -128,6 +128,33 @@ licence() {
 		sed 's/$/: no SPDX line/'
 }
 
+# what of lib/, boot/ and cowsetup/ needs what: no file needs one that needs it in turn, lib nothing of the others, and
+# boot nothing of cowsetup; lib neither prints nor exits, but for children of its own, by _exit(); and its header, its list of
+# symbols and what it exports are the same functions
+layers() {
+	local source object
+	make --no-print-directory cowsetup build/lib/libcowloop.so.0 >"$tmp/make.log" 2>&1 || { cat "$tmp/make.log"; return; }
+	for source in $(files 'lib/*.c' 'boot/*.c' 'cowsetup/*.c'); do
+		object=build/${source%.c}.o
+		nm -f posix "$object" | sed "s,^,$source ,"
+	done >"$tmp/symbols"
+	awk '$3 ~ /^[TDBRCVW]$/ { where[$2] = $1 } $3 == "U" { user[NR] = $1; needs[NR] = $2 }
+		END { for (i in user) if (needs[i] in where && where[needs[i]] != user[i]) print user[i], where[needs[i]] }' \
+		"$tmp/symbols" | sort -u >"$tmp/needs"
+	[ -s "$tmp/needs" ] || echo "no file needs another one?"
+	tsort "$tmp/needs" 2>&1 >/dev/null | sed 's/^tsort: //'
+	grep -E '^lib/.* (boot|cowsetup)/|^boot/.* cowsetup/' "$tmp/needs" | sed 's/ / needs /'
+	files 'lib/*.[ch]' | xargs grep -nE '^#include "\.\./(boot|cowsetup)/'
+	files 'boot/*.[ch]' | xargs grep -nE '^#include "\.\./cowsetup/'
+	awk '$1 ~ /^lib\// && $3 == "U" && $2 ~ /^(__)?(v?f?printf|puts|putchar|f?putc|fputs|fwrite|perror|stdin|stdout|stderr|exit|quick_exit|abort)(_chk)?$/ {
+		print $1 ": needs " $2 }' "$tmp/symbols"
+	sed -nE 's/^[a-z0-9_ ]*[ *](cowloop_[a-z_]+)\(.*/\1/p' lib/libcowloop.h | sort >"$tmp/header"
+	sed -nE 's/^\t(cowloop_[a-z_]+);$/\1/p' lib/libcowloop.sym | sort >"$tmp/list"
+	nm -D --defined-only build/lib/libcowloop.so.0 | sed -nE 's/.* T ([a-z_]+)(@@.*)?$/\1/p' | sort >"$tmp/exported"
+	diff "$tmp/header" "$tmp/list"
+	diff "$tmp/header" "$tmp/exported"
+}
+
 # what says which version this is agrees with CHANGELOG
 versions() {
 	local version target
@@ -142,7 +169,7 @@ versions() {
 # --- TAP ------------------------------------------------------------------------------------------------------
 
 all='checkpatch_kernel checkpatch_user sparse_module sparse_kmod coccinelle analyzer shell perl_syntax man_mandoc man_groff
-	rst spelling links licence versions'
+	rst spelling links licence versions layers'
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $all
 echo "1..$#"
