@@ -4,7 +4,7 @@
 
 define HELP
 make                    the module, for the distribution's own kernel, and the tools
-make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=2: so many at a time
+make check              the whole test suite, in VMs; T=tests/foo.t: that one; JOBS=3: so many at a time
 make check-smoke        a little of everything, on each kernel that dm-cowloop is for; part of check
 make check-kernels      the whole suite on each of them
 make lint               what checkpatch, sparse, coccinelle, the compiler's analyzer, shellcheck... say of the source
@@ -325,8 +325,11 @@ patch:
 
 # --- Seeing it work -----------------------------------------------------------------------------------------
 
-JOBS ?= 2
-T ?= $(wildcard tests/*.t tests/host/*.t)
+# One more than there are CPUs: tests wait now and then. The longest first, so that none is left alone at the end.
+JOBS ?= $(shell echo $$(($$(nproc) + 1)))
+LONGEST = $(patsubst %,tests/%.t,host/broken cowsetup host/lint host/kernels fscrash faults host/swap sizes nospace-metadata \
+	host/powercut host/cowsetup-merge host/vm random memory stress)
+T ?= $(wildcard $(LONGEST)) $(filter-out $(LONGEST),$(wildcard tests/*.t tests/host/*.t))
 export KERNEL
 
 setup:
@@ -334,7 +337,7 @@ setup:
 
 check: setup
 	$(Q)$(MAKE) --no-print-directory modules kmod tools build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/mountfuzz build/tools-asan/tabfuzz build/unit/bitmap
-	$(Q)prove --exec tests/run --failures --comments -j$(JOBS) $(if $(V),-v) $(T)
+	$(Q)prove --exec tests/run --failures --comments --timer -j$(JOBS) $(if $(V),-v) $(T)
 
 check-smoke:
 	$(Q)$(MAKE) --no-print-directory check T="tests/smoke.t tests/host/kernels.t"
