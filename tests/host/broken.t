@@ -34,22 +34,29 @@ hang() {
 	grep '^not ok .*: what needs the copy-up waits$' "$dir/out"
 }
 
+# build: the module as it is in $tmp/module, where only what has changed is compiled again
+build() { scripts/kernels/kbuild "$kdir" "$tmp/module" -s modules; }
+# patched [OPTION]: applies $patch there, or takes it back
+patched() { (cd "$tmp/module" && GIT_DIR=/dev/null git apply "$@" "$OLDPWD/$patch"); }
+
 # caught NAME: builds the module with the patch, and runs the test on it that the patch names
 caught() {
-	local dir=$tmp/$1 test
-	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "tests/broken/$1.patch")
+	local dir=$tmp/$1 patch=tests/broken/$1.patch test
+	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "$patch")
 	case $test in
 	crash | flush | stress | hang) ;;
-	*) echo "tests/broken/$1.patch does not begin with \`test: ', and crash.t, flush.t, stress.t or hang.t"; return 1 ;;
+	*) echo "$patch does not begin with \`test: ', and crash.t, flush.t, stress.t or hang.t"; return 1 ;;
 	esac
 	mkdir "$dir"
-	cp Kbuild ./*.[ch] "$dir"
-	(cd "$dir" && GIT_DIR=/dev/null git apply "$OLDPWD/tests/broken/$1.patch") &&
-		scripts/kernels/kbuild "$kdir" "$dir" -s modules >"$dir/log" 2>&1 ||
-		{ echo "could not be built"; cat "$dir/log"; return 1; }
+	patched >"$dir/log" 2>&1 || { echo "could not be applied"; cat "$dir/log"; return 1; }
+	build >"$dir/log" 2>&1 && mv "$tmp/module/dm-cowloop.ko" "$dir" || { echo "could not be built"; cat "$dir/log"; }
+	patched --reverse || return 1
+	[ -e "$dir/dm-cowloop.ko" ] || return 1
 	$test --module "$dir/dm-cowloop.ko" || { echo "not caught"; cat "$dir/out"; return 1; }
 }
 
+mkdir "$tmp/module"
+cp Kbuild ./*.[ch] "$tmp/module"
 n=0
 for patch in "${patches[@]}"; do
 	n=$((n + 1))
