@@ -16,6 +16,6 @@ char *xasprintf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* Returns a text to be freed that may be NULL for want of memory. */
 char *xtext(char *text);
 
-void out_of_memory(void) __attribute__((noreturn));
+__attribute__((noreturn)) void out_of_memory(void);
 
 #endif /* COWSETUP_MEMORY_H */

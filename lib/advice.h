@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what to do about a device that is not as it should be. For the
- * plugin, too: nothing here prints or exits.
+ * libcowloop: what to do about a device that is not as it should be.
  *
  * Commands are complete, with all sizes worked out, so that they can be pasted into
  * a shell. Texts are to be freed.
  */
 
-#ifndef COWSETUP_ADVICE_H
-#define COWSETUP_ADVICE_H
+#ifndef LIBCOWLOOP_ADVICE_H
+#define LIBCOWLOOP_ADVICE_H
 
 #include "space.h"
 
@@ -21,4 +20,4 @@ char *advice_space_text(const struct dm_device *d, const struct space *s);
 /* The same for a device that has just found no space, which is looked at now. */
 char *advice_no_space(const char *name);
 
-#endif /* COWSETUP_ADVICE_H */
+#endif /* LIBCOWLOOP_ADVICE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: whether a read-only device has been changed since its cowfile was made.
+ * libcowloop: whether a read-only device has been changed since its cowfile was made.
  *
  * The fingerprint samples 64 places, and a filesystem in a partition is written
  * elsewhere. The head of format 2 has the time when an image, a regular file, was

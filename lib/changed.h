@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: whether a read-only device has been changed since its cowfile was made.
+ * libcowloop: whether a read-only device has been changed since its cowfile was made.
  */
 
-#ifndef COWSETUP_CHANGED_H
-#define COWSETUP_CHANGED_H
+#ifndef LIBCOWLOOP_CHANGED_H
+#define LIBCOWLOOP_CHANGED_H
 
 #include "cowfile.h"
 
@@ -20,4 +20,4 @@ bool changed_remember(struct cow_head *head, const struct file *rdo);
 int changed_since(struct cowloop_ctx *ctx, const struct cow_head *head, const struct file *rdo, char **text,
 		  bool *proof);
 
-#endif /* COWSETUP_CHANGED_H */
+#endif /* LIBCOWLOOP_CHANGED_H */

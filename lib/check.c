@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: reads all of a cowfile, reports every fault, changes nothing.
+ * libcowloop: reads all of a cowfile, reports every fault, changes nothing.
  *
  * A fault is what breaks a rule of the format, costs data or makes the driver
  * refuse the cowfile. What is unusual without being wrong is a note.

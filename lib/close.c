@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: closing devices, and having them write what they hold back.
+ * libcowloop: closing devices, and having them write what they hold back.
  *
  * A loop device under a device goes away by itself when the device lets go of
  * it (see loop.c); who makes it do so waits for that, since whoever asks for it

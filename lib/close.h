@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: closing devices.
+ * libcowloop: closing devices.
  */
 
-#ifndef COWSETUP_CLOSE_H
-#define COWSETUP_CLOSE_H
+#ifndef LIBCOWLOOP_CLOSE_H
+#define LIBCOWLOOP_CLOSE_H
 
 #include "dm.h"
 
@@ -14,4 +14,4 @@ int sync_device(struct cowloop_ctx *ctx, const struct dm_device *d);
 /* Wait for a loop device to go; it stays if its user attached it himself. */
 int wait_for_loop(struct cowloop_ctx *ctx, dev_t dev, const char *file, bool autoclear);
 
-#endif /* COWSETUP_CLOSE_H */
+#endif /* LIBCOWLOOP_CLOSE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: images that are packed in something.
+ * libcowloop: images that are packed in something.
  *
  * The bytes of such a file are not those of the disk that is in it: a device made
  * of it has no filesystem, and the changes in a cowfile over it are to nothing.

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: images that are packed in something, and are not images as they are.
+ * libcowloop: images that are packed in something, and are not images as they are.
  */
 
-#ifndef COWSETUP_CONTAINER_H
-#define COWSETUP_CONTAINER_H
+#ifndef LIBCOWLOOP_CONTAINER_H
+#define LIBCOWLOOP_CONTAINER_H
 
 #include "file.h"
 
@@ -15,4 +15,4 @@
  */
 int container_text(struct cowloop_ctx *ctx, const struct file *f, char **text);
 
-#endif /* COWSETUP_CONTAINER_H */
+#endif /* LIBCOWLOOP_CONTAINER_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: the cowfile on disk, both formats.
+ * libcowloop: the cowfile on disk, both formats.
  *
  * A cowfile may come from anywhere, so all that its head says is checked before
  * it is used for anything, and no amount of memory or time depends on it: the

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the cowfile on disk, both formats. Reads and checks heads and
+ * libcowloop: the cowfile on disk, both formats. Reads and checks heads and
  * bitmaps, walks them without loading them, and writes them. Structures and
  * geometry are those of ../dm-cowloop.h, which the kernel uses too.
  *
  * Nothing here knows of options, and nothing trusts what it reads.
  */
 
-#ifndef COWSETUP_COWFILE_H
-#define COWSETUP_COWFILE_H
+#ifndef LIBCOWLOOP_COWFILE_H
+#define LIBCOWLOOP_COWFILE_H
 
 #include <endian.h>
 
@@ -194,4 +194,4 @@ static inline void bit_assign(u8 *bits, u32 n, bool set)
 	bits[n / 8] = (bits[n / 8] & ~(1U << n % 8)) | (u32)set << n % 8;
 }
 
-#endif /* COWSETUP_COWFILE_H */
+#endif /* LIBCOWLOOP_COWFILE_H */

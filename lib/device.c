@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: a device as the kernel describes it, its table line and its status
+ * libcowloop: a device as the kernel describes it, its table line and its status
  * line taken apart.
  *
- * This is part of the plugin for dmeventd, too: nothing here prints or exits,
- * and threads may call it at the same time.
+ * Threads may call it at the same time.
  */
 
 #include "dm.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: device-mapper.
+ * libcowloop: device-mapper.
  *
  * Nodes under /dev/mapper are udev's business where it runs: with the cookie
  * that goes with every change, udev.c waits until its rules are through.

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: device-mapper. Cowloop devices as the kernel has them: made,
+ * libcowloop: device-mapper. Cowloop devices as the kernel has them: made,
  * reloaded, removed, asked and told. All that knows of libdevmapper.
  */
 
-#ifndef COWSETUP_DM_H
-#define COWSETUP_DM_H
+#ifndef LIBCOWLOOP_DM_H
+#define LIBCOWLOOP_DM_H
 
 #include "context.h"
 
@@ -59,7 +59,7 @@ struct dm_device {
 	} counters[DM_MAX_COUNTERS];
 };
 
-/* ---- device.c, which is part of the plugin for dmeventd, too ---- */
+/* ---- device.c ---- */
 
 /* Reasons why a device cannot be read, besides errnos. */
 enum {
@@ -155,4 +155,4 @@ const char *dm_error_first(struct cowloop_ctx *ctx);
 void dm_log_mark(struct cowloop_ctx *ctx);
 char *dm_log_last(struct cowloop_ctx *ctx, dev_t dev);
 
-#endif /* COWSETUP_DM_H */
+#endif /* LIBCOWLOOP_DM_H */

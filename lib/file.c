@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: files and block devices, as one thing that can be read and written.
+ * libcowloop: files and block devices, as one thing that can be read and written.
  *
  * In use. A block device is in use when it can't be opened with O_EXCL: it is
  * mounted, held by device-mapper or md, or swap. For a file there is no such

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: files and block devices, as one thing that can be read and written.
+ * libcowloop: files and block devices, as one thing that can be read and written.
  */
 
-#ifndef COWSETUP_FILE_H
-#define COWSETUP_FILE_H
+#ifndef LIBCOWLOOP_FILE_H
+#define LIBCOWLOOP_FILE_H
 
 #include "context.h"
 
@@ -102,4 +102,4 @@ bool all_zero(const void *data, size_t length);
  */
 int file_contents(const struct file *f, char **found);
 
-#endif /* COWSETUP_FILE_H */
+#endif /* LIBCOWLOOP_FILE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: having all that stands on a device write to it what it holds back.
+ * libcowloop: having all that stands on a device write to it what it holds back.
  *
  * Mounts are of a mount namespace, which may be a container's, and so a mount
  * point is not what to go by. The ioctl BLKFLSBUF has the kernel sync the

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: having all that stands on a device write to it what it holds back.
+ * libcowloop: having all that stands on a device write to it what it holds back.
  */
 
-#ifndef COWSETUP_FLUSH_H
-#define COWSETUP_FLUSH_H
+#ifndef LIBCOWLOOP_FLUSH_H
+#define LIBCOWLOOP_FLUSH_H
 
 #include "dm.h"
 
@@ -17,4 +17,4 @@
  */
 int flush_device(struct cowloop_ctx *ctx, const struct dm_device *d, const char *what, bool force);
 
-#endif /* COWSETUP_FLUSH_H */
+#endif /* LIBCOWLOOP_FLUSH_H */

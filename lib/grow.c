@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: how the file of a cowfile gets its length, on whatever filesystem.
+ * libcowloop: how the file of a cowfile gets its length, on whatever filesystem.
  *
  * A cowfile is as long as its device, and sparse. FAT, exFAT, HFS+ and others have
  * no sparse files: a file that grows takes space, and the kernel fills it with

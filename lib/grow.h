@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: how the file of a cowfile gets its length, on whatever filesystem.
+ * libcowloop: how the file of a cowfile gets its length, on whatever filesystem.
  */
 
-#ifndef COWSETUP_GROW_H
-#define COWSETUP_GROW_H
+#ifndef LIBCOWLOOP_GROW_H
+#define LIBCOWLOOP_GROW_H
 
 #include "file.h"
 
@@ -31,4 +31,4 @@ int grow_undo(struct cowloop_ctx *ctx, struct file *f, u64 size, u64 used);
 /* As file_zero() does, but with its progress, and until it is interrupted: it may take long. */
 int zero_in_steps(struct cowloop_ctx *ctx, const struct file *f, u64 offset, u64 length);
 
-#endif /* COWSETUP_GROW_H */
+#endif /* LIBCOWLOOP_GROW_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: who has a file or a block device in use.
+ * libcowloop: who has a file or a block device in use.
  *
  * The kernel says "busy" at most, and not even that where device-mapper shares
  * a device with other device-mapper devices, or where a file is concerned. The

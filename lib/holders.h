@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: who has a file or a block device in use.
+ * libcowloop: who has a file or a block device in use.
  */
 
-#ifndef COWSETUP_HOLDERS_H
-#define COWSETUP_HOLDERS_H
+#ifndef LIBCOWLOOP_HOLDERS_H
+#define LIBCOWLOOP_HOLDERS_H
 
 #include "file.h"
 
@@ -68,4 +68,4 @@ int file_used_by(struct cowloop_ctx *ctx, const struct file *f, char **user);
  */
 int refuse_writers(struct cowloop_ctx *ctx, const struct file *rdo, bool force);
 
-#endif /* COWSETUP_HOLDERS_H */
+#endif /* LIBCOWLOOP_HOLDERS_H */

@@ -105,7 +105,8 @@ const char *cowloop_state_text(enum cowloop_state state);
 /* A new cowfile. */
 struct cowloop_new {
 	unsigned int format;	/* 1 or 2; 0: 2 */
-	unsigned int mapunit;	/* the unit of change: a power of two from 4096 to 1 MiB, format 1: 1024; 0: that, or 4096 */
+	/* The unit of change: a power of two from 4096 to 1 MiB; format 1: 1024. 0: the smallest. */
+	unsigned int mapunit;
 	const char *label;	/* UTF-8, shorter than 64 bytes; NULL: none */
 	const char *rdo_spec;	/* where to find the read-only device: UUID=, a path...; NULL: not noted */
 	bool force;		/* overwrite what is there, and use what others own or may write */
@@ -202,7 +203,8 @@ int cowloop_upgrade(struct cowloop_ctx *ctx, const char *cow, const char *rdo, c
 /* ---- Devices ---- */
 
 struct cowloop_open {
-	struct cowloop_new new;	/* of a missing or blank cowfile; with one that is there, format and mapunit must agree */
+	/* Of a missing or blank cowfile; with one that is there, format and mapunit must agree. */
+	struct cowloop_new new;
 	bool create;		/* make a cowfile of one that is missing or blank */
 	bool read_only;		/* write nothing to the cowfile */
 	bool repair;		/* one of format 1 that was in use in a crash */

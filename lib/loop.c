@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: loop devices.
+ * libcowloop: loop devices.
  *
  * A loop device is attached with the autoclear flag, which has the kernel
  * detach it when it is closed for the last time. We keep it open until the dm

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: loop devices, which make block devices of files.
+ * libcowloop: loop devices, which make block devices of files.
  */
 
-#ifndef COWSETUP_LOOP_H
-#define COWSETUP_LOOP_H
+#ifndef LIBCOWLOOP_LOOP_H
+#define LIBCOWLOOP_LOOP_H
 
 #include "file.h"
 #include "loopfile.h"
@@ -38,4 +38,4 @@ bool loop_read_only(dev_t dev);
 /* Wait until it has gone away; false if it is still there after some seconds. */
 bool loop_wait_gone(dev_t dev, const char *file);
 
-#endif /* COWSETUP_LOOP_H */
+#endif /* LIBCOWLOOP_LOOP_H */

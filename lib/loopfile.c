@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: the file that a loop device is made of. Part of the plugin for
- * dmeventd, too: nothing here prints or exits.
+ * libcowloop: the file that a loop device is made of.
  */
 
 #include "loopfile.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the file that a loop device is made of.
+ * libcowloop: the file that a loop device is made of.
  */
 
-#ifndef COWSETUP_LOOPFILE_H
-#define COWSETUP_LOOPFILE_H
+#ifndef LIBCOWLOOP_LOOPFILE_H
+#define LIBCOWLOOP_LOOPFILE_H
 
 #include "context.h"
 
@@ -50,4 +50,4 @@ bool loop_file_is_removed(dev_t dev);
  */
 u64 loop_file_lacks(dev_t dev);
 
-#endif /* COWSETUP_LOOPFILE_H */
+#endif /* LIBCOWLOOP_LOOPFILE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: files of a device that somebody has removed, or cut off, since it was opened.
+ * libcowloop: files of a device that somebody has removed, or cut off, since it was opened.
  */
 
 #include "lost.h"

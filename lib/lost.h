@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: files of a device that somebody has removed, or cut off, since it was opened.
+ * libcowloop: files of a device that somebody has removed, or cut off, since it was opened.
  */
 
-#ifndef COWSETUP_LOST_H
-#define COWSETUP_LOST_H
+#ifndef LIBCOWLOOP_LOST_H
+#define LIBCOWLOOP_LOST_H
 
 #include "dm.h"
 
@@ -21,4 +21,4 @@ int refuse_removed(struct cowloop_ctx *ctx, const struct dm_device *d, const cha
 void warn_cut(struct cowloop_ctx *ctx, const struct dm_device *d);
 void warn_lost(struct cowloop_ctx *ctx, const struct dm_device *d);
 
-#endif /* COWSETUP_LOST_H */
+#endif /* LIBCOWLOOP_LOST_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: writes what is in a cowfile into its read-only device.
+ * libcowloop: writes what is in a cowfile into its read-only device.
  *
  * Once the first unit is written there is no way back, and no way to use the
  * cowfile with a half-merged device either: what it does not hold is right

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: has dmeventd warn when a device gets full, by our plugin
+ * libcowloop: has dmeventd warn when a device gets full, by our plugin
  * for it: see dmeventd/cowloop.c. All that knows of libdevmapper-event.
  *
  * That library starts dmeventd when it is asked anything, even whether a device

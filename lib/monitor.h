@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: having dmeventd monitor devices.
+ * libcowloop: having dmeventd monitor devices.
  */
 
-#ifndef COWSETUP_MONITOR_H
-#define COWSETUP_MONITOR_H
+#ifndef LIBCOWLOOP_MONITOR_H
+#define LIBCOWLOOP_MONITOR_H
 
 #include "dm.h"
 
@@ -19,4 +19,4 @@ void monitor_opened(struct cowloop_ctx *ctx, const char *name);
 
 bool monitor_is_on(const struct dm_device *d);
 
-#endif /* COWSETUP_MONITOR_H */
+#endif /* LIBCOWLOOP_MONITOR_H */

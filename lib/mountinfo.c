@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what is mounted, by /proc/PID/mountinfo: unlike /proc/mounts it has
+ * libcowloop: what is mounted, by /proc/PID/mountinfo: unlike /proc/mounts it has
  * the device numbers, and no filesystem, whose server may be gone, has to be
  * asked for its own. Users choose much of what is in there, so libmount reads
- * it. Part of the plugin for dmeventd, too: nothing here prints or exits.
+ * it.
  */
 
 #include "mountinfo.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what is mounted.
+ * libcowloop: what is mounted.
  */
 
-#ifndef COWSETUP_MOUNTINFO_H
-#define COWSETUP_MOUNTINFO_H
+#ifndef LIBCOWLOOP_MOUNTINFO_H
+#define LIBCOWLOOP_MOUNTINFO_H
 
 #include <stdbool.h>
 #include <sys/types.h>
@@ -41,4 +41,4 @@ bool mount_is_of(const struct mount *m, dev_t dev);
  */
 int device_mount(const char *mountinfo, dev_t dev, char **point, bool *writable);
 
-#endif /* COWSETUP_MOUNTINFO_H */
+#endif /* LIBCOWLOOP_MOUNTINFO_H */

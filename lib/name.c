@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: the names of devices.
+ * libcowloop: the names of devices.
  */
 
 #include "name.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the names of devices.
+ * libcowloop: the names of devices.
  */
 
-#ifndef COWSETUP_NAME_H
-#define COWSETUP_NAME_H
+#ifndef LIBCOWLOOP_NAME_H
+#define LIBCOWLOOP_NAME_H
 
 #include <stdbool.h>
 
@@ -20,4 +20,4 @@ bool name_is_special(const char *name);
 /* Make '_' of everything else. */
 void name_make_plain(char *name);
 
-#endif /* COWSETUP_NAME_H */
+#endif /* LIBCOWLOOP_NAME_H */

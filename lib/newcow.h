@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the parts of making a new cowfile, in newcow.c, for all the
+ * libcowloop: the parts of making a new cowfile, in newcow.c, for all the
  * commands that do so.
  */
 
-#ifndef COWSETUP_NEWCOW_H
-#define COWSETUP_NEWCOW_H
+#ifndef LIBCOWLOOP_NEWCOW_H
+#define LIBCOWLOOP_NEWCOW_H
 
 #include "cowfile.h"
 #include "newfile.h"
@@ -47,4 +47,4 @@ int replaced_open(struct cowloop_ctx *ctx, struct replaced *old, const char *pat
 /* Make it blank and, a file, as long as it has to be. */
 int blank_cow(struct cowloop_ctx *ctx, struct file *f, const struct cow_geometry *geo);
 
-#endif /* COWSETUP_NEWCOW_H */
+#endif /* LIBCOWLOOP_NEWCOW_H */

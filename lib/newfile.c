@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: files that get their name when they are complete, and those that
+ * libcowloop: files that get their name when they are complete, and those that
  * they replace.
  */
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: files that get their name when they are complete, and those that
+ * libcowloop: files that get their name when they are complete, and those that
  * they replace.
  */
 
-#ifndef COWSETUP_NEWFILE_H
-#define COWSETUP_NEWFILE_H
+#ifndef LIBCOWLOOP_NEWFILE_H
+#define LIBCOWLOOP_NEWFILE_H
 
 #include "file.h"
 
@@ -56,4 +56,4 @@ int replaced_hold(struct cowloop_ctx *ctx, struct replaced *old, const struct fi
 /* Last of all: it is still what is called @target, and as it was. */
 int replaced_check(struct cowloop_ctx *ctx, const struct replaced *old, const char *target);
 
-#endif /* COWSETUP_NEWFILE_H */
+#endif /* LIBCOWLOOP_NEWFILE_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: makes a writable device of a read-only device and a cowfile.
+ * libcowloop: makes a writable device of a read-only device and a cowfile.
  *
  * All that can be checked is checked before the kernel is asked, since all that
  * the kernel answers is yes or no. What is made on the way (a cowfile, room

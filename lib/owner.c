@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: whose a file is.
+ * libcowloop: whose a file is.
  *
  * A user who owns a cowfile, or may write it, reads all that is written to its
  * device, and can change it under a filesystem that is mounted. In a directory

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: whose a file is, and who may write it.
+ * libcowloop: whose a file is, and who may write it.
  */
 
-#ifndef COWSETUP_OWNER_H
-#define COWSETUP_OWNER_H
+#ifndef LIBCOWLOOP_OWNER_H
+#define LIBCOWLOOP_OWNER_H
 
 #include "file.h"
 
@@ -23,4 +23,4 @@ int owner_follow(struct cowloop_ctx *ctx, const char *path, bool force, char **t
  */
 int owner_refuse(struct cowloop_ctx *ctx, const struct file *f);
 
-#endif /* COWSETUP_OWNER_H */
+#endif /* LIBCOWLOOP_OWNER_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: cowfiles without their holes, for transport.
+ * libcowloop: cowfiles without their holes, for transport.
  *
  * A packed file is the head with PACKED set, the bitmap, and from doffset on
  * the units that are in the cowfile, without gaps. It is written and read from

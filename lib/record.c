@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: the record of a merge.
+ * libcowloop: the record of a merge.
  *
  * The record has the checksums of what the fingerprint is made of, each sector on
  * its own, since that is what a disk writes whole: wherever a merge was cut off,

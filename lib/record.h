@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the record of a merge, by which a merge that was interrupted knows
+ * libcowloop: the record of a merge, by which a merge that was interrupted knows
  * its read-only device again. See merge.c.
  */
 
-#ifndef COWSETUP_RECORD_H
-#define COWSETUP_RECORD_H
+#ifndef LIBCOWLOOP_RECORD_H
+#define LIBCOWLOOP_RECORD_H
 
 #include "cowfile.h"
 
@@ -37,4 +37,4 @@ int record_remove(struct cowloop_ctx *ctx, const struct cowfile *c);
 int record_compare(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo,
 		   const struct cow_merge_record *record, bool *same, u64 *sector);
 
-#endif /* COWSETUP_RECORD_H */
+#endif /* LIBCOWLOOP_RECORD_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: having a device let go of what holds its cowfile.
+ * libcowloop: having a device let go of what holds its cowfile.
  */
 
 #include "close.h"

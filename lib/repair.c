@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: mends what can be mended, and says what.
+ * libcowloop: mends what can be mended, and says what.
  *
  * The head. If a single bit of it is wrong, its checksum says which (format 2).
  * Otherwise, with --force, the checksum is made anew if all sizes agree with each

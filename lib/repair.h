@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: the part of repair that open does, too, and what it could do.
+ * libcowloop: the part of repair that open does, too, and what it could do.
  */
 
-#ifndef COWSETUP_REPAIR_H
-#define COWSETUP_REPAIR_H
+#ifndef LIBCOWLOOP_REPAIR_H
+#define LIBCOWLOOP_REPAIR_H
 
 #include "cowfile.h"
 
@@ -18,4 +18,4 @@ int repair_dirty(struct cowloop_ctx *ctx, struct cowfile *c, bool force);
 /* Is the head in order, or can repair make it so, forced if need be? */
 bool repair_can_mend_head(const struct cowfile *c);
 
-#endif /* COWSETUP_REPAIR_H */
+#endif /* LIBCOWLOOP_REPAIR_H */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what check and repair have in common.
+ * libcowloop: what check and repair have in common.
  */
 
 #include "scan.h"

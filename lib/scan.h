@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what check and repair have in common: looking at the data of units
+ * libcowloop: what check and repair have in common: looking at the data of units
  * to see what the bitmap should say, and at what a head holds besides numbers.
  */
 
-#ifndef COWSETUP_SCAN_H
-#define COWSETUP_SCAN_H
+#ifndef LIBCOWLOOP_SCAN_H
+#define LIBCOWLOOP_SCAN_H
 
 #include "cowfile.h"
 
@@ -46,4 +46,4 @@ bool cow_uuid_is_random(const struct cow_head *head);
  */
 int cow_check_strictly(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow_faults *faults);
 
-#endif /* COWSETUP_SCAN_H */
+#endif /* LIBCOWLOOP_SCAN_H */

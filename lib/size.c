@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: sizes, as people read and write them. For the plugin, too.
+ * libcowloop: sizes, as people read and write them.
  */
 
 #include "size.h"

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: how much can still be written into a cowfile. Part of the plugin for
- * dmeventd, too: nothing here prints or exits.
+ * libcowloop: how much can still be written into a cowfile.
  */
 
 #include "space.h"

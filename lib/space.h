@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: how much can still be written into a cowfile.
+ * libcowloop: how much can still be written into a cowfile.
  */
 
-#ifndef COWSETUP_SPACE_H
-#define COWSETUP_SPACE_H
+#ifndef LIBCOWLOOP_SPACE_H
+#define LIBCOWLOOP_SPACE_H
 
 #include <sys/statvfs.h>
 
@@ -32,4 +32,4 @@ void space_least(const struct dm_device *d, const struct statvfs *fs, struct spa
  */
 double space_percent(const struct dm_device *d, const struct space *s);
 
-#endif /* COWSETUP_SPACE_H */
+#endif /* LIBCOWLOOP_SPACE_H */

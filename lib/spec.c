@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: the tags by which devices are looked for, and their links.
+ * libcowloop: the tags by which devices are looked for, and their links.
  */
 
 #include <stdio.h>

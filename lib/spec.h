@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what says where a device is: an absolute path, or a tag and its
+ * libcowloop: what says where a device is: an absolute path, or a tag and its
  * value, "UUID=...".
  */
 
-#ifndef COWSETUP_SPEC_H
-#define COWSETUP_SPEC_H
+#ifndef LIBCOWLOOP_SPEC_H
+#define LIBCOWLOOP_SPEC_H
 
 #include <stdbool.h>
 
@@ -35,4 +35,4 @@ char *spec_unlink(const char *spec);
 /* An absolute path, or a tag with a value? */
 bool spec_is_valid(const char *spec);
 
-#endif /* COWSETUP_SPEC_H */
+#endif /* LIBCOWLOOP_SPEC_H */

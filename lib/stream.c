@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what is written and read from its beginning to its end.
+ * libcowloop: what is written and read from its beginning to its end.
  *
  * Both directions have one buffer of compressed data and hand the callers'
  * memory to zlib or zstd as it is. Several gzip members or zstd frames one

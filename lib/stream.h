@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what is written and read from its beginning to its end, perhaps
+ * libcowloop: what is written and read from its beginning to its end, perhaps
  * through a pipe, perhaps compressed. The path "-" is stdout or stdin.
  */
 
-#ifndef COWSETUP_STREAM_H
-#define COWSETUP_STREAM_H
+#ifndef LIBCOWLOOP_STREAM_H
+#define LIBCOWLOOP_STREAM_H
 
 #include "context.h"
 #include "file.h"
@@ -76,4 +76,4 @@ void in_close(struct in_stream *i);
  */
 bool in_look(const struct file *f, void *data, size_t length);
 
-#endif /* COWSETUP_STREAM_H */
+#endif /* LIBCOWLOOP_STREAM_H */

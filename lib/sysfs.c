@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: what sysfs says of block devices. Part of the plugin for dmeventd,
- * too: nothing here prints or exits.
+ * libcowloop: what sysfs says of block devices.
  */
 
 #include "sysfs.h"

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: what sysfs says of block devices.
+ * libcowloop: what sysfs says of block devices.
  */
 
-#ifndef COWSETUP_SYSFS_H
-#define COWSETUP_SYSFS_H
+#ifndef LIBCOWLOOP_SYSFS_H
+#define LIBCOWLOOP_SYSFS_H
 
 #include "context.h"
 
@@ -32,4 +32,4 @@ char *dev_btrfs(dev_t dev);
 /* Is it, or the disk it is a partition of, a part of a cowloop device: its rdo or its cow device? */
 bool dev_is_part_of_cowloop(dev_t dev);
 
-#endif /* COWSETUP_SYSFS_H */
+#endif /* LIBCOWLOOP_SYSFS_H */

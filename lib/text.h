@@ -4,8 +4,8 @@
  * process calls itself.
  */
 
-#ifndef COWSETUP_TEXT_H
-#define COWSETUP_TEXT_H
+#ifndef LIBCOWLOOP_TEXT_H
+#define LIBCOWLOOP_TEXT_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -48,4 +48,4 @@ void text_add(struct text *t, const char *fmt, ...) __attribute__((format(printf
 /* The end: the text, to be freed; NULL: nothing was added, or there was no memory. */
 char *text_take(struct text *t);
 
-#endif /* COWSETUP_TEXT_H */
+#endif /* LIBCOWLOOP_TEXT_H */

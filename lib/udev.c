@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: waiting for udev.
+ * libcowloop: waiting for udev.
  *
  * A cookie is a semaphore: it is 2 while a task and its waiter are there, udev's
  * rules take one off when they are through, and the waiter the other. udev may

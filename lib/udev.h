@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * cowsetup: waiting for udev.
+ * libcowloop: waiting for udev.
  */
 
-#ifndef COWSETUP_UDEV_H
-#define COWSETUP_UDEV_H
+#ifndef LIBCOWLOOP_UDEV_H
+#define LIBCOWLOOP_UDEV_H
 
 #include "context.h"
 
@@ -16,4 +16,4 @@
  */
 void udev_wait(struct cowloop_ctx *ctx, const char *name, uint32_t cookie);
 
-#endif /* COWSETUP_UDEV_H */
+#endif /* LIBCOWLOOP_UDEV_H */

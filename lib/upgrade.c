@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * cowsetup: a cowfile of format 2 from one of format 1.
+ * libcowloop: a cowfile of format 2 from one of format 1.
  *
  * The read-only device is needed for its exact size and its other fingerprint,
  * and because the units of format 2 are larger. Where only a part of one was
