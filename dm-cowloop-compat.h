@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What differs between the kernels that dm-cowloop builds for, all of it. Test
+ * All that differs between the kernels that dm-cowloop builds for. Test
  * for the feature where there is something to test, for the version only where
  * there is not. COWLOOP_HAVE_* come from Kbuild, which looks at the headers.
  */
@@ -164,7 +164,7 @@ static inline bool cow_takes_parts(struct block_device *bdev)
 }
 
 /*
- * What writes to a cow device need besides. In either kind of loop device the error
+ * Flags that writes to a cow device need. In either kind of loop device the error
  * of one bio may be lost if another one is in the same request: so each gets a
  * request of its own.
  */

@@ -32,7 +32,11 @@ struct cow_copyups {
 
 /* ---- Memory ---- */
 
-/* Devices share the caches, one for each size of a unit, from 1 KiB on. */
+/*
+ * A cache with a constructor is never cleared. It keeps what it needs to know of a unit behind
+ * it, and so takes twice the memory of small units, but only of those that are in flight:
+ * devices share the caches, one for each size of a unit, from 1 KiB on.
+ */
 static struct {
 	struct kmem_cache *cache;
 	unsigned int users;
@@ -40,9 +44,19 @@ static struct {
 
 static DEFINE_MUTEX(caches_lock);
 
-/* A cache with a constructor is never cleared. */
 static void construct_unit(void *data)
 {
+}
+
+/* mempool_alloc_slab() refuses caches with constructors, since mempools may poison elements. */
+static void *alloc_cached(gfp_t gfp, void *cache)
+{
+	return kmem_cache_alloc(cache, gfp);
+}
+
+static void free_cached(void *data, void *cache)
+{
+	kmem_cache_free(cache, data);
 }
 
 static struct kmem_cache *get_cache(unsigned int size)
@@ -54,10 +68,13 @@ static struct kmem_cache *get_cache(unsigned int size)
 	mutex_lock(&caches_lock);
 	if (!caches[i].users) {
 		snprintf(name, sizeof(name), "dm_cowloop_unit_%u", size);
-		/* Some filesystems do direct I/O with nothing less than whole pages. */
-		caches[i].cache = kmem_cache_create(name, size,
-						    min_t(unsigned int, size, PAGE_SIZE), 0,
-						    construct_unit);
+		/*
+		 * Some filesystems do direct I/O with nothing less than whole pages. Drivers
+		 * in userspace may have a unit copied from and to them.
+		 */
+		caches[i].cache = kmem_cache_create_usercopy(name, size,
+							     min_t(unsigned int, size, PAGE_SIZE),
+							     0, 0, size, construct_unit);
 	}
 	cache = caches[i].cache;
 	if (cache)
@@ -158,7 +175,7 @@ static void send_store(struct cow_io *io, size_t size)
 	store->bi_iter.bi_sector = cow->layout.data_sector + cow_unit_start(cow, io->entry.unit);
 	store->bi_private = io;
 	store->bi_end_io = unit_stored;
-	/* Memory of a cache is contiguous, and so one vector, however large. */
+	/* The memory is contiguous, and so one vector, however large. */
 	__bio_add_page(store, virt_to_page(data), size, offset_in_page(data));
 	cow_submit_write(cow, store);
 }
@@ -202,7 +219,7 @@ static void unit_read(unsigned long error, void *context)
 
 COW_DM_IO_NOTIFY(unit_read)
 
-/* Waits for memory, if there is none, until another such read has ended. */
+/* Sleeps, if there is no memory, until another such read has ended. */
 static void read_unit(struct cow_io *io)
 {
 	struct cowloop *cow = io->cowloop;
@@ -262,7 +279,9 @@ int cow_copyups_create(struct cowloop *cow, unsigned int size)
 	if (size > COW_MAX_CACHED)
 		return mempool_init_kmalloc_pool(&c->units, COW_MIN_COPYUPS, size);
 	c->cache = get_cache(size);
-	return c->cache ? mempool_init_slab_pool(&c->units, COW_MIN_COPYUPS, c->cache) : -ENOMEM;
+	if (!c->cache)
+		return -ENOMEM;
+	return mempool_init(&c->units, COW_MIN_COPYUPS, alloc_cached, free_cached, c->cache);
 }
 
 void cow_copyups_destroy(struct cowloop *cow)

@@ -93,7 +93,7 @@ static int check_devices(struct cowloop *cow, struct mapped_device *md)
 			if (file->bdev == bdev && user->cow->ti->table == cow->ti->table)
 				return in_use(cow, bdev, md, "cow device in the same table");
 	}
-	/* Again: others may have come since cow_get_devices(). */
+	/* Again: others may have come since check_cow_number(). */
 	return check_read_only_devices(cow, bdev->bd_dev);
 }
 
@@ -243,6 +243,8 @@ static int get_cowfile(struct cow_devices *d, const struct cow_md_args *args)
 
 	if (file != new) {
 		md = file->md;
+		/* The live table may go meanwhile, and leave the cowfile to us. */
+		cow->md = md;
 		r = cow_md_check(md, args, &cow->ti->error);
 	} else {
 		md = cow_md_open(args, &cow->ti->error);

@@ -19,6 +19,7 @@ struct cow_discards {
 	struct bio_list new;		/* to be published */
 	struct bio_list blocked;	/* published; for do_discards() alone */
 	struct work_struct work;
+	struct bio_set bios;		/* that are passed down */
 };
 
 static struct cow_range *bio_to_range(struct bio *bio)
@@ -38,6 +39,8 @@ int cow_map_discard(struct cowloop *cow, struct bio *bio)
 	if (!cow_accept_write(cow, bio))
 		return cow_end_bio(bio, BLK_STS_IOERR);
 
+	/* Counted as begun before: pairs with sum_stats(). */
+	smp_wmb();
 	this_cpu_inc(cow->stats->discards);
 	/* A discard takes no space. */
 	cow_bio_to_io(bio)->seeks_space = false;
@@ -124,23 +127,35 @@ static int clear_range(struct cowloop *cow, struct cow_range *range, long *clear
  * Give the space of a discard's units in the cow device back. In format 1 they
  * must read as zeroes, or repair would take them for written.
  */
-static int pass_down(struct cowloop *cow, struct cow_range *range)
+static blk_status_t pass_down(struct cowloop *cow, struct cow_range *range)
 {
 	struct block_device *bdev = cow->cow_bdev;
 	const sector_t data = cow->layout.data_sector;
 	const sector_t start = data + cow_unit_start(cow, range->unit);
 	const sector_t end = min(data + cow_unit_start(cow, range->unit + range->nr),
 				 bdev_nr_sectors(bdev));
+	blk_status_t status;
+	struct bio *bio;
 
 	if (!cow_still_there(cow))
-		return -EIO;
+		return BLK_STS_IOERR;
 	if (start >= end)
-		return 0;
+		return BLK_STS_OK;
 	if (cow_md_geometry(cow->md)->format == 1)
-		return blkdev_issue_zeroout(bdev, start, end - start, GFP_NOIO, 0);
+		return errno_to_blk_status(blkdev_issue_zeroout(bdev, start, end - start,
+								GFP_NOIO, 0));
 	if (!bdev_max_discard_sectors(bdev))
-		return 0;
-	return blkdev_issue_discard(bdev, start, end - start, GFP_NOIO);
+		return BLK_STS_OK;
+
+	/* blkdev_issue_discard() would wait for memory that others hold. */
+	bio = bio_alloc_bioset(bdev, 0, REQ_OP_DISCARD, GFP_NOIO, &cow->discards->bios);
+	bio->bi_iter.bi_sector = start;
+	bio->bi_iter.bi_size = (end - start) << SECTOR_SHIFT;
+	submit_bio_wait(bio);
+	status = bio->bi_status;
+	bio_put(bio);
+
+	return status == BLK_STS_NOTSUPP ? BLK_STS_OK : status;
 }
 
 /* In format 1, units that can't be made zeroes for little are not discarded. */
@@ -153,9 +168,9 @@ static bool can_discard(struct cowloop *cow)
 /* A discard's last step, after a commit that has ended with errno @r. */
 static blk_status_t give_back(struct cowloop *cow, struct bio *bio, int r)
 {
-	if (!r && !cow->opt.no_discard_passdown)
-		r = pass_down(cow, bio_to_range(bio));
-	return errno_to_blk_status(r);
+	if (r)
+		return errno_to_blk_status(r);
+	return cow->opt.no_discard_passdown ? BLK_STS_OK : pass_down(cow, bio_to_range(bio));
 }
 
 /*
@@ -229,10 +244,12 @@ int cow_discards_create(struct cowloop *cow)
 	bio_list_init(&d->blocked);
 	INIT_WORK(&d->work, do_discards);
 
-	return 0;
+	return bioset_init(&d->bios, BIO_POOL_SIZE, 0, 0);
 }
 
 void cow_discards_destroy(struct cowloop *cow)
 {
+	if (cow->discards)
+		bioset_exit(&cow->discards->bios);
 	kfree(cow->discards);
 }

@@ -60,8 +60,8 @@ enum cow_lack {
 
 /*
  * Optional parameters, as given on the table line; 0 where not given. limit, low_water and
- * read_only change while the target is in use: the first two by the space room, the last
- * by the sync room, and all are read with READ_ONCE().
+ * read_only change while the target is in use, by a message: the first two in the space room,
+ * the last in the sync room. Others read them with READ_ONCE().
  */
 struct cow_options {
 	unsigned int format;
@@ -76,8 +76,8 @@ struct cow_options {
 };
 
 /*
- * What a bio is counted as when it begins and when it ends, so that the end of those
- * that may need the cow device can be waited for. It is kept in the bio's bi_private.
+ * Each bio is counted as one of these when it begins and when it ends, so that the end of
+ * those that may need the cow device can be waited for. It is kept in the bio's bi_private.
  */
 enum cow_flight {
 	COW_FLIGHT_NONE,		/* reads of rdo; and what ends in map */
@@ -452,7 +452,8 @@ void cow_submit_write(struct cowloop *cow, struct bio *bio);
 
 /*
  * @try_again is called for a write that was kept, as the sender's @map_again is;
- * @waiting_is_over when a commit need not wait for space any more, with no lock held.
+ * @waiting_is_over when a commit need not wait for space any more, in any context, with no
+ * spinlock held.
  */
 int cow_space_create(struct cowloop *cow, void (*try_again)(struct cowloop *, struct bio *),
 		     void (*waiting_is_over)(struct cowloop *));
@@ -528,6 +529,7 @@ bool cow_worth_waiting(struct cowloop *cow, bool unsure);
  * behind those that are kept already, unless it was the first of them. It returns false if
  * the write is not to be kept. cow_has_to_queue(): while writes are kept, whether some of
  * them are before @bio. cow_end_retried(): the first of them has ended.
+ * cow_nr_kept(): how many are kept; process context.
  */
 void cow_note_origin(struct bio *bio);
 bool cow_keep_write(struct cowloop *cow, struct bio *bio);
@@ -565,6 +567,7 @@ void cow_commit_bio(struct cowloop *cow, struct bio *bio);
 /*
  * Have @bio, a write that was accepted and not sent to the cow device yet, mapped again
  * after a commit. If there is none it fails. Returns what map is to return.
+ * cow_nr_held_back(): how many are; process context.
  */
 int cow_hold_back(struct cowloop *cow, struct bio *bio);
 unsigned int cow_nr_held_back(struct cowloop *cow);
@@ -588,7 +591,10 @@ void cow_unsure_error(struct cowloop *cow);
 /* Have the commits end that wait for space. */
 void cow_end_waiting_commits(struct cowloop *cow);
 
-/* Commits may be begun by the timer, or are not any more, nor under way. The latter sleeps. */
+/*
+ * Commits may be begun by the timer, or are not any more, nor under way. Process context;
+ * the latter sleeps.
+ */
 void cow_start_commits(struct cowloop *cow);
 void cow_cancel_commits(struct cowloop *cow);
 
@@ -658,8 +664,8 @@ void *cow_alloc_unit(struct cowloop *cow, gfp_t gfp);
 void cow_free_unit(struct cowloop *cow, void *data);
 
 /*
- * Begin to copy up the unit of @io, which is in the table: now, if @may_wait and there is
- * memory; else in the queue rdo.
+ * Begin to copy up the unit of @io, which is in the table: now, if @may_wait, which may sleep
+ * until another copy-up's read has ended; else in the queue rdo.
  */
 void cow_begin_copyup(struct cow_io *io, bool may_wait);
 

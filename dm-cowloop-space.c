@@ -32,7 +32,7 @@ struct cow_space {
 	void (*try_again)(struct cowloop *cow, struct bio *bio);
 	void (*waiting_is_over)(struct cowloop *cow);
 
-	spinlock_t lock;		/* all that follows, and cowloop's mode and state_opf */
+	spinlock_t lock;		/* all that follows, and this room's in cowloop */
 	u8 lacks;			/* BIT(enum cow_lack); mode out_of_space */
 	bool low;			/* low water has been reached, and told */
 	bool found_space;		/* too soon after space_since, and none was short of it */
@@ -41,6 +41,7 @@ struct cow_space {
 
 	bool queueing;			/* keep writes that find no space */
 	bool retrying;			/* the first of those that were kept is under way */
+	bool reserved_kept;		/* some of reserved, or that one is of them */
 	unsigned int nr_kept;
 	struct bio_list kept;
 	struct bio_list reserved;	/* likewise, with units reserved for them: first */
@@ -434,6 +435,8 @@ bool cow_keep_write(struct cowloop *cow, struct bio *bio)
 	if (kept) {
 		s->nr_kept++;
 		WRITE_ONCE(cow->writes_kept, true);
+		if (reserved)
+			WRITE_ONCE(s->reserved_kept, true);
 		/* Not later than was said before. */
 		if (!delayed_work_pending(&s->retry_work))
 			retry_kept(s, COW_SPACE_DELAY);
@@ -445,19 +448,8 @@ bool cow_keep_write(struct cowloop *cow, struct bio *bio)
 
 bool cow_has_to_queue(struct cowloop *cow, struct bio *bio)
 {
-	struct cow_space *s = cow->space;
-	unsigned long flags;
-	bool queue;
-
-	if (cow_bio_to_io(bio)->retried)
-		return false;
-	if (!cow_is_reserved_for(cow, bio))
-		return true;
-	spin_lock_irqsave(&s->lock, flags);
-	queue = !bio_list_empty(&s->reserved);
-	spin_unlock_irqrestore(&s->lock, flags);
-
-	return queue;
+	return !cow_bio_to_io(bio)->retried &&
+	       (!cow_is_reserved_for(cow, bio) || READ_ONCE(cow->space->reserved_kept));
 }
 
 void cow_end_retried(struct cowloop *cow)
@@ -468,6 +460,7 @@ void cow_end_retried(struct cowloop *cow)
 	spin_lock_irqsave(&s->lock, flags);
 	s->retrying = false;
 	WRITE_ONCE(cow->writes_kept, !kept_empty(s));
+	WRITE_ONCE(s->reserved_kept, !bio_list_empty(&s->reserved));
 	retry_kept(s, 0);
 	spin_unlock_irqrestore(&s->lock, flags);
 }
@@ -495,6 +488,7 @@ static struct bio_list take_kept(struct cow_space *s)
 	bio_list_init(&s->kept);
 	s->nr_kept = 0;
 	WRITE_ONCE(s->cow->writes_kept, false);
+	WRITE_ONCE(s->reserved_kept, false);
 
 	return bios;
 }

@@ -10,12 +10,13 @@
  *	While a copy-up of a unit is in the table, its bit is clear, and nothing
  *	else in the table covers the unit.
  *
- * It holds because a bit is tested and an entry made under one lock, that of
- * the entry's bucket, and because a bit is set before the entry that has set it
+ * The invariant holds because a bit is tested and an entry made under one lock, that
+ * of the entry's bucket, and because a bit is set before the entry that has set it
  * goes away. A write that finds a copy-up in its way is folded or waits; a part
  * of a unit that finds a write of the whole unit in its way waits. Who waited
  * is mapped again, and then usually is a rewrite. Whole units need not wait for
- * each other: such writes race like two writes to any disk.
+ * each other: such writes race like two writes to any disk. A bio-prison would do for
+ * the copy-ups, but not for them: its cells have one holder, and take an allocation each.
  *
  * Nothing in the table waits for memory that others hold (what it takes comes
  * from mempools), nor for the worker that handles deferred bios: so that worker
@@ -39,7 +40,7 @@
  *
  *	While a discard is at work, nothing in the table covers any of its units.
  *
- * This holds because the range of a discard is published before it looks at the table,
+ * The invariant holds because the range of a discard is published before it looks at the table,
  * and is withdrawn when it has done its work. A write looks for ranges under the lock
  * of its bucket, before it enters. One that finds a range in its way waits for that
  * discard's end, and then looks again: others may overlap. The discard goes through

@@ -39,7 +39,7 @@
  * Locks, each with its room; outer ones first, those of one line are never taken together:
  *
  *	message_lock (dm-cowloop.c)		messages, suspend
- *	gate_lock (table), cowfiles_lock (devices)
+ *	gate_lock (table), cowfiles_lock (devices), caches_lock (copyup)
  *	load_lock, then commit_lock (metadata)	see dm-cowloop-metadata.c
  *	bucket locks (table)			spinlocks, interrupts off, from here on
  *	lock of commit, lock of discard
@@ -332,8 +332,8 @@ static void cowloop_dtr(struct dm_target *ti)
 
 	cow_renew_devices(cow);
 	/* A message to the suspended device may have begun them; queues wait for no timers. */
-	cow_space_quiesce(cow);
 	cow_cancel_commits(cow);
+	cow_space_quiesce(cow);
 	free_cowloop(cow);
 }
 
@@ -457,7 +457,7 @@ static struct cow_stats sum_stats(struct cowloop *cow)
 	/* A discard is counted as begun first, maybe on another CPU. */
 	for_each_possible_cpu(cpu)
 		sum.discards += READ_ONCE(per_cpu_ptr(cow->stats, cpu)->discards);
-	/* Pairs with nothing but the order of these two loops: a discard is begun before. */
+	/* Pairs with cow_map_discard(). */
 	smp_rmb();
 	for_each_possible_cpu(cpu) {
 		const struct cow_stats *stats = per_cpu_ptr(cow->stats, cpu);
