@@ -20,7 +20,6 @@
 
 #include "dm-cowloop-metadata-internal.h"
 
-#include <linux/bitmap.h>
 #include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -38,13 +37,9 @@ struct cow_bitmap {
 
 	atomic_t nr_pages;		/* in map.regions[] */
 	u64 evict_next;			/* the region to look at next for one to evict */
-
-	unsigned long *uncounted;	/* regions still to be counted, or NULL */
-	u64 count_next;			/* of them, those from here on have not been tried */
-	u64 nr_unread;			/* of them, those that were tried in vain */
-
 	struct cow_region_lock locks[COW_REGION_LOCKS];
-	atomic64_t used;
+	atomic64_t used;		/* units, as far as they have been counted */
+	bool counting;			/* they are being counted */
 	spinlock_t space_lock;		/* makes one of changes to used and claimed */
 	u64 limit;			/* of used and claimed, in units; 0: none */
 	u64 set_aside;			/* of the limit, for writes that are urgent */
@@ -96,7 +91,6 @@ int cow_bitmap_init(struct cow_md *md)
 	b->map.region_units = l->region_units;
 	b->map.region_inverse = DIV_ROUND_UP_ULL(BIT_ULL(38), l->region_units >> 8);
 	b->map.regions = kvcalloc(l->nr_regions, sizeof(*b->map.regions), GFP_KERNEL);
-	b->count_next = l->nr_regions;
 
 	return b->map.regions ? 0 : -ENOMEM;
 }
@@ -113,7 +107,6 @@ void cow_bitmap_exit(struct cow_md *md)
 			kfree(r);
 	}
 	kvfree(b->map.regions);
-	kvfree(b->uncounted);
 }
 
 const struct cow_map *cow_md_map(const struct cow_md *md)
@@ -368,74 +361,19 @@ u64 cow_md_used(struct cow_md *md)
 	return clamp_t(s64, atomic64_read(&bitmap_of(md)->used), 0, md->geo.nr_units);
 }
 
-u64 cow_count_next(struct cow_md *md)
+void cow_bitmap_add_used(struct cow_md *md, u64 nr)
 {
-	return READ_ONCE(bitmap_of(md)->count_next);
+	atomic64_add(nr, &bitmap_of(md)->used);
 }
 
 bool cow_md_counting(struct cow_md *md)
 {
-	return cow_count_next(md) < md->layout.nr_regions;
+	return READ_ONCE(bitmap_of(md)->counting);
 }
 
-bool cow_md_counted(struct cow_md *md)
+void cow_bitmap_set_counting(struct cow_md *md, bool counting)
 {
-	return !cow_md_counting(md) && !READ_ONCE(bitmap_of(md)->nr_unread);
-}
-
-void cow_count_set(struct cow_md *md, u64 used)
-{
-	atomic64_set(&bitmap_of(md)->used, used);
-}
-
-int cow_count_begin(struct cow_md *md)
-{
-	struct cow_bitmap *b = bitmap_of(md);
-	const u64 nr = md->layout.nr_regions;
-
-	b->count_next = 0;
-	b->uncounted = kvcalloc(BITS_TO_LONGS(nr), sizeof(long), GFP_KERNEL);
-	if (!b->uncounted)
-		return -ENOMEM;
-	bitmap_set(b->uncounted, 0, nr);
-
-	return 0;
-}
-
-void cow_count_region(struct cow_md *md, u64 index, u32 weight)
-{
-	struct cow_bitmap *b = bitmap_of(md);
-
-	if (!b->uncounted || !__test_and_clear_bit(index, b->uncounted))
-		return;
-	atomic64_add(weight, &b->used);
-	if (index < b->count_next)
-		WRITE_ONCE(b->nr_unread, b->nr_unread - 1);
-}
-
-bool cow_count_pass(struct cow_md *md, bool unread)
-{
-	struct cow_bitmap *b = bitmap_of(md);
-	const bool first = unread && !b->nr_unread;
-
-	if (unread)
-		WRITE_ONCE(b->nr_unread, b->nr_unread + 1);
-	WRITE_ONCE(b->count_next, b->count_next + 1);
-
-	return first;
-}
-
-void cow_count_end(struct cow_md *md)
-{
-	WRITE_ONCE(bitmap_of(md)->count_next, md->layout.nr_regions);
-}
-
-u64 cow_count_unread(struct cow_md *md, u64 index)
-{
-	struct cow_bitmap *b = bitmap_of(md);
-
-	return b->nr_unread ? find_next_bit(b->uncounted, b->count_next, index) :
-			      md->layout.nr_regions;
+	WRITE_ONCE(bitmap_of(md)->counting, counting);
 }
 
 /* ---- Regions in and out ---- */
@@ -629,23 +567,16 @@ struct cow_region *cow_stage_marker(struct cow_md *md, const struct cow_stage *s
 		NULL : COW_REGION_FULL;
 }
 
-void cow_stage_requeue(struct cow_md *md, struct cow_stage *stage)
+void cow_stage_undo(struct cow_md *md, struct cow_stage *stage, bool again)
 {
 	struct cow_bitmap *b = bitmap_of(md);
 	struct cow_region *r = stage->region;
 
 	spin_lock_irq(region_lock(b, r));
 	r->changed_sectors |= stage->sectors;
-	queue_region(b, r);
+	if (again)
+		queue_region(b, r);
+	else
+		r->queued = true;
 	spin_unlock_irq(region_lock(b, r));
-}
-
-void cow_stage_fail(struct cow_md *md, struct cow_stage *stage)
-{
-	struct cow_region *r = stage->region;
-	spinlock_t *lock = region_lock(bitmap_of(md), r);
-
-	spin_lock_irq(lock);
-	r->queued = true;
-	spin_unlock_irq(lock);
 }

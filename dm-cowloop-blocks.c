@@ -23,7 +23,7 @@
 #include <linux/vmalloc.h>
 
 struct cow_write {
-	struct bio *bio;
+	struct bio bio;
 	struct bio_vec bvec;
 	struct dm_buffer *buf;
 };
@@ -50,31 +50,23 @@ bool cow_fua_flushes(struct block_device *cow)
 struct cow_blocks *cow_blocks_alloc(struct block_device *cow, unsigned int size)
 {
 	struct cow_blocks *b = kzalloc(sizeof(*b), GFP_KERNEL);
-	unsigned int i;
-	int r = -ENOMEM;
+	struct dm_bufio_client *bufio;
 
 	if (!b)
-		return ERR_PTR(r);
+		return ERR_PTR(-ENOMEM);
+	bufio = dm_bufio_client_create(cow, size, COW_MAX_WRITES + 1, 0, NULL, NULL, 0);
+	if (IS_ERR(bufio)) {
+		kfree(b);
+		return ERR_CAST(bufio);
+	}
 	b->cow = cow;
+	b->bufio = bufio;
 	b->shift = ilog2(size);
 	mutex_init(&b->commit_lock);
 	init_completion(&b->written);
 	atomic_set(&b->nr_writing, 1);
-	for (i = 0; i < COW_MAX_WRITES; i++) {
-		b->writes[i].bio = kmalloc(sizeof(*b->writes[i].bio), GFP_KERNEL);
-		if (!b->writes[i].bio)
-			goto bad;
-	}
-	b->bufio = dm_bufio_client_create(cow, size, COW_MAX_WRITES + 1, 0, NULL, NULL, 0);
-	if (IS_ERR(b->bufio)) {
-		r = PTR_ERR(b->bufio);
-		b->bufio = NULL;
-		goto bad;
-	}
+
 	return b;
-bad:
-	cow_blocks_free(b);
-	return ERR_PTR(r);
 }
 
 void cow_blocks_let_go(struct cow_blocks *b)
@@ -87,13 +79,8 @@ void cow_blocks_let_go(struct cow_blocks *b)
 
 void cow_blocks_free(struct cow_blocks *b)
 {
-	unsigned int i;
-
-	if (!b)
-		return;
-	cow_blocks_let_go(b);
-	for (i = 0; i < COW_MAX_WRITES; i++)
-		kfree(b->writes[i].bio);
+	if (b)
+		cow_blocks_let_go(b);
 	kfree(b);
 }
 
@@ -117,19 +104,19 @@ void cow_blocks_assert_locked(struct cow_blocks *b)
 	lockdep_assert_held(&b->commit_lock);
 }
 
-void cow_blocks_set_failed(struct cow_blocks *b)
+bool cow_md_failed(struct cow_md *md)
 {
-	WRITE_ONCE(b->failed, true);
+	return READ_ONCE(md->blocks->failed);
 }
 
-bool cow_blocks_failed(const struct cow_blocks *b)
+void cow_md_set_failed(struct cow_md *md)
 {
-	return READ_ONCE(b->failed);
+	WRITE_ONCE(md->blocks->failed, true);
 }
 
-bool cow_blocks_unsure(const struct cow_blocks *b)
+bool cow_md_unsure(struct cow_md *md)
 {
-	return READ_ONCE(b->unsure);
+	return READ_ONCE(md->blocks->unsure);
 }
 
 /* ---- Reading ---- */
@@ -190,7 +177,7 @@ static void block_written(struct bio *bio)
 	struct cow_blocks *b = bio->bi_private;
 
 	if (bio->bi_opf & REQ_FUA && bio->bi_status && bio->bi_status != BLK_STS_NOSPC)
-		cow_blocks_set_failed(b);
+		WRITE_ONCE(b->failed, true);
 	end_writing(b);
 }
 
@@ -199,7 +186,7 @@ static void flushed(struct bio *bio)
 	struct cow_blocks *b = bio->bi_private;
 
 	if (bio->bi_status)
-		cow_blocks_set_failed(b);
+		WRITE_ONCE(b->failed, true);
 	end_writing(b);
 }
 
@@ -237,11 +224,11 @@ int cow_blocks_wait(struct cow_blocks *b, int before)
 	wait_for_bios(b);
 	for (i = 0; i < b->nr_writes; i++) {
 		struct cow_write *w = &b->writes[i];
-		const int error = write_error(b, w->bio);
+		const int error = write_error(b, &w->bio);
 
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
-		bio_uninit(w->bio);
+		bio_uninit(&w->bio);
 		dm_bufio_release(w->buf);
 	}
 	b->nr_writes = 0;
@@ -263,18 +250,18 @@ int cow_blocks_write(struct cow_blocks *b, struct dm_buffer *buf, bool fua)
 
 	w = &b->writes[b->nr_writes++];
 	w->buf = buf;
-	bio_init(w->bio, b->cow, &w->bvec, 1, opf);
-	w->bio->bi_iter.bi_sector = dm_bufio_get_block_number(buf) << (b->shift - SECTOR_SHIFT);
-	w->bio->bi_private = b;
-	w->bio->bi_end_io = block_written;
+	bio_init(&w->bio, b->cow, &w->bvec, 1, opf);
+	w->bio.bi_iter.bi_sector = dm_bufio_get_block_number(buf) << (b->shift - SECTOR_SHIFT);
+	w->bio.bi_private = b;
+	w->bio.bi_end_io = block_written;
 	if (is_vmalloc_addr(data)) {
 		flush_kernel_vmap_range(data, BIT(b->shift));
 		page = vmalloc_to_page(data);
 	}
 	/* A block is no larger than a page, nor than its alignment. */
-	__bio_add_page(w->bio, page ?: virt_to_page(data), BIT(b->shift), offset_in_page(data));
+	__bio_add_page(&w->bio, page ?: virt_to_page(data), BIT(b->shift), offset_in_page(data));
 	atomic_inc(&b->nr_writing);
-	submit_bio(w->bio);
+	submit_bio(&w->bio);
 
 	return r;
 }
@@ -306,5 +293,5 @@ int cow_blocks_flush(struct cow_blocks *b)
 		bio_uninit(&bio);
 	}
 	/* Somebody else's flush may have been told of what this one has not. */
-	return cow_blocks_failed(b) ? -EIO : 0;
+	return READ_ONCE(b->failed) ? -EIO : 0;
 }

@@ -26,6 +26,8 @@ int cow_read_sectors(const struct cow_md_args *args, struct block_device *bdev,
 {
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ | REQ_SYNC,
+		.mem.type = DM_IO_VMA,
+		.mem.ptr.vma = to,
 		.client = args->io,
 	};
 	struct dm_io_region where = {
@@ -34,13 +36,6 @@ int cow_read_sectors(const struct cow_md_args *args, struct block_device *bdev,
 		.count = count,
 	};
 
-	if (is_vmalloc_addr(to)) {
-		req.mem.type = DM_IO_VMA;
-		req.mem.ptr.vma = to;
-	} else {
-		req.mem.type = DM_IO_KMEM;
-		req.mem.ptr.addr = to;
-	}
 	if (fatal_signal_pending(current))
 		return -EINTR;
 	cond_resched();

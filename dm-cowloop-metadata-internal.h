@@ -163,45 +163,23 @@ void cow_bitmap_saved(struct cow_md *md);
 void cow_bitmap_requeue(struct cow_md *md, struct llist_node *todo);
 
 /*
- * Copy a taken region's changed bitmap sectors aside: it is no longer queued. When the
- * copy has not been written: cow_stage_requeue() for want of space, to be done again;
- * cow_stage_fail() where some bits may never be on disk. With commit_lock held.
+ * Copy a taken region's changed bitmap sectors aside: it is no longer queued. If the copy
+ * can't be written, cow_stage_undo(): to be done @again when there is space; otherwise the
+ * region stays as if it were queued, since some of its bits may never be on disk. With
+ * commit_lock held.
  */
 void cow_stage_take(struct cow_md *md, struct cow_stage *stage, struct cow_region *r);
-void cow_stage_requeue(struct cow_md *md, struct cow_stage *stage);
-void cow_stage_fail(struct cow_md *md, struct cow_stage *stage);
+void cow_stage_undo(struct cow_md *md, struct cow_stage *stage, bool again);
 
 /* The marker that would do for a region if all of its sectors were like the staged ones. */
 struct cow_region *cow_stage_marker(struct cow_md *md, const struct cow_stage *stage);
 
 /*
- * Counting. Where the head does not say how many units are in the cowfile, each region
- * is counted once, when it is first read: in a walk from the first to the last, or
- * before. Regions that can't be read are passed over, and stay to be counted.
- *
- * cow_count_set() is for a head that says it, cow_count_begin() for one that does not:
- * 0 or -ENOMEM. At open. All that is below them is with the load_lock held.
+ * Units are found in the cowfile that cow_md_used() has not known of. Whether it is too
+ * low still, cow_md_counting(), is for dm-cowloop-regions.c to say. Any context.
  */
-void cow_count_set(struct cow_md *md, u64 used);
-int cow_count_begin(struct cow_md *md);
-
-/* Region @index has been read, and has @weight units in the cowfile. */
-void cow_count_region(struct cow_md *md, u64 index, u32 weight);
-
-/* Where the walk is; its end is nr_regions. Any context. */
-u64 cow_count_next(struct cow_md *md);
-
-/*
- * Go on to the next region; with @unread, the one at hand can't be read. Returns true
- * if it is the first of those.
- */
-bool cow_count_pass(struct cow_md *md, bool unread);
-
-/* All regions have been read. */
-void cow_count_end(struct cow_md *md);
-
-/* The first region from @index on that was passed over; nr_regions: there is none. */
-u64 cow_count_unread(struct cow_md *md, u64 index);
+void cow_bitmap_add_used(struct cow_md *md, u64 nr);
+void cow_bitmap_set_counting(struct cow_md *md, bool counting);
 
 /* ---- Blocks of the cow device: dm-cowloop-blocks.c ---- */
 
@@ -264,13 +242,6 @@ int cow_blocks_wait_for(struct cow_blocks *b, const struct dm_buffer *buf);
 /* What was written before is durable when this returns 0. No block is being written. */
 int cow_blocks_flush(struct cow_blocks *b);
 
-/* It is not known what is on disk, for good: see the top of dm-cowloop-metadata.c. Any context. */
-void cow_blocks_set_failed(struct cow_blocks *b);
-bool cow_blocks_failed(const struct cow_blocks *b);
-
-/* After an ENOSPC: it may have been another error of a cow device that can't tell. Any context. */
-bool cow_blocks_unsure(const struct cow_blocks *b);
-
 /* ---- Regions from and to disk: dm-cowloop-regions.c ---- */
 
 /*
@@ -281,6 +252,14 @@ bool cow_blocks_unsure(const struct cow_blocks *b);
 int cow_regions_init(struct cow_md *md);
 int cow_regions_start(struct cow_md *md);
 void cow_regions_exit(struct cow_md *md);
+
+/*
+ * Where the head does not say how many units are in the cowfile: count each region once,
+ * when it is first read, which is in a walk from the first to the last, cow_md_count_some(),
+ * or before. Regions that can't be read are passed over, and stay to be counted. At open:
+ * 0 or -ENOMEM.
+ */
+int cow_regions_count(struct cow_md *md);
 
 /* Evict nothing any more: it could not be read again. Sleeps. */
 void cow_regions_keep(struct cow_md *md);
@@ -323,7 +302,7 @@ int cow_commit_format(struct cow_md *md);
 
 u64 cow_bdev_bytes(struct block_device *bdev);
 
-/* Read @count sectors into @to, which may be vmalloc()ed. -EINTR if the caller is to die. */
+/* Read @count sectors into @to, from vmalloc(). -EINTR if the caller is to die. */
 int cow_read_sectors(const struct cow_md_args *args, struct block_device *bdev,
 		     sector_t sector, sector_t count, void *to);
 

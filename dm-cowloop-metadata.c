@@ -107,23 +107,6 @@ const struct cow_head *cow_commit_head(const struct cow_md *md)
 	return &md->commit->head;
 }
 
-/* ---- What is known of the cow device ---- */
-
-bool cow_md_failed(struct cow_md *md)
-{
-	return cow_blocks_failed(md->blocks);
-}
-
-void cow_md_set_failed(struct cow_md *md)
-{
-	cow_blocks_set_failed(md->blocks);
-}
-
-bool cow_md_unsure(struct cow_md *md)
-{
-	return cow_blocks_unsure(md->blocks);
-}
-
 bool cow_md_is_dirty(struct cow_md *md)
 {
 	return READ_ONCE(md->commit->dirty);
@@ -290,10 +273,8 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 
 	while ((stage = staged)) {
 		staged = stage->next;
-		if (r == -ENOSPC)
-			cow_stage_requeue(md, stage);
-		else if (r)
-			cow_stage_fail(md, stage);
+		if (r)
+			cow_stage_undo(md, stage, r == -ENOSPC);
 		else if (stage->marker)
 			cow_region_collapse(md, stage->region, stage->marker);
 		if (stage != spare)

@@ -309,11 +309,11 @@ static int open_existing(struct cow_md *md, const struct cow_md_args *args, char
 	if (r)
 		return r;
 	if (!cow_md_is_dirty(md) && md->geo.format == 2) {
-		cow_count_set(md, le64_to_cpu(head->cowused));
+		cow_bitmap_add_used(md, le64_to_cpu(head->cowused));
 		return 0;
 	}
 
-	r = cow_count_begin(md);
+	r = cow_regions_count(md);
 	/* Format 2 is counted at leisure. */
 	return r || md->geo.format == 2 ? r : cow_v1_open(md, args, error);
 }
@@ -360,7 +360,7 @@ static int md_open(struct cow_md *md, const struct cow_md_args *args, char **err
 		return cow_refuse(args, error, "Cow device is shorter than a head",
 				  "found %llu bytes, expected at least %u", size, COW_V1_MAPUNIT);
 
-	start = kmalloc(COW_BLANK_SIZE, GFP_KERNEL);
+	start = vmalloc(COW_BLANK_SIZE);
 	if (!start)
 		return -ENOMEM;
 	r = cow_read_sectors(args, args->cow, 0, size >> SECTOR_SHIFT, start);
@@ -368,7 +368,7 @@ static int md_open(struct cow_md *md, const struct cow_md_args *args, char **err
 		r = cow_refuse_io(args, error, r, args->cow, "Cannot read the head");
 	else
 		r = open_head(md, args, error, start, !memchr_inv(start, 0, size));
-	kfree(start);
+	vfree(start);
 
 	return r;
 }

@@ -35,6 +35,10 @@ struct cow_regions {
 	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
 	bool keep_all;			/* nothing is evicted but for want of memory here */
 
+	unsigned long *uncounted;	/* regions still to be counted, or NULL */
+	u64 count_next;			/* of them, those from here on have not been tried */
+	u64 nr_unread;			/* of them, those that were tried in vain */
+
 	struct shrinker *shrinker;
 };
 
@@ -69,17 +73,6 @@ static bool map_sector_ends_block(struct cow_md *md, u64 sector)
 	return cow_blocks_at(md->blocks, end) != cow_blocks_at(md->blocks, end - 1);
 }
 
-/* The blocks that bitmap sectors @first to @end, exclusive, are in. */
-static sector_t first_block(struct cow_md *md, u64 first)
-{
-	return cow_blocks_at(md->blocks, map_sector_byte(md, first));
-}
-
-static sector_t last_block(struct cow_md *md, u64 end)
-{
-	return cow_blocks_at(md->blocks, map_sector_byte(md, end) - 1);
-}
-
 /* The first bitmap sector of region @index, and the first one behind it. */
 static u64 region_first_sector(struct cow_md *md, u64 index)
 {
@@ -94,12 +87,12 @@ static u64 region_end_sector(struct cow_md *md, u64 index)
 /* The blocks that region @index is in. */
 static sector_t region_first_block(struct cow_md *md, u64 index)
 {
-	return first_block(md, region_first_sector(md, index));
+	return cow_blocks_at(md->blocks, map_sector_byte(md, region_first_sector(md, index)));
 }
 
 static sector_t region_last_block(struct cow_md *md, u64 index)
 {
-	return last_block(md, region_end_sector(md, index));
+	return cow_blocks_at(md->blocks, map_sector_byte(md, region_end_sector(md, index)) - 1);
 }
 
 bool cow_region_in_one_block(struct cow_md *md, u64 index)
@@ -270,6 +263,7 @@ int cow_regions_init(struct cow_md *md)
 	if (!regions)
 		return -ENOMEM;
 	mutex_init(&regions->load_lock);
+	regions->count_next = md->layout.nr_regions;
 	regions->scratch = kmalloc(sizeof(*regions->scratch), GFP_KERNEL);
 	regions->reserve = kmalloc(sizeof(*regions->reserve), GFP_KERNEL);
 
@@ -295,6 +289,7 @@ void cow_regions_exit(struct cow_md *md)
 	if (!md->regions)
 		return;
 	cow_shrinker_free(md->regions->shrinker);
+	kvfree(md->regions->uncounted);
 	kfree(md->regions->scratch);
 	kfree(md->regions->reserve);
 	kfree(md->regions);
@@ -378,11 +373,12 @@ static int prefetch_region(struct cow_md *md, u64 index)
  */
 static int load_region(struct cow_md *md, u64 index, enum cow_purpose purpose)
 {
-	struct cow_region *scratch = md->regions->scratch, *r;
+	struct cow_regions *regions = md->regions;
+	struct cow_region *scratch = regions->scratch, *r;
 	u32 weight;
 	int ret;
 
-	lockdep_assert_held(&md->regions->load_lock);
+	lockdep_assert_held(&regions->load_lock);
 
 	if (cow_bitmap_get(md, index))
 		return 0;
@@ -399,7 +395,11 @@ static int load_region(struct cow_md *md, u64 index, enum cow_purpose purpose)
 			return 1;
 		*r = *scratch;
 	}
-	cow_count_region(md, index, weight);
+	if (regions->uncounted && __test_and_clear_bit(index, regions->uncounted)) {
+		cow_bitmap_add_used(md, weight);
+		if (index < regions->count_next)
+			WRITE_ONCE(regions->nr_unread, regions->nr_unread - 1);
+	}
 	cow_bitmap_put(md, index, r);
 
 	return 0;
@@ -423,7 +423,7 @@ static int allocate_region(struct cow_md *md, u64 index)
 	if (cow_region_is_marker(r) || r->allocated)
 		goto out;
 
-	if (cow_blocks_failed(md->blocks))
+	if (cow_md_failed(md))
 		ret = -EIO;
 	for (sector = region_first_sector(md, index); sector < end && !ret; sector++) {
 		void *data = cow_blocks_get(md->blocks, map_sector_byte(md, sector), &buf);
@@ -508,6 +508,14 @@ int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run)
 	return ret;
 }
 
+/* Regions before @index have been tried; with the load_lock held. */
+static void set_count_next(struct cow_md *md, u64 index)
+{
+	WRITE_ONCE(md->regions->count_next, index);
+	if (index >= md->layout.nr_regions)
+		cow_bitmap_set_counting(md, false);
+}
+
 int cow_md_load_all(struct cow_md *md)
 {
 	struct cow_regions *regions = md->regions;
@@ -532,13 +540,33 @@ int cow_md_load_all(struct cow_md *md)
 	if (r)
 		WRITE_ONCE(regions->keep_all, false);
 	else
-		cow_count_end(md);
+		set_count_next(md, md->layout.nr_regions);
 	mutex_unlock(&regions->load_lock);
 
 	return r > 0 ? -ENOMEM : r;
 }
 
 /* ---- Counting ---- */
+
+int cow_regions_count(struct cow_md *md)
+{
+	struct cow_regions *regions = md->regions;
+	const u64 nr = md->layout.nr_regions;
+
+	regions->uncounted = kvcalloc(BITS_TO_LONGS(nr), sizeof(long), GFP_KERNEL);
+	if (!regions->uncounted)
+		return -ENOMEM;
+	bitmap_set(regions->uncounted, 0, nr);
+	regions->count_next = 0;
+	cow_bitmap_set_counting(md, nr);
+
+	return 0;
+}
+
+bool cow_md_counted(struct cow_md *md)
+{
+	return !cow_md_counting(md) && !READ_ONCE(md->regions->nr_unread);
+}
 
 static void log_unread(struct cow_md *md, u64 index, int error)
 {
@@ -550,16 +578,21 @@ static void log_unread(struct cow_md *md, u64 index, int error)
 
 /*
  * Count the next region, @index. If it can't be read, and maybe could not be before, with
- * @error, it is passed over: it is counted when it is loaded.
+ * @error, it is passed over, and stays in uncounted: it is counted when it is loaded.
  */
 static void count_region(struct cow_md *md, u64 index, int error)
 {
-	lockdep_assert_held(&md->regions->load_lock);
+	struct cow_regions *regions = md->regions;
+
+	lockdep_assert_held(&regions->load_lock);
 	if (!error || cow_bitmap_get(md, index))
 		error = load_region(md, index, COW_TO_COUNT);
 	/* For all of them there is one line in the log. Format 1 is refused then. */
-	if (cow_count_pass(md, error) && md->geo.format == 2)
+	if (error && !regions->nr_unread && md->geo.format == 2)
 		log_unread(md, index, error);
+	if (error)
+		WRITE_ONCE(regions->nr_unread, regions->nr_unread + 1);
+	set_count_next(md, index + 1);
 }
 
 /* Have dm-bufio read the part of the bitmap that is counted next, all at once. */
@@ -573,22 +606,23 @@ static void prefetch_regions(struct cow_md *md, u64 index, unsigned int nr)
 
 bool cow_md_count_some(struct cow_md *md)
 {
-	u64 index = cow_count_next(md);
+	struct cow_regions *regions = md->regions;
+	u64 index = READ_ONCE(regions->count_next);
 	unsigned int i;
 	int error;
 
 	if (index < md->layout.nr_regions)
 		prefetch_regions(md, index, COW_COUNT_REGIONS);
 	for (i = 0; i < COW_COUNT_REGIONS; i++) {
-		index = cow_count_next(md);
+		index = READ_ONCE(regions->count_next);
 		if (index >= md->layout.nr_regions)
 			break;
 		error = prefetch_region(md, index);
-		mutex_lock(&md->regions->load_lock);
+		mutex_lock(&regions->load_lock);
 		/* Others may count, too. An error has been logged. */
-		if (index == cow_count_next(md))
+		if (index == regions->count_next)
 			count_region(md, index, error);
-		mutex_unlock(&md->regions->load_lock);
+		mutex_unlock(&regions->load_lock);
 		cond_resched();
 	}
 	return cow_md_counting(md);
@@ -596,22 +630,26 @@ bool cow_md_count_some(struct cow_md *md)
 
 int cow_md_count_unread(struct cow_md *md)
 {
+	struct cow_regions *regions = md->regions;
 	u64 index = 0;
+	bool more;
 	int r = 0;
 
 	do {
-		mutex_lock(&md->regions->load_lock);
-		index = cow_count_unread(md, index);
-		mutex_unlock(&md->regions->load_lock);
-		if (index >= md->layout.nr_regions)
+		mutex_lock(&regions->load_lock);
+		more = regions->nr_unread;
+		if (more)
+			index = find_next_bit(regions->uncounted, regions->count_next, index);
+		mutex_unlock(&regions->load_lock);
+		if (!more)
 			break;
 
 		r = prefetch_region(md, index);
 		if (r)
 			break;
-		mutex_lock(&md->regions->load_lock);
+		mutex_lock(&regions->load_lock);
 		r = load_region(md, index, COW_TO_COUNT);
-		mutex_unlock(&md->regions->load_lock);
+		mutex_unlock(&regions->load_lock);
 		cond_resched();
 	} while (!r);
 
