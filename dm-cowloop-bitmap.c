@@ -270,7 +270,7 @@ static bool queue_region(struct cow_bitmap *b, struct cow_region *r)
 	return llist_add(&r->changed, &b->changed);
 }
 
-/* What cow_md_mark() does, with the region's lock held. */
+/* Set the bits of a hold, with the region's lock held; *@fresh: so many were clear. */
 static __always_inline bool mark_locked(struct cow_bitmap *b, const struct cow_hold *hold,
 					u32 *fresh)
 {
@@ -420,9 +420,9 @@ unsigned int cow_bitmap_nr_pages(struct cow_md *md)
 }
 
 /*
- * Take a region that nobody is at, and whose bits are all on disk, out of use:
- * true if so, and it can be replaced in regions[]. Any that has bits which are
- * not on disk is queued, or a commit is at it, which commit_lock keeps away.
+ * Take a region that nobody is at, and whose bits are all on disk, out of use: true if
+ * so, and it can be replaced in regions[]. A region that has bits which are not on disk
+ * is queued, or a commit is at it, which cannot be, since the caller has commit_lock.
  */
 static bool retire(struct cow_bitmap *b, struct cow_region *r)
 {
@@ -477,7 +477,7 @@ int cow_bitmap_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 	struct cow_region *r;
 	u32 i, cleared = 0;
 
-	/* It is held, so that a commit leaves it where it is. */
+	/* The region is held, so that a commit leaves it where it is. */
 	rcu_read_lock();
 	r = rcu_dereference(b->map.regions[index]);
 	if (cow_region_is_marker(r) || !atomic_inc_unless_negative(&r->holds)) {
@@ -496,7 +496,7 @@ int cow_bitmap_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)
 	     i = find_next_bit_le(r->bits, end, i + 1)) {
 		if (!cleared++)
 			queue_region(b, r);
-		/* Only these: others may be on disk where nothing was ever written. */
+		/* Only sectors that change are written: there may be no room for the others. */
 		r->changed_sectors |= BIT(i / b->map.sector_units);
 		/* data_race(): with lookups, see there. */
 		data_race(__test_and_clear_bit_le(i, r->bits));

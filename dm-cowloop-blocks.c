@@ -190,7 +190,7 @@ static void flushed(struct bio *bio)
 	end_writing(b);
 }
 
-/* Until all of them have ended */
+/* Wait until all bios have ended. */
 static void wait_for_bios(struct cow_blocks *b)
 {
 	if (!atomic_dec_and_test(&b->nr_writing))
@@ -280,7 +280,7 @@ int cow_blocks_flush(struct cow_blocks *b)
 {
 	cow_blocks_assert_locked(b);
 
-	/* Without a cache it would come to nothing in the block layer, but take a way to it. */
+	/* Without a cache, a flush would go a long way in the block layer, to do nothing. */
 	if (bdev_write_cache(b->cow)) {
 		struct bio bio;
 

@@ -99,7 +99,7 @@ static u64 find_mixed_block(struct cow_md *md, const struct cow_region *r, unsig
 }
 
 /*
- * Units may be smaller than the blocks of the devices. That works as long as all the
+ * Units may be smaller than the blocks of the devices. All is well as long as all the
  * units of a block are in the same place, as they are when the cowfile was always used
  * on such devices.
  */
@@ -167,7 +167,7 @@ static bool is_set(struct cow_md *md, u64 unit)
 	return set;
 }
 
-/* Set the bits of @nr units from @unit on, if they are not set: all of them are, or none is. */
+/* Set the bits of @nr units from @unit on, of which all or none are set. */
 static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repaired)
 {
 	struct cow_hold hold;
@@ -175,7 +175,7 @@ static int repair_block(struct cow_md *md, u64 unit, unsigned int nr, u64 *repai
 
 	while ((r = cow_md_hold(md, unit, nr, true, &hold)) == 0) {
 		r = cow_md_load(md, unit, true);
-		/* It will be possible after a commit. */
+		/* A commit makes memory free for it. */
 		if (r > 0)
 			r = cow_md_commit(md);
 		if (r)

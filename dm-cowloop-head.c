@@ -2,7 +2,7 @@
 /*
  * dm-cowloop: heads are checked, and devices read for that, before a cowfile is used.
  *
- * What is format 1's alone is in dm-cowloop-format1.c, and calls what is here.
+ * The checks for format 1 alone are in dm-cowloop-format1.c, which calls this file.
  */
 
 #include "dm-cowloop-compat.h"

@@ -107,12 +107,12 @@ int cow_bitmap_init(struct cow_md *md);
 void cow_bitmap_exit(struct cow_md *md);
 
 /*
- * What there is of region @index: NULL, a marker or its page. It stays so with the
+ * Region @index as it is in memory: NULL, a marker or its page. It stays so with the
  * load_lock held, but for a commit, which may put a marker in the place of a page.
  */
 struct cow_region *cow_bitmap_get(struct cow_md *md, u64 index);
 
-/* The same, or not so, for all of region @index: COW_REGION_EMPTY or _FULL; else NULL. */
+/* The marker that would do for a region as it was read, with so many bits set; or NULL. */
 struct cow_region *cow_bitmap_marker(struct cow_md *md, const struct cow_region *r, u32 weight);
 
 /* Fill a page for region @index with bits that are as @marker says. */
@@ -239,7 +239,7 @@ int cow_blocks_wait(struct cow_blocks *b, int before);
  */
 int cow_blocks_wait_for(struct cow_blocks *b, const struct dm_buffer *buf);
 
-/* What was written before is durable when this returns 0. No block is being written. */
+/* Flush the cow device: all that was written before is durable, if 0. No block is being written. */
 int cow_blocks_flush(struct cow_blocks *b);
 
 /* ---- Regions from and to disk: dm-cowloop-regions.c ---- */

@@ -68,7 +68,7 @@
 #include <linux/crc32c.h>
 #include <linux/slab.h>
 
-/* What one commit copies aside before it needs another pair of flushes. */
+/* Regions that one commit copies aside before it needs another pair of flushes. */
 #define COW_COMMIT_MAX_REGIONS	2048
 
 struct cow_commit {
@@ -190,7 +190,7 @@ int cow_md_clean(struct cow_md *md)
 	int r = 0;
 
 	cow_blocks_lock(md->blocks);
-	/* Not if another commit has failed since the caller's. */
+	/* Another commit may have failed since the caller's. */
 	if (cow_md_changed(md) || !cow_md_counted(md))
 		r = -EIO;
 	else if (c->dirty)
@@ -308,7 +308,7 @@ static int commit_locked(struct cow_md *md)
 	} else if (r) {
 		cow_md_set_failed(md);
 	} else {
-		/* All that was there when anybody came to owe it. */
+		/* The commit has written all that had changed when anybody came to owe one. */
 		WRITE_ONCE(md->commit->owes_commit, false);
 		cow_bitmap_saved(md);
 	}

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * dm-cowloop: what the target knows of heads, bitmaps and checksums.
+ *
+ * Units are counted from the beginning of the read-only device (rdo). Functions that
+ * sleep, and do I/O, say so: they allocate with GFP_NOIO, but for cow_md_open() and
+ * cow_md_check(). All others can be called in any context. No lock is needed unless one
+ * is named. Errors are negative errnos.
  */
 
 #ifndef DM_COWLOOP_METADATA_H
@@ -18,8 +23,10 @@ struct block_device;
 struct dm_io_client;
 struct cow_md;
 
+/* ---- Opening and closing ---- */
+
 /*
- * What to open and how. @name and @cow must stay as long as the cow_md does,
+ * A cowfile to open, and how. @name and @cow must stay as long as the cow_md does,
  * @rdo and @io are needed for the call only.
  */
 struct cow_md_args {
@@ -33,6 +40,47 @@ struct cow_md_args {
 	bool repair;		/* a DIRTY format 1 cowfile */
 	bool read_only;		/* write nothing to the cow device */
 };
+
+/*
+ * Open the cowfile on a cow device, formatting it first when it is blank, and
+ * repairing it when that was asked for. Every refusal is logged in one line
+ * with what was found and expected; *@error is set to its short form, a constant.
+ *
+ * Sleeps, does I/O. Returns the cow_md, which is the caller's until cow_md_close(), or an
+ * ERR_PTR with nothing left behind.
+ */
+struct cow_md *cow_md_open(const struct cow_md_args *args, char **error);
+
+/*
+ * Check whether an open cowfile may be continued with other @args, as a table
+ * reload does: same mapunit if one is given, and a read-only device of the same
+ * size and fingerprint. Sleeps, does I/O. Returns 0, or a negative errno with
+ * the refusal logged and *@error set.
+ */
+int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error);
+
+/*
+ * Do without the cow device from now on, after a cow_md_load_all(): only lookups and
+ * functions that do no I/O may be called then. Parts of the bitmap that have not been
+ * loaded stay COW_UNKNOWN. No call that does I/O may be running. Sleeps.
+ */
+void cow_md_let_go(struct cow_md *md);
+
+/*
+ * Free everything. Nothing is written: an orderly close calls cow_md_clean()
+ * first. No other call may be running. Sleeps.
+ */
+void cow_md_close(struct cow_md *md);
+
+/*
+ * Constant while the cowfile is open, as are the results: the geometry, the sector of the
+ * cow device where unit 0 begins, and whether there are unknown bits in compat_ro.
+ */
+const struct cow_geometry *cow_md_geometry(const struct cow_md *md);
+u64 cow_md_data_sector(const struct cow_md *md);
+bool cow_md_must_be_read_only(const struct cow_md *md);
+
+/* ---- Lookups ---- */
 
 /* Where the contents of a unit are. */
 enum cow_where {
@@ -62,17 +110,17 @@ struct cow_region {
 	u8 bad;			/* bit n: bitmap sector n of the region is damaged */
 
 	u8 changed_sectors;	/* bit n: bitmap sector n has changed */
-	bool queued;		/* in cow_md.changed */
+	bool queued;		/* for a commit: in cow_bitmap.changed */
 	bool allocated;		/* its sectors have been written: there is room for them */
 	u32 index;
 	atomic_t holds;		/* writes in flight; -1: on its way out of regions[] */
 	union {
-		struct llist_node changed;	/* in cow_md.changed */
+		struct llist_node changed;	/* in cow_bitmap.changed */
 		struct rcu_head rcu;
 	};
 };
 
-/* What lookups read, constant but for the regions themselves: see cow_md_map(). */
+/* The part of the bitmap that lookups read: constant, but for the regions themselves. */
 struct cow_map {
 	/* of each region its page, or where all of its units are: COW_IN_COW or before */
 	struct cow_region __rcu **regions;
@@ -81,55 +129,8 @@ struct cow_map {
 	u32 sector_units;	/* units in a bitmap sector */
 };
 
-/*
- * Open the cowfile on a cow device, formatting it first when it is blank, and
- * repairing it when that was asked for. Every refusal is logged in one line
- * with what was found and expected; *@error is set to its short form.
- *
- * Sleeps, does I/O. Returns the cow_md, or an ERR_PTR with nothing left behind.
- */
-struct cow_md *cow_md_open(const struct cow_md_args *args, char **error);
-
-/*
- * Check whether an open cowfile may be continued with other @args, as a table
- * reload does: same mapunit if one is given, and a read-only device of the same
- * size and fingerprint. Sleeps, does I/O. Returns 0, or a negative errno with
- * the refusal logged and *@error set.
- */
-int cow_md_check(struct cow_md *md, const struct cow_md_args *args, char **error);
-
-/*
- * Free everything. Nothing is written: an orderly close calls cow_md_clean()
- * first. No other call may be running. Sleeps.
- */
-void cow_md_close(struct cow_md *md);
-
-/* Constant while open. */
-const struct cow_geometry *cow_md_geometry(const struct cow_md *md);
-u64 cow_md_data_sector(const struct cow_md *md);	/* unit 0 in the cow device */
+/* Constant while the cowfile is open, so that callers can have a copy. */
 const struct cow_map *cow_md_map(const struct cow_md *md);
-bool cow_md_must_be_read_only(const struct cow_md *md);	/* unknown compat_ro bits */
-
-/*
- * The number of units in the cowfile. It is too low until cow_md_counted(): after a crash
- * while the bitmap is walked, which is cow_md_counting(), and after that as long as there
- * are parts of the bitmap that could not be read. Any context.
- */
-u64 cow_md_used(struct cow_md *md);
-bool cow_md_counting(struct cow_md *md);
-bool cow_md_counted(struct cow_md *md);
-
-/* DIRTY is set in the head on disk. Any context. */
-bool cow_md_is_dirty(struct cow_md *md);
-
-/*
- * Go on with the walk for a bounded piece of the bitmap. What can't be read is logged,
- * once, and passed over. Returns true when there is more to walk. Sleeps, does I/O.
- */
-bool cow_md_count_some(struct cow_md *md);
-
-/* After the walk, count what it passed over. 0 or a negative errno. Sleeps, does I/O. */
-int cow_md_count_unread(struct cow_md *md);
 
 /*
  * The region of @unit, and in *@bit its place there. By multiplication: a division
@@ -176,6 +177,30 @@ static __always_inline enum cow_where cow_lookup(const struct cow_map *map, u64 
 	return data_race(test_bit_le(bit, r->bits)) ? COW_IN_COW : COW_IN_RDO;
 }
 
+/* ---- Loading ---- */
+
+/*
+ * Bring the part of the bitmap that covers @unit into memory; with @for_write
+ * also make it ready for cow_md_hold(). Sleeps, does I/O. Returns 0,
+ * a negative errno (-ENOSPC if the cow device has no room for this part of the
+ * bitmap), or 1 if there is no memory: then some becomes free by a
+ * cow_md_commit() and by the end of holds, after which to try again.
+ */
+int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
+
+/*
+ * Load all of the bitmap, and keep it, as long as nobody needs the memory for another part
+ * of it. Others can load parts meanwhile. Sleeps, does I/O. Returns 0 or a negative errno:
+ * -ENOMEM where there is not enough memory for it, -EINTR after a signal; nothing has to
+ * be kept then.
+ */
+int cow_md_load_all(struct cow_md *md);
+
+/* End what cow_md_load_all() began: the bitmap need not be kept any more. Sleeps. */
+void cow_md_may_evict(struct cow_md *md);
+
+/* ---- Changes ---- */
+
 /* Units that are being written; for dm-cowloop-bitmap.c only. */
 struct cow_hold {
 	struct cow_region *region;
@@ -200,39 +225,6 @@ int cow_md_hold(struct cow_md *md, u64 unit, unsigned int nr, bool urgent,
 void cow_md_release(struct cow_md *md, const struct cow_hold *hold);
 
 /*
- * How many units may be in the cowfile, 0: as many as there are; and how many of
- * them not without being urgent. Process context.
- */
-void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside);
-
-/*
- * Bring the part of the bitmap that covers @unit into memory; with @for_write
- * also make it ready for cow_md_hold(). Sleeps, does I/O (GFP_NOIO). Returns 0,
- * a negative errno (-ENOSPC if the cow device has no room for this part of the
- * bitmap), or 1 if there is no memory: then some becomes free by a
- * cow_md_commit() and by the end of holds, after which to try again.
- */
-int cow_md_load(struct cow_md *md, u64 unit, bool for_write);
-
-/*
- * Load all of the bitmap, and keep it, as long as nobody needs the memory for another part
- * of it. Others can load parts meanwhile. Sleeps, does I/O. Returns 0 or a negative errno:
- * -ENOMEM where there is not enough memory for it, -EINTR after a signal; nothing has to
- * be kept then.
- */
-int cow_md_load_all(struct cow_md *md);
-
-/* It need not be kept any more. Sleeps. */
-void cow_md_may_evict(struct cow_md *md);
-
-/*
- * Do without the cow device from now on, after a cow_md_load_all(): only lookups and
- * what takes no I/O may be called then. What has not been loaded stays COW_UNKNOWN. No
- * call that does I/O may be running. Sleeps.
- */
-void cow_md_let_go(struct cow_md *md);
-
-/*
  * End a hold by setting the bits of its units: their data has been written to the
  * cow device. They are looked up as COW_IN_COW from now on, and are on disk after
  * the next commit that starts after this returns. Returns true when
@@ -247,35 +239,94 @@ bool cow_md_mark(struct cow_md *md, const struct cow_hold *hold);
  * holds them, and the cowfile must be DIRTY. Returns how many bits were set,
  * which are not on disk before the next commit that starts after this returns;
  * or a negative errno, with no bit changed: -EIO if the bitmap is damaged there,
- * -ENOMEM as where cow_md_load() returns 1. Sleeps, does I/O (GFP_NOIO).
+ * -ENOMEM as where cow_md_load() returns 1. Sleeps, does I/O.
  */
 int cow_md_clear(struct cow_md *md, u64 unit, u64 max, unsigned int *run);
+
+/*
+ * How many units may be in the cowfile, 0: as many as there are; and how many of
+ * them not without being urgent. Process context.
+ */
+void cow_md_set_limit(struct cow_md *md, u64 limit, u64 set_aside);
+
+/* ---- Counting ---- */
+
+/*
+ * The number of units in the cowfile. It is too low until cow_md_counted(): after a crash
+ * while the bitmap is walked, which is cow_md_counting(), and after that as long as there
+ * are parts of the bitmap that could not be read. Any context.
+ */
+u64 cow_md_used(struct cow_md *md);
+bool cow_md_counting(struct cow_md *md);
+bool cow_md_counted(struct cow_md *md);
+
+/*
+ * Go on with the walk for a bounded piece of the bitmap. Parts that can't be read are
+ * logged, once, and passed over. Returns true when there is more to walk. Sleeps, does
+ * I/O.
+ */
+bool cow_md_count_some(struct cow_md *md);
+
+/* After the walk, count what it passed over. 0 or a negative errno. Sleeps, does I/O. */
+int cow_md_count_unread(struct cow_md *md);
+
+/* ---- Commits ---- */
 
 /* False when every bit set so far is on disk. Any context. */
 bool cow_md_changed(struct cow_md *md);
 
 /*
  * Make all the data written and all the bits set before the call durable, in
- * this order. Sleeps, does I/O; callers need no lock. -ENOSPC, of this or of the
- * two below, means that it is to be done again when there is room. After any
- * other error it is not known what is on disk: cow_md_failed() is true and every
- * further call of them fails.
+ * this order. Returns 0 or a negative errno, as do the two below: -ENOSPC means that it is
+ * to be done again when there is room; after any other it is not known what is on
+ * disk, cow_md_failed() is true, and every further call of the three fails. Sleeps, does
+ * I/O.
  */
 int cow_md_commit(struct cow_md *md);
-bool cow_md_failed(struct cow_md *md);
 
 /*
- * After an ENOSPC of these, or of cow_md_load(): whether it may have been another error
+ * Set DIRTY in the head, durably; must have succeeded before the first
+ * cow_md_mark() since the cowfile was clean, and before the data it is about
+ * is written.
+ */
+int cow_md_set_dirty(struct cow_md *md);
+
+/*
+ * Write a clean head, durably. Everything must have been committed and counted
+ * (cow_md_counted()), and no write may be in flight that will end in cow_md_mark().
+ */
+int cow_md_clean(struct cow_md *md);
+
+/* DIRTY is set in the head on disk. Any context. */
+bool cow_md_is_dirty(struct cow_md *md);
+
+/*
+ * Tell that a commit has met ENOSPC, and that somebody is about to hear of it:
+ * a commit is owed from now on until one has succeeded. Any context.
+ */
+void cow_md_owe_commit(struct cow_md *md);
+bool cow_md_owes_commit(struct cow_md *md);
+
+/* ---- Errors ---- */
+
+/* Whether it is unknown what is on disk, for good. Any context. */
+bool cow_md_failed(struct cow_md *md);
+
+/* Tell of an error of a flush that went to the cow device by another way. Any context. */
+void cow_md_set_failed(struct cow_md *md);
+
+/*
+ * After an ENOSPC of a commit, or of cow_md_load(): whether it may have been another error
  * of a cow device that can't tell. Any context.
  */
 bool cow_md_unsure(struct cow_md *md);
 
 /*
- * To be told that a commit has met ENOSPC, and that somebody is about to hear of it:
- * a commit is owed from now on until one has succeeded. Any context.
+ * Whether the block layer makes a write and a flush of a FUA write to @cow. Its error
+ * may then be one of other writes, which the next flush is not told of. Devices that are
+ * made of others take FUA, and say nothing of what becomes of it below. Any context.
  */
-void cow_md_owe_commit(struct cow_md *md);
-bool cow_md_owes_commit(struct cow_md *md);
+bool cow_fua_flushes(struct block_device *cow);
 
 /*
  * Units whose bits have been set, and cleared, but are not so on disk. Nothing may be in
@@ -288,29 +339,5 @@ struct cow_unsaved {
 };
 
 int cow_md_unsaved(struct cow_md *md, struct cow_unsaved *units);
-
-/* To be told of an error of a flush that went to the cow device by another way. Any context. */
-void cow_md_set_failed(struct cow_md *md);
-
-/*
- * Whether the block layer makes a write and a flush of a FUA write to @cow. Its error
- * may then be one of other writes, which the next flush is not told of. Devices that are
- * made of others take FUA, and say nothing of what becomes of it below. Any context.
- */
-bool cow_fua_flushes(struct block_device *cow);
-
-/*
- * Set DIRTY in the head, durably; must have succeeded before the first
- * cow_md_mark() since the cowfile was clean, and before the data it is about
- * is written. Sleeps, does I/O.
- */
-int cow_md_set_dirty(struct cow_md *md);
-
-/*
- * Write a clean head, durably. Everything must have been committed and counted
- * (cow_md_counted()), and no write may be in flight that will end in cow_md_mark(). Sleeps, does
- * I/O.
- */
-int cow_md_clean(struct cow_md *md);
 
 #endif /* DM_COWLOOP_METADATA_H */

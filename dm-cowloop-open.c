@@ -247,7 +247,7 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 	if (r)
 		return r;
 	r = zero_cow(args, geo);
-	/* Not a cowfile before its bitmap is durable. */
+	/* The head makes a cowfile of it: the bitmap must be durable before. */
 	if (!r)
 		r = cow_commit_format(md);
 	if (r)
@@ -258,7 +258,7 @@ static int format_cow(struct cow_md *md, const struct cow_md_args *args, char **
 
 /* ---- Opening ---- */
 
-/* Of the blocks in which the metadata is read and written. */
+/* The size in bytes of the blocks in which the metadata is read and written. */
 static unsigned int choose_block_size(const struct cow_md_args *args,
 				      const struct cow_geometry *geo)
 {
@@ -274,7 +274,7 @@ static unsigned int choose_block_size(const struct cow_md_args *args,
 	return size;
 }
 
-/* What depends on the geometry only. */
+/* Make the rooms. Only the geometry must be known. */
 static int init_rooms(struct cow_md *md, const struct cow_md_args *args, char **error)
 {
 	const struct cow_geometry *geo = &md->geo;
@@ -413,7 +413,7 @@ void cow_md_close(struct cow_md *md)
 
 void cow_md_let_go(struct cow_md *md)
 {
-	/* What is in memory can't be loaded again. */
+	/* A region that were evicted could not be loaded again. */
 	cow_regions_keep(md);
 	cow_blocks_let_go(md->blocks);
 	md->cow = NULL;

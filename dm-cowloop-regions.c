@@ -111,7 +111,7 @@ static bool map_sector_good(struct cow_md *md, u64 sector, const struct cow_map_
 
 	first = sector * md->layout.sector_units;
 	last = min(first + md->layout.sector_units, md->geo.nr_units) - 1;
-	/* Again each time it is read; it may be evicted. */
+	/* Logged each time the region is read, which may be again and again: it may be evicted. */
 	DMERR_LIMIT("%s: %pg: bitmap sector %llu: csum %08x, expected %08x: units %llu-%llu fail",
 		    md->name, md->cow, sector, le32_to_cpu(s->csum),
 		    le32_to_cpu(csum), first, last);
@@ -227,7 +227,7 @@ static unsigned long regions_count(struct shrinker *shrinker, struct shrink_cont
 	return READ_ONCE(md->regions->keep_all) ? 0 : cow_bitmap_nr_pages(md);
 }
 
-/* Others need memory. Who has the locks may be one of them. */
+/* The kernel needs memory. Whoever has the locks may be waiting for that. */
 static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_control *sc)
 {
 	struct cow_md *md = cow_shrinker_owner(shrinker);
@@ -418,7 +418,7 @@ static int allocate_region(struct cow_md *md, u64 index)
 	int ret = 0;
 
 	cow_blocks_lock(md->blocks);
-	/* It may have been evicted, or a commit may have put a marker in its place. */
+	/* The region may have been evicted, or a commit may have put a marker in its place. */
 	r = cow_bitmap_get(md, index);
 	if (cow_region_is_marker(r) || r->allocated)
 		goto out;
@@ -704,7 +704,7 @@ int cow_md_unsaved(struct cow_md *md, struct cow_unsaved *units)
 	cow_blocks_lock(md->blocks);
 	for (index = 0; index < md->layout.nr_regions && !ret; index++) {
 		r = cow_bitmap_get(md, index);
-		/* So are those that a commit has failed for. */
+		/* A region is queued, too, when a commit has failed for it. */
 		if (!cow_region_is_marker(r) && r->queued)
 			ret = compare_region(md, r, units);
 		cond_resched();

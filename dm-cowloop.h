@@ -70,7 +70,7 @@ static inline __u64 div_u64(__u64 dividend, __u32 divisor)
 #define COW_V1_MERGED		0x4002U
 
 /*
- * What rdo was when the merge began, at COW_RECORD_OFFSET: valid while MERGING,
+ * A record of what rdo was when the merge began, at COW_RECORD_OFFSET: valid while MERGING,
  * zeroes in a cowfile that is not being merged. A merge that is taken up again
  * knows by it that this is the same device still: each sector of the samples is
  * as it was, or as the cowfile has it. In format 1 the record ends after one
