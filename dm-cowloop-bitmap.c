@@ -15,7 +15,9 @@
  * Lookups do without it: they find a bit that is being set in its old or its new state,
  * and both are right then.
  *
- * Nothing here does I/O, allocates but at open, or knows of the devices.
+ * Each cowfile always has one page at least, in reserve or in use.
+ *
+ * Nothing here does I/O or knows of the devices.
  */
 
 #include "dm-cowloop-metadata-internal.h"
@@ -36,6 +38,7 @@ struct cow_bitmap {
 	struct cow_map map;
 
 	atomic_t nr_pages;		/* in map.regions[] */
+	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
 	u64 evict_next;			/* the region to look at next for one to evict */
 	struct cow_region_lock locks[COW_REGION_LOCKS];
 	atomic64_t used;		/* units, as far as they have been counted */
@@ -92,7 +95,9 @@ int cow_bitmap_init(struct cow_md *md)
 	b->map.region_inverse = DIV_ROUND_UP_ULL(BIT_ULL(38), l->region_units >> 8);
 	b->map.regions = kvcalloc(l->nr_regions, sizeof(*b->map.regions), GFP_KERNEL);
 
-	return b->map.regions ? 0 : -ENOMEM;
+	b->reserve = kmalloc(sizeof(*b->reserve), GFP_KERNEL);
+
+	return b->map.regions && b->reserve ? 0 : -ENOMEM;
 }
 
 void cow_bitmap_exit(struct cow_md *md)
@@ -107,6 +112,7 @@ void cow_bitmap_exit(struct cow_md *md)
 			kfree(r);
 	}
 	kvfree(b->map.regions);
+	kfree(b->reserve);
 }
 
 const struct cow_map *cow_md_map(const struct cow_md *md)
@@ -414,6 +420,27 @@ void cow_bitmap_put(struct cow_md *md, u64 index, struct cow_region *r)
 	rcu_assign_pointer(b->map.regions[index], r);
 }
 
+struct cow_region *cow_bitmap_page(struct cow_md *md)
+{
+	const gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC | __GFP_NOWARN;
+	struct cow_bitmap *b = bitmap_of(md);
+	struct cow_region *r;
+
+	if (!b->reserve)
+		WRITE_ONCE(b->reserve, kmalloc(sizeof(*r), gfp));
+	r = kmalloc(sizeof(*r), gfp);
+	if (!r) {
+		r = b->reserve;
+		WRITE_ONCE(b->reserve, NULL);
+	}
+	return r;
+}
+
+bool cow_bitmap_can_spare(struct cow_md *md)
+{
+	return bitmap_of(md)->reserve || cow_bitmap_nr_pages(md) > 1;
+}
+
 unsigned int cow_bitmap_nr_pages(struct cow_md *md)
 {
 	return atomic_read(&bitmap_of(md)->nr_pages);
@@ -458,16 +485,16 @@ struct cow_region *cow_bitmap_evict(struct cow_md *md, unsigned long *nr)
 	return NULL;
 }
 
-bool cow_bitmap_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
+/* The last page is not given away: the region may be evicted then. */
+void cow_bitmap_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
 {
 	struct cow_bitmap *b = bitmap_of(md);
 
-	if (!retire(b, r))
-		return false;
-	rcu_assign_pointer(b->map.regions[r->index], marker);
-	atomic_dec(&b->nr_pages);
-
-	return true;
+	if (READ_ONCE(b->reserve) && retire(b, r)) {
+		rcu_assign_pointer(b->map.regions[r->index], marker);
+		atomic_dec(&b->nr_pages);
+		kfree_rcu(r, rcu);
+	}
 }
 
 int cow_bitmap_clear(struct cow_md *md, u64 index, u32 bit, u32 nr)

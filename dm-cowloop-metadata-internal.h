@@ -10,7 +10,7 @@
  *	dm-cowloop-head.c	checks heads; reads devices for that
  *	dm-cowloop-metadata.c	commits, writes the head
  *	dm-cowloop-regions.c	brings regions into memory, and to disk
- *	dm-cowloop-bitmap.c	the bitmap in memory; no I/O, no allocation but at open
+ *	dm-cowloop-bitmap.c	the bitmap in memory; no I/O
  *	dm-cowloop-blocks.c	reads, writes and flushes the cow device
  *
  * Functions that sleep are in process context; those that do I/O or allocate use
@@ -134,11 +134,20 @@ void cow_bitmap_put(struct cow_md *md, u64 index, struct cow_region *r);
 struct cow_region *cow_bitmap_evict(struct cow_md *md, unsigned long *nr);
 
 /*
- * Put a marker in the place of a page, if its bits are all on disk and nobody holds it.
- * Returns true if so: the page is the caller's then, after a grace period. With
+ * Replace the page of a region, whose bits are all the same on disk, by a marker, and
+ * free it, if that is still so, nobody holds it, and it is not the last one. With
  * commit_lock held.
  */
-bool cow_bitmap_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker);
+void cow_bitmap_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker);
+
+/*
+ * A page for cow_bitmap_put(), the one in reserve if need be, or NULL. With load_lock
+ * held.
+ */
+struct cow_region *cow_bitmap_page(struct cow_md *md);
+
+/* A page can be evicted, and there is still one, here or in reserve. With load_lock held. */
+bool cow_bitmap_can_spare(struct cow_md *md);
 
 /* Pages in the bitmap. Any context. */
 unsigned int cow_bitmap_nr_pages(struct cow_md *md);
@@ -279,12 +288,6 @@ int cow_region_write(struct cow_md *md, struct cow_stage *stage, bool fua);
 
 /* Region @index has all its bitmap sectors in one block. */
 bool cow_region_in_one_block(struct cow_md *md, u64 index);
-
-/*
- * Replace the page of a region, whose bits are all the same on disk, by a marker, if
- * that is still so. With commit_lock held.
- */
-void cow_region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker);
 
 /* ---- Commits and the head: dm-cowloop-metadata.c ---- */
 

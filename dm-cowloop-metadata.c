@@ -276,7 +276,7 @@ static int commit_some(struct cow_md *md, struct llist_node **todo)
 		if (r)
 			cow_stage_undo(md, stage, r == -ENOSPC);
 		else if (stage->marker)
-			cow_region_collapse(md, stage->region, stage->marker);
+			cow_bitmap_collapse(md, stage->region, stage->marker);
 		if (stage != spare)
 			kfree(stage);
 	}

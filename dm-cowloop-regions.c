@@ -32,7 +32,6 @@
 struct cow_regions {
 	struct mutex load_lock;		/* all that is below, and the bitmap's regions */
 	struct cow_region *scratch;	/* to read a region into */
-	struct cow_region *reserve;	/* for when there is no memory; NULL: in use */
 	bool keep_all;			/* nothing is evicted but for want of memory here */
 
 	unsigned long *uncounted;	/* regions still to be counted, or NULL */
@@ -241,8 +240,7 @@ static unsigned long regions_scan(struct shrinker *shrinker, struct shrink_contr
 		mutex_unlock(&regions->load_lock);
 		return SHRINK_STOP;
 	}
-	/* Without one in reserve, one stays that is in use: see the top. */
-	while (nr && (regions->reserve || cow_bitmap_nr_pages(md) > 1)) {
+	while (nr && cow_bitmap_can_spare(md)) {
 		r = cow_bitmap_evict(md, &nr);
 		if (!r)
 			break;
@@ -265,9 +263,8 @@ int cow_regions_init(struct cow_md *md)
 	mutex_init(&regions->load_lock);
 	regions->count_next = md->layout.nr_regions;
 	regions->scratch = kmalloc(sizeof(*regions->scratch), GFP_KERNEL);
-	regions->reserve = kmalloc(sizeof(*regions->reserve), GFP_KERNEL);
 
-	return regions->scratch && regions->reserve ? 0 : -ENOMEM;
+	return regions->scratch ? 0 : -ENOMEM;
 }
 
 int cow_regions_start(struct cow_md *md)
@@ -291,35 +288,17 @@ void cow_regions_exit(struct cow_md *md)
 	cow_shrinker_free(md->regions->shrinker);
 	kvfree(md->regions->uncounted);
 	kfree(md->regions->scratch);
-	kfree(md->regions->reserve);
 	kfree(md->regions);
 }
 
 /* A page for a region, or NULL if there will be none before a commit. */
 static struct cow_region *alloc_region(struct cow_md *md, enum cow_purpose purpose)
 {
-	const gfp_t gfp = GFP_NOIO | __GFP_NORETRY | __GFP_NOMEMALLOC | __GFP_NOWARN;
-	struct cow_regions *regions = md->regions;
 	struct cow_region *r;
 
-	lockdep_assert_held(&regions->load_lock);
-
-	if (!regions->reserve)
-		WRITE_ONCE(regions->reserve, kmalloc(sizeof(*r), gfp));
-	r = kmalloc(sizeof(*r), gfp);
-	if (!r) {
-		r = regions->reserve;
-		WRITE_ONCE(regions->reserve, NULL);
-	}
+	lockdep_assert_held(&md->regions->load_lock);
+	r = cow_bitmap_page(md);
 	return r || purpose == COW_TO_HAVE_ALL ? r : evict_region(md);
-}
-
-/* The last page is not given away: the region may be evicted then. */
-void cow_region_collapse(struct cow_md *md, struct cow_region *r, struct cow_region *marker)
-{
-	cow_blocks_assert_locked(md->blocks);
-	if (READ_ONCE(md->regions->reserve) && cow_bitmap_collapse(md, r, marker))
-		kfree_rcu(r, rcu);
 }
 
 /* Begin or end to keep all regions, but for want of memory for another one. */
