@@ -39,15 +39,37 @@ typedef unsigned int blk_opf_t;
 #define likely(x)		__builtin_expect(!!(x), 1)
 #define unlikely(x)		__builtin_expect(!!(x), 0)
 
+#define BUILD_BUG_ON(x)		static_assert(!(x), #x)
+#define sizeof_field(type, member)	sizeof(((type *)NULL)->member)
+
 #define READ_ONCE(x)		__atomic_load_n(&(x), __ATOMIC_RELAXED)
 #define WRITE_ONCE(x, value)	__atomic_store_n(&(x), value, __ATOMIC_RELAXED)
 #define data_race(x)		(x)
 #define smp_rmb()		__atomic_thread_fence(__ATOMIC_ACQUIRE)
+#define smp_mb()		__atomic_thread_fence(__ATOMIC_SEQ_CST)
+#define smp_store_release(p, value)	__atomic_store_n(p, value, __ATOMIC_RELEASE)
 
 #define min(a, b)		({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a < _b ? _a : _b; })
 #define max(a, b)		({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a > _b ? _a : _b; })
 #define min_t(type, a, b)	min((type)(a), (type)(b))
 #define clamp_t(type, x, low, high)	max((type)(low), min_t(type, x, high))
+
+#define DIV_ROUND_UP_ULL(a, b)	(((u64)(a) + (b) - 1) / (b))
+#define round_down(n, power_of_two)	((n) & ~((power_of_two) - 1))
+
+/* ---- Memory ---- */
+
+typedef unsigned int gfp_t;
+
+#define GFP_KERNEL		0
+#define GFP_NOIO		0
+#define __GFP_NORETRY		0
+#define __GFP_NOMEMALLOC	0
+#define __GFP_NOWARN		0
+#define kmalloc(size, gfp)	((void)(gfp), malloc(size))
+#define kvcalloc(n, size, gfp)	((void)(gfp), calloc(n, size))
+#define kfree(p)		free(p)
+#define kvfree(p)		free(p)
 
 /* ---- Bits ---- */
 
@@ -76,6 +98,11 @@ static inline bool __test_and_clear_bit_le(u32 bit, void *bits)
 
 	((u8 *)bits)[bit / 8] &= ~(1 << bit % 8);
 	return was;
+}
+
+static inline void __set_bit_le(u32 bit, void *bits)
+{
+	__test_and_set_bit_le(bit, bits);
 }
 
 static inline u32 find_next_bit_le(const void *bits, u32 size, u32 bit)
@@ -144,6 +171,11 @@ struct llist_head { struct llist_node *first; };
 
 #define llist_entry(node, type, member)	((type *)((char *)(node) - offsetof(type, member)))
 
+static inline void init_llist_head(struct llist_head *head)
+{
+	head->first = NULL;
+}
+
 static inline bool llist_empty(const struct llist_head *head)
 {
 	return !READ_ONCE(head->first);
@@ -178,6 +210,11 @@ static inline void spin_lock(spinlock_t *lock)
 static inline void spin_unlock(spinlock_t *lock)
 {
 	__atomic_clear(&lock->taken, __ATOMIC_RELEASE);
+}
+
+static inline void spin_lock_init(spinlock_t *lock)
+{
+	lock->taken = 0;
 }
 
 #define spin_lock_irq(lock)			spin_lock(lock)
