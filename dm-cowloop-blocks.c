@@ -23,7 +23,7 @@
 #include <linux/vmalloc.h>
 
 struct cow_write {
-	struct bio bio;
+	struct bio *bio;	/* on its own: a bio ends with an array of any length */
 	struct bio_vec bvec;
 	struct dm_buffer *buf;
 };
@@ -50,23 +50,31 @@ bool cow_fua_flushes(struct block_device *cow)
 struct cow_blocks *cow_blocks_alloc(struct block_device *cow, unsigned int size)
 {
 	struct cow_blocks *b = kzalloc(sizeof(*b), GFP_KERNEL);
-	struct dm_bufio_client *bufio;
+	struct dm_bufio_client *bufio = ERR_PTR(-ENOMEM);
+	unsigned int i;
 
 	if (!b)
 		return ERR_PTR(-ENOMEM);
-	bufio = dm_bufio_client_create(cow, size, COW_MAX_WRITES + 1, 0, NULL, NULL, 0);
-	if (IS_ERR(bufio)) {
-		kfree(b);
-		return ERR_CAST(bufio);
-	}
 	b->cow = cow;
-	b->bufio = bufio;
 	b->shift = ilog2(size);
 	mutex_init(&b->commit_lock);
 	init_completion(&b->written);
 	atomic_set(&b->nr_writing, 1);
+	for (i = 0; i < COW_MAX_WRITES; i++) {
+		b->writes[i].bio = kmalloc(sizeof(*b->writes[i].bio), GFP_KERNEL);
+		if (!b->writes[i].bio)
+			goto bad;
+	}
+
+	bufio = dm_bufio_client_create(cow, size, COW_MAX_WRITES + 1, 0, NULL, NULL, 0);
+	if (IS_ERR(bufio))
+		goto bad;
+	b->bufio = bufio;
 
 	return b;
+bad:
+	cow_blocks_free(b);
+	return ERR_CAST(bufio);
 }
 
 void cow_blocks_let_go(struct cow_blocks *b)
@@ -79,8 +87,13 @@ void cow_blocks_let_go(struct cow_blocks *b)
 
 void cow_blocks_free(struct cow_blocks *b)
 {
-	if (b)
-		cow_blocks_let_go(b);
+	unsigned int i;
+
+	if (!b)
+		return;
+	cow_blocks_let_go(b);
+	for (i = 0; i < COW_MAX_WRITES; i++)
+		kfree(b->writes[i].bio);
 	kfree(b);
 }
 
@@ -224,11 +237,11 @@ int cow_blocks_wait(struct cow_blocks *b, int before)
 	wait_for_bios(b);
 	for (i = 0; i < b->nr_writes; i++) {
 		struct cow_write *w = &b->writes[i];
-		const int error = write_error(b, &w->bio);
+		const int error = write_error(b, w->bio);
 
 		if (!r || r == -ENOSPC)
 			r = error ? error : r;
-		bio_uninit(&w->bio);
+		bio_uninit(w->bio);
 		dm_bufio_release(w->buf);
 	}
 	b->nr_writes = 0;
@@ -250,18 +263,18 @@ int cow_blocks_write(struct cow_blocks *b, struct dm_buffer *buf, bool fua)
 
 	w = &b->writes[b->nr_writes++];
 	w->buf = buf;
-	bio_init(&w->bio, b->cow, &w->bvec, 1, opf);
-	w->bio.bi_iter.bi_sector = dm_bufio_get_block_number(buf) << (b->shift - SECTOR_SHIFT);
-	w->bio.bi_private = b;
-	w->bio.bi_end_io = block_written;
+	bio_init(w->bio, b->cow, &w->bvec, 1, opf);
+	w->bio->bi_iter.bi_sector = dm_bufio_get_block_number(buf) << (b->shift - SECTOR_SHIFT);
+	w->bio->bi_private = b;
+	w->bio->bi_end_io = block_written;
 	if (is_vmalloc_addr(data)) {
 		flush_kernel_vmap_range(data, BIT(b->shift));
 		page = vmalloc_to_page(data);
 	}
 	/* A block is no larger than a page, nor than its alignment. */
-	__bio_add_page(&w->bio, page ?: virt_to_page(data), BIT(b->shift), offset_in_page(data));
+	__bio_add_page(w->bio, page ?: virt_to_page(data), BIT(b->shift), offset_in_page(data));
 	atomic_inc(&b->nr_writing);
-	submit_bio(&w->bio);
+	submit_bio(w->bio);
 
 	return r;
 }
