@@ -4,7 +4,7 @@
  * device are in the cowfile.
  */
 
-#include "../lib/cowfile.h"
+#include "cowsetup.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,6 +14,7 @@
 #include <json-c/json.h>
 #include <uuid/uuid.h>
 
+#include "../lib/cowfile.h"
 #include "../lib/record.h"
 #include "../lib/size.h"
 #include "report.h"

@@ -27,10 +27,11 @@ static void add_word(struct text *t, const char *text)
 {
 	char *word = text_word(text);
 
-	if (word)
-		text_add(t, "%s", word);
-	else
+	if (!word) {
 		t->failed = true;
+		return;
+	}
+	text_add(t, "%s", word);
 	free(word);
 }
 

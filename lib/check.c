@@ -168,8 +168,8 @@ static int check_data(struct cowloop_ctx *ctx, struct check *k)
 	const struct cowfile *c = &k->c;
 	struct cow_runs runs;
 	u64 first, nr, nr_read = 0;
-	u8 *buf = malloc(FILE_CHUNK);
-	int r = buf ? OK : error_memory(ctx);
+	u8 *buf = file_buffer(ctx);
+	int r = buf ? OK : NO_MEMORY;
 
 	progress_start(ctx, c->file.path, k->used * c->geo.mapunit, "read");
 	cow_runs_start(&runs, c);

@@ -224,6 +224,15 @@ bool file_is_at(const struct file *f, const char *path)
 
 /* ---- Reading and writing ---- */
 
+u8 *file_buffer(struct cowloop_ctx *ctx)
+{
+	u8 *buf = malloc(FILE_CHUNK);
+
+	if (!buf)
+		error_memory(ctx);
+	return buf;
+}
+
 /* Up to @length bytes, fewer at the end only; negative with errno set. */
 static ssize_t read_some(struct cowloop_ctx *ctx, int fd, u64 offset, void *buf, size_t length)
 {

@@ -24,6 +24,9 @@ struct file {
 /* How much is read or written at a time. */
 #define FILE_CHUNK	(1024 * 1024)
 
+/* So many bytes, to be freed; NULL: no memory, which has been told. */
+u8 *file_buffer(struct cowloop_ctx *ctx);
+
 enum {
 	FILE_READ = 0,
 	FILE_WRITE = 1,		/* also to be written */

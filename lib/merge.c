@@ -52,10 +52,10 @@
 
 static int write_units(struct cowloop_ctx *ctx, const struct cowfile *c, const struct file *rdo, u64 used)
 {
-	u8 *buf = malloc(FILE_CHUNK);
+	u8 *buf = file_buffer(ctx);
 	u64 first, nr, done = 0, synced = 0;
 	struct cow_runs runs;
-	int r = buf ? OK : error_memory(ctx);
+	int r = buf ? OK : NO_MEMORY;
 
 	progress_start(ctx, rdo->path, used * c->geo.mapunit, "written");
 	cow_runs_start(&runs, c);

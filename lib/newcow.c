@@ -49,8 +49,8 @@ static size_t first_nonzero(const u8 *p)
 static int refuse_data_behind(struct cowloop_ctx *ctx, const struct file *f, const char *how)
 {
 	u64 start = COW_BLANK_SIZE, data_end;
-	u8 *buf = malloc(FILE_CHUNK);
-	int r = buf ? OK : error_memory(ctx);
+	u8 *buf = file_buffer(ctx);
+	int r = buf ? OK : NO_MEMORY;
 
 	progress_start(ctx, f->path, f->size, "read");
 	while (!r && start < f->size) {

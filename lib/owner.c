@@ -94,8 +94,11 @@ int owner_follow(struct cowloop_ctx *ctx, const char *path, bool force, char **t
 	char *at = strdup(path), *next;
 	bool named = true;
 	struct stat st;
-	int fd, r = at ? OK : error_memory(ctx);
+	int fd, r = OK;
 
+	*target = NULL;
+	if (!at)
+		return error_memory(ctx);
 	for (int i = 0; i < 40 && !r; i++) {
 		fd = open(at, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		if (fd < 0 || fstat(fd, &st) || !S_ISLNK(st.st_mode)) {
@@ -125,7 +128,7 @@ int owner_follow(struct cowloop_ctx *ctx, const char *path, bool force, char **t
 int owner_refuse(struct cowloop_ctx *ctx, const struct file *f)
 {
 	struct stat st, named;
-	bool is_path;
+	bool is_path = false;
 	char *target;
 	int r;
 
@@ -134,7 +137,7 @@ int owner_refuse(struct cowloop_ctx *ctx, const struct file *f)
 	r = owner_follow(ctx, f->path, false, &target, &is_path);
 	if (!r && fstat(f->fd, &st))
 		r = error_errno(ctx, "%s: cannot be examined", f->path);
-	if (!r && is_path && (lstat(target, &named) || st.st_dev != named.st_dev || st.st_ino != named.st_ino))
+	if (!r && target && is_path && (lstat(target, &named) || st.st_dev != named.st_dev || st.st_ino != named.st_ino))
 		r = error(ctx, BUSY, "%s: in use: it is replaced by another file all the time.", f->path);
 	if (!r && !is_trusted(st.st_uid))
 		r = error(ctx, DENIED, "%s: belongs to %s (UID %u), who could read and change what is written to the device; expected a file of root's or your own. " BY_FORCE,

@@ -69,10 +69,10 @@ static int pack_map(struct cowloop_ctx *ctx, const struct cowfile *c, struct out
 
 static int pack_units(struct cowloop_ctx *ctx, const struct cowfile *c, struct out_stream *out)
 {
-	u8 *buf = malloc(FILE_CHUNK);
+	u8 *buf = file_buffer(ctx);
 	struct cow_runs runs;
 	u64 first, nr, done = 0;
-	int r = buf ? OK : error_memory(ctx);
+	int r = buf ? OK : NO_MEMORY;
 
 	cow_runs_start(&runs, c);
 	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
@@ -340,10 +340,10 @@ static int unpack_run(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stre
 
 static int unpack_units(struct cowloop_ctx *ctx, struct cowfile *c, struct in_stream *in, u64 used)
 {
-	u8 *buf = malloc(FILE_CHUNK);
+	u8 *buf = file_buffer(ctx);
 	struct cow_runs runs;
 	u64 first, nr, done = 0;
-	int r = buf ? OK : error_memory(ctx);
+	int r = buf ? OK : NO_MEMORY;
 
 	progress_start(ctx, c->file.path, used * c->geo.mapunit, "unpacked");
 	cow_runs_start(&runs, c);

@@ -59,9 +59,9 @@ static int add_sums(struct cowloop_ctx *ctx, const struct file *rdo, u64 start, 
 	u8 *buf;
 	int r = OK;
 
-	buf = malloc(FILE_CHUNK);
+	buf = file_buffer(ctx);
 	if (!buf)
-		return error_memory(ctx);
+		return NO_MEMORY;
 	while (start < end && sums->found < 4 && !r) {
 		u64 length;
 

@@ -199,8 +199,8 @@ static bool is_sample(const struct cow_merge_record *record, u64 block)
 /* The blocks from @first to @end are in the cowfile. */
 static int compare_run(struct cowloop_ctx *ctx, struct comparison *cmp, u64 first, u64 end)
 {
-	u8 *is = malloc(FILE_CHUNK), *merged = malloc(FILE_CHUNK);
-	int r = is && merged ? OK : error_memory(ctx);
+	u8 *is = file_buffer(ctx), *merged = file_buffer(ctx);
+	int r = is && merged ? OK : NO_MEMORY;
 
 	while (first < end && cmp->differs == SAME && !r) {
 		const u64 nr = min_u64(end - first, FILE_CHUNK / COW_V1_MAPUNIT);

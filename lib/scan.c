@@ -53,9 +53,9 @@ int cow_scan_sector(struct cowloop_ctx *ctx, const struct cowfile *c, struct cow
 	memset(s->nonzero, 0, sizeof(s->nonzero));
 	if (end > data_end(c))
 		end = data_end(c);
-	buf = malloc(FILE_CHUNK);
+	buf = file_buffer(ctx);
 	if (!buf)
-		return error_memory(ctx);
+		return NO_MEMORY;
 	while (!r && start < end) {
 		r = file_next_data(ctx, &c->file, &start, &extent_end, end);
 		while (!r && start < extent_end) {

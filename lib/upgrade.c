@@ -122,8 +122,8 @@ static int convert(struct cowloop_ctx *ctx, struct upgrade *up)
 	u64 first, nr, done = 0;
 	int r;
 
-	up->buf = malloc(FILE_CHUNK);
-	r = up->buf ? OK : error_memory(ctx);
+	up->buf = file_buffer(ctx);
+	r = up->buf ? OK : NO_MEMORY;
 	progress_start(ctx, up->old.file.path, up->old_used * COW_V1_MAPUNIT, "converted");
 	cow_runs_start(&runs, &up->old);
 	while (!r && cow_runs_next(ctx, &runs, &first, &nr)) {
