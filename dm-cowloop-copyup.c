@@ -12,6 +12,7 @@
 
 #include "dm-cowloop-internal.h"
 
+#include <linux/dm-io.h>
 #include <linux/mempool.h>
 
 /* Copy-ups that can always go on at the same time, however short memory is. */
