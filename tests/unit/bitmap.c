@@ -388,6 +388,29 @@ static void test_clear(void)
 	stop(md);
 }
 
+static void test_markers(void)
+{
+	static struct cow_region page;
+	struct cow_md *md = start(2);
+	const u32 units = md->layout.region_units;
+
+	ok(!cow_bitmap_get(md, 2), "markers: nothing has been read at first");
+	ok(cow_bitmap_marker(md, &page, 0) == COW_REGION_EMPTY, "markers: no bit");
+	ok(!cow_bitmap_marker(md, &page, units - 1), "markers: all bits but one");
+	ok(cow_bitmap_marker(md, &page, units) == COW_REGION_FULL, "markers: all bits");
+	page.bad = 1;
+	ok(!cow_bitmap_marker(md, &page, 0), "markers: no bit, but one sector is damaged");
+	cow_bitmap_expand(md, &page, NR_REGIONS - 1, COW_REGION_FULL);
+	is(page.index, NR_REGIONS - 1, "markers: a page for the last region");
+	ok(!page.bad && !page.queued && !page.allocated, "markers: which is a new one");
+	is(find_next_zero_bit_le(page.bits, units, 0), 1000, "markers: its 1000 units");
+	is(find_next_bit_le(page.bits, units, 1000), units, "markers: and no others");
+	ok(cow_bitmap_marker(md, &page, 1000) == COW_REGION_FULL, "markers: are all that it has");
+	cow_bitmap_expand(md, &page, 1, COW_REGION_EMPTY);
+	ok(!memchr_inv(page.bits, 0, sizeof(page.bits)), "markers: a page for an empty region");
+	stop(md);
+}
+
 /* ---- Eviction ---- */
 
 static struct cow_region *unlink_next(struct cow_md *md, unsigned long *nr)
@@ -460,8 +483,8 @@ static void test_eviction(void)
 /* ---- All of it in threads ---- */
 
 #define NR_WRITERS	4
-#define NR_WRITES	20000	/* of each, and as many more as it takes for */
-#define NR_EVICTED	200
+#define NR_WRITES	10000	/* of each, and as many more as it takes for */
+#define NR_EVICTED	50
 
 static struct cow_md *shared;
 static u8 disk[NR_REGIONS][COW_V2_REGION_SECTORS * COW_V2_SECTOR_BYTES];
@@ -621,6 +644,7 @@ int main(int argc, char **argv)
 	test_limit();
 	test_commit();
 	test_clear();
+	test_markers();
 	test_eviction();
 	test_threads();
 	return done_testing();
