@@ -155,6 +155,44 @@ layers() {
 	diff "$tmp/header" "$tmp/exported"
 }
 
+# no file of over 900 lines, no function of over 70, no struct of over 25 members: what is larger has more than one subject
+# shellcheck disable=SC2016 # awk's
+sizes() {
+	awk '
+	function end_file() { if (lines > 900) print name ": " lines " lines, expected at most 900" }
+	FNR == 1 { end_file(); name = FILENAME; depth = 0; kind = "" }
+	{
+		lines = FNR
+		gsub(/"(\\.|[^"\\])*"|\047(\\.|[^\047\\])*\047/, "0")
+		gsub(/\/\*([^*]|\*[^\/])*\*\/|\/\/.*/, "")
+	}
+	comment { if (!/\*\//) next; sub(/.*\*\//, ""); comment = 0 }
+	/\/\*/ { comment = 1; sub(/\/\*.*/, "") }
+	/^#/ { next }
+	!depth && /^(static |typedef )?(const )?struct [a-z0-9_]* *\{$/ { kind = "struct"; begin = FNR; members = 0 }
+	!depth && $0 == "{" { kind = "function"; begin = FNR }
+	kind == "struct" && /;/ && !/^\}/ { member = $0; gsub(/\([^()]*\)/, "", member); members += gsub(/,/, "", member) + !/^\t*\}[^a-z]*$/ }
+	{
+		opened = gsub(/\{/, ""); closed = gsub(/\}/, "")
+		depth += opened - closed
+		if (depth || !closed) next
+		if (kind == "function" && FNR - begin - 1 > 70)
+			print name ":" begin ": a function of " FNR - begin - 1 " lines, expected at most 70"
+		if (kind == "struct" && members > 25)
+			print name ":" begin ": a struct of " members " members, expected at most 25"
+		kind = ""
+	}
+	END { end_file() }' "${kernel[@]}" "${user[@]}"
+}
+
+# tests/host/broken.t takes long; this does not
+broken_patches() {
+	local patch
+	for patch in tests/broken/*.patch; do
+		GIT_DIR=/dev/null git apply --check "$patch" 2>&1 || echo "$patch: does not apply"
+	done
+}
+
 # what says which version this is agrees with CHANGELOG
 versions() {
 	local version target
@@ -169,7 +207,7 @@ versions() {
 # --- TAP ------------------------------------------------------------------------------------------------------
 
 all='checkpatch_kernel checkpatch_user sparse_module sparse_kmod coccinelle analyzer shell perl_syntax man_mandoc man_groff
-	rst spelling links licence versions layers'
+	rst spelling links licence versions layers sizes broken_patches'
 # shellcheck disable=SC2086 # several words
 [ $# -gt 0 ] || set -- $all
 echo "1..$#"
