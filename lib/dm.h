@@ -28,6 +28,12 @@ enum dm_mode {
 	DM_MODE_UNKNOWN = COWLOOP_MODE_UNKNOWN,	/* a newer module's */
 };
 
+/* What the target has counted. */
+struct dm_counter {
+	char name[32];
+	u64 value;
+};
+
 /* An active cowloop device: its table line and its status line, taken apart. */
 struct dm_device {
 	char name[128];		/* as people write it */
@@ -53,10 +59,7 @@ struct dm_device {
 	enum dm_mode mode;
 	char mode_word[32];
 	unsigned int nr_counters;
-	struct {
-		char name[32];
-		u64 value;
-	} counters[DM_MAX_COUNTERS];
+	struct dm_counter counters[DM_MAX_COUNTERS];
 };
 
 /* ---- device.c ---- */
