@@ -24,11 +24,18 @@
  */
 #define COW_MAX_CACHED		(64 * 1024)
 
+/* A unit's memory, and the bio that stores it: bio_alloc_bioset() would cost as much again. */
+struct cow_unit {
+	void *data;
+	struct bio store;
+	struct bio_vec vec;
+};
+
 struct cow_copyups {
-	mempool_t units;		/* memory for a unit */
+	mempool_t units;
+	unsigned int size;		/* of a unit, in bytes */
+	struct kmem_cache *cache;	/* of units with their data; NULL: there is none */
 	struct dm_io_client *rdo_reads;
-	struct bio_set stores;
-	struct kmem_cache *cache;	/* of units; NULL: there is none */
 };
 
 /* ---- Memory ---- */
@@ -49,15 +56,36 @@ static void construct_unit(void *data)
 {
 }
 
-/* mempool_alloc_slab() refuses caches with constructors, since mempools may poison elements. */
-static void *alloc_cached(gfp_t gfp, void *cache)
+/* For the mempool. In a cache, the struct lies behind the data. */
+static void *alloc_unit(gfp_t gfp, void *pool_data)
 {
-	return kmem_cache_alloc(cache, gfp);
+	struct cow_copyups *c = pool_data;
+	struct cow_unit *unit;
+	void *data;
+
+	data = c->cache ? kmem_cache_alloc(c->cache, gfp) : kmalloc(c->size, gfp);
+	if (!data)
+		return NULL;
+	unit = c->cache ? data + c->size : kmalloc(sizeof(*unit), gfp);
+	if (unit)
+		unit->data = data;
+	else
+		kfree(data);
+
+	return unit;
 }
 
-static void free_cached(void *data, void *cache)
+static void free_unit(void *element, void *pool_data)
 {
-	kmem_cache_free(cache, data);
+	struct cow_copyups *c = pool_data;
+	struct cow_unit *unit = element;
+
+	if (c->cache) {
+		kmem_cache_free(c->cache, unit->data);
+		return;
+	}
+	kfree(unit->data);
+	kfree(unit);
 }
 
 static struct kmem_cache *get_cache(unsigned int size)
@@ -73,7 +101,7 @@ static struct kmem_cache *get_cache(unsigned int size)
 		 * Some filesystems do direct I/O with nothing less than whole pages. Drivers
 		 * in userspace may have a unit copied from and to them.
 		 */
-		caches[i].cache = kmem_cache_create_usercopy(name, size,
+		caches[i].cache = kmem_cache_create_usercopy(name, size + sizeof(struct cow_unit),
 							     min_t(unsigned int, size, PAGE_SIZE),
 							     0, 0, size, construct_unit);
 	}
@@ -98,14 +126,14 @@ static void put_cache(struct kmem_cache *cache)
 	mutex_unlock(&caches_lock);
 }
 
-void *cow_alloc_unit(struct cowloop *cow, gfp_t gfp)
+struct cow_unit *cow_alloc_unit(struct cowloop *cow, gfp_t gfp)
 {
 	return mempool_alloc(&cow->copyups->units, gfp);
 }
 
-void cow_free_unit(struct cowloop *cow, void *data)
+void cow_free_unit(struct cowloop *cow, struct cow_unit *unit)
 {
-	mempool_free(data, &cow->copyups->units);
+	mempool_free(unit, &cow->copyups->units);
 }
 
 /* ---- Reading and storing ---- */
@@ -117,7 +145,7 @@ static void end_copyup(struct cow_io *io, blk_status_t status, bool unsure)
 	struct bio_list bios = io->copyup.folded;
 	struct bio *bio;
 
-	cow_free_unit(cow, io->copyup.data);
+	cow_free_unit(cow, io->copyup.unit);
 	cow_end_copyup(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios))) {
@@ -156,7 +184,7 @@ static void unit_stored(struct bio *store)
 	struct cow_io *io = store->bi_private;
 	const blk_status_t status = store->bi_status;
 
-	bio_put(store);
+	bio_uninit(store);
 	end_copyup(io, status, cow_may_lack_space(io->cowloop, status));
 }
 
@@ -165,19 +193,19 @@ static void send_store(struct cow_io *io, size_t size)
 {
 	struct cowloop *cow = io->cowloop;
 	blk_opf_t opf = REQ_OP_WRITE | cow->ways.flags;
-	void *data = io->copyup.data;
-	struct bio *bio, *store;
+	struct cow_unit *unit = io->copyup.unit;
+	struct bio *bio, *store = &unit->store;
 
 	bio_list_for_each(bio, &io->copyup.folded)
 		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
 
 	/* dm-io, which reads the unit, would not tell when the cow device is out of space. */
-	store = bio_alloc_bioset(cow->cow_bdev, 1, opf, GFP_NOIO, &cow->copyups->stores);
+	bio_init(store, cow->cow_bdev, &unit->vec, 1, opf);
 	store->bi_iter.bi_sector = cow->layout.data_sector + cow_unit_start(cow, io->entry.unit);
 	store->bi_private = io;
 	store->bi_end_io = unit_stored;
 	/* The memory is contiguous, and so one vector, however large. */
-	__bio_add_page(store, virt_to_page(data), size, offset_in_page(data));
+	__bio_add_page(store, virt_to_page(unit->data), size, offset_in_page(unit->data));
 	cow_submit_write(cow, store);
 }
 
@@ -191,7 +219,7 @@ static void store_unit(struct work_struct *work)
 	/* The last unit may end within a block of the cow device. */
 	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow_bdev)),
 				  1U << (cow->layout.unit_shift + SECTOR_SHIFT));
-	void *data = io->copyup.data;
+	void *data = io->copyup.unit->data;
 	struct bio *bio;
 
 	cow_end_folding(cow, io);
@@ -227,7 +255,7 @@ static void read_unit(struct cow_io *io)
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ,
 		.mem.type = DM_IO_KMEM,
-		.mem.ptr.addr = io->copyup.data,
+		.mem.ptr.addr = io->copyup.unit->data,
 		.notify.fn = unit_read_notify,
 		.notify.context = io,
 		.client = cow->copyups->rdo_reads,
@@ -274,15 +302,14 @@ int cow_copyups_create(struct cowloop *cow, unsigned int size)
 		c->rdo_reads = NULL;
 		return r;
 	}
-	r = bioset_init(&c->stores, BIO_POOL_SIZE, 0, BIOSET_NEED_BVECS);
-	if (r)
-		return r;
-	if (size > COW_MAX_CACHED)
-		return mempool_init_kmalloc_pool(&c->units, COW_MIN_COPYUPS, size);
-	c->cache = get_cache(size);
-	if (!c->cache)
-		return -ENOMEM;
-	return mempool_init(&c->units, COW_MIN_COPYUPS, alloc_cached, free_cached, c->cache);
+	c->size = size;
+	if (size <= COW_MAX_CACHED) {
+		c->cache = get_cache(size);
+		if (!c->cache)
+			return -ENOMEM;
+	}
+	/* mempool_init_slab_pool() refuses caches with constructors. */
+	return mempool_init(&c->units, COW_MIN_COPYUPS, alloc_unit, free_unit, c);
 }
 
 void cow_copyups_destroy(struct cowloop *cow)
@@ -294,7 +321,6 @@ void cow_copyups_destroy(struct cowloop *cow)
 	mempool_exit(&c->units);
 	if (c->cache)
 		put_cache(c->cache);
-	bioset_exit(&c->stores);
 	if (c->rdo_reads)
 		dm_io_client_destroy(c->rdo_reads);
 	kfree(c);

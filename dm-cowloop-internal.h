@@ -130,6 +130,7 @@ struct cow_space;
 struct cow_commits;
 struct cow_table;
 struct cow_copyups;
+struct cow_unit;
 struct cow_discards;
 struct cow_devices;
 
@@ -200,10 +201,10 @@ struct cow_origin {
 	unsigned short flags;
 };
 
-/* A unit that is copied up; it lives with the first of the bios that it is for. */
-struct cow_unit {
+/* A copy-up; it lives with the first of the bios that it is for. */
+struct cow_copyup {
 	struct bio_list folded;		/* with the first */
-	void *data;
+	struct cow_unit *unit;
 };
 
 /* The state of a bio of COW_FLIGHT_WRITES. */
@@ -229,7 +230,7 @@ struct cow_io {
 		struct cow_range range;	/* of a discard */
 	};
 	struct cow_origin origin;
-	struct cow_unit copyup;
+	struct cow_copyup copyup;
 
 	struct cowloop *cowloop;	/* of a bio of any kind, while it has work */
 	struct work_struct work;
@@ -660,8 +661,8 @@ int cow_copyups_create(struct cowloop *cow, unsigned int size);
 void cow_copyups_destroy(struct cowloop *cow);
 
 /* Memory for a unit, or NULL if @gfp does not allow to wait for it. */
-void *cow_alloc_unit(struct cowloop *cow, gfp_t gfp);
-void cow_free_unit(struct cowloop *cow, void *data);
+struct cow_unit *cow_alloc_unit(struct cowloop *cow, gfp_t gfp);
+void cow_free_unit(struct cowloop *cow, struct cow_unit *unit);
 
 /*
  * Begin to copy up the unit of @io, which is in the table: now, if @may_wait, which may sleep

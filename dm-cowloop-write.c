@@ -153,29 +153,29 @@ static void join(struct cow_io *other, struct bio *bio)
 	}
 }
 
-/* Enter the table for a copy-up, with *@data, which is used. With the bucket's lock. */
+/* Enter the table for a copy-up, with *@memory, which is used. With the bucket's lock. */
 static void enter_copyup(struct cowloop *cow, struct bio *bio, struct cow_bucket *bucket,
-			 u64 unit, void **data)
+			 u64 unit, struct cow_unit **memory)
 {
 	struct cow_io *io = cow_bio_to_io(bio);
 
 	enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
 	bio_list_init(&io->copyup.folded);
 	bio_list_add(&io->copyup.folded, bio);
-	io->copyup.data = *data;
+	io->copyup.unit = *memory;
 	io->cowloop = cow;
-	*data = NULL;
+	*memory = NULL;
 	take_fua(io, bio);
 }
 
 /*
- * Write a part of a unit that did not look written. *@data is memory for the
+ * Write a part of a unit that did not look written. *@memory is memory for the
  * unit, if there is some, as there is in a worker; it is set to NULL when it was used.
  */
-static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **data)
+static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, struct cow_unit **memory)
 {
 	struct cow_bucket *bucket = bucket_of(cow, unit);
-	const bool in_worker = *data;
+	const bool in_worker = *memory;
 	enum cow_where where;
 	struct cow_io *other;
 	int ready;
@@ -197,12 +197,12 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, void **dat
 		return DM_MAPIO_SUBMITTED;
 	}
 
-	if (!*data)
-		*data = cow_alloc_unit(cow, GFP_NOWAIT);
+	if (!*memory)
+		*memory = cow_alloc_unit(cow, GFP_NOWAIT);
 	/* A bit that was not in memory may have been set long ago. */
-	ready = *data && where != COW_UNKNOWN ? may_enter(cow, bio, unit, 1) : 0;
+	ready = *memory && where != COW_UNKNOWN ? may_enter(cow, bio, unit, 1) : 0;
 	if (ready > 0)
-		enter_copyup(cow, bio, bucket, unit, data);
+		enter_copyup(cow, bio, bucket, unit, memory);
 	spin_unlock_irq(&bucket->lock);
 
 	if (ready <= 0)
@@ -246,7 +246,8 @@ static sector_t whole_units_end(struct cowloop *cow, struct bio *bio)
  * already, as deferred bios do, is not trimmed again; nor is one that is held back,
  * or may be kept for want of space, ever of the first.
  */
-static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, void **data)
+static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run,
+		     struct cow_unit **memory)
 {
 	const sector_t sector = bio->bi_iter.bi_sector;
 	const u64 unit = cow_sector_to_unit(cow, sector);
@@ -281,7 +282,7 @@ static int map_write(struct cowloop *cow, struct bio *bio, struct cow_run run, v
 		return DM_MAPIO_SUBMITTED;
 	}
 
-	return part ? write_part(cow, bio, unit, data) :
+	return part ? write_part(cow, bio, unit, memory) :
 		      write_units(cow, bio, unit, cow_bio_units(cow, bio));
 }
 
@@ -326,14 +327,14 @@ int cow_accept_whole(struct cowloop *cow, struct bio *bio)
 
 int cow_accept_and_map(struct cowloop *cow, struct bio *bio, struct cow_run run)
 {
-	void *data = NULL;
+	struct cow_unit *memory = NULL;
 	int r;
 
 	if (unlikely(!accept_write(cow, bio)))
 		return cow_end_bio(bio, BLK_STS_IOERR);
-	r = map_write(cow, bio, run, &data);
-	if (unlikely(data))
-		cow_free_unit(cow, data);
+	r = map_write(cow, bio, run, &memory);
+	if (unlikely(memory))
+		cow_free_unit(cow, memory);
 	return r;
 }
 
@@ -369,12 +370,12 @@ void cow_deferred_write(struct cowloop *cow, struct bio *bio)
 {
 	const u64 unit = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
 	struct cow_run run;
-	void *data = NULL;
+	struct cow_unit *memory = NULL;
 	int r;
 
 	/* First: to wait for memory might evict the region that is loaded. */
 	if (bio_sectors(bio) < 1U << cow->layout.unit_shift)
-		data = cow_alloc_unit(cow, GFP_NOIO);
+		memory = cow_alloc_unit(cow, GFP_NOIO);
 	r = prepare_write(cow, bio, unit);
 	cow_bio_to_io(bio)->for_units = r;
 	if (r == -ENOSPC)
@@ -383,11 +384,11 @@ void cow_deferred_write(struct cowloop *cow, struct bio *bio)
 		cow_end_bio(bio, errno_to_blk_status(r));
 	} else {
 		run = cow_lookup_now(cow, unit, cow_bio_units(cow, bio));
-		if (map_write(cow, bio, run, &data) == DM_MAPIO_REMAPPED)
+		if (map_write(cow, bio, run, &memory) == DM_MAPIO_REMAPPED)
 			submit_bio_noacct(bio);
 	}
-	if (data)
-		cow_free_unit(cow, data);
+	if (memory)
+		cow_free_unit(cow, memory);
 }
 
 /* ---- Ending ---- */
