@@ -10,7 +10,7 @@
 . "${0%/*}/lib.sh"
 
 image pristine 2000384 # 3907 sectors: 1953 units of 1024, 489 of 4096, the last one partial
-cc -shared -fPIC -O1 -D_GNU_SOURCE -o powercut.so "$top/tests/host/powercut.c" -ldl || exit 1
+cc -shared -fPIC -O1 -D_GNU_SOURCE -o cutfiles.so "$top/tests/host/cutfiles.c" -ldl || exit 1
 
 # fresh ARGUMENTS: rdo and c; the image they make is in wanted
 fresh() {
@@ -155,7 +155,7 @@ for arguments in "--units 0,5-9,200-206/3,last" "--format 1 --units 0,5-9,200-20
 	# and one that is in one: unit 7 of 4096, unit 0 of 1024
 	cp rdo heldrdo
 	printf 'xyz' | dd of=heldrdo bs=1 seek=$(( $(cowhead c format) == 1 ? 520 : 7 * 4096 + 1300)) conv=notrunc status=none
-	LD_PRELOAD=$tmp/powercut.so CUT_COUNT=count "$plain" merge -q rdo c >/dev/null
+	LD_PRELOAD=$tmp/cutfiles.so CUT_COUNT=count "$plain" merge -q rdo c >/dev/null
 	cmp rdo wanted
 	ok $? "merge with nothing cut: $arguments"
 	count=$(cat count) wrong=0 cuts=0
@@ -165,7 +165,7 @@ for arguments in "--units 0,5-9,200-206/3,last" "--format 1 --units 0,5-9,200-20
 		for at in $(seq "$count"); do
 			cp pristine rdo
 			cp --sparse=always keep c
-			LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=$lose "$plain" merge -q rdo c >/dev/null 2>&1
+			LD_PRELOAD=$tmp/cutfiles.so CUT_AT=$at CUT_LOSE=$lose "$plain" merge -q rdo c >/dev/null 2>&1
 			[ $? -eq 77 ] || { diag "not cut at $at"; wrong=$((wrong + 1)); }
 			cuts=$((cuts + 1))
 			survives >found 2>&1
@@ -189,8 +189,8 @@ for at in 4 9 14 18; do
 	for again in 1 2 5 8 11; do
 		cp pristine rdo
 		cp keep c
-		LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=2 "$plain" merge -q rdo c >/dev/null 2>&1
-		LD_PRELOAD=$tmp/powercut.so CUT_AT=$again CUT_LOSE=all "$plain" merge -q rdo c >/dev/null 2>&1
+		LD_PRELOAD=$tmp/cutfiles.so CUT_AT=$at CUT_LOSE=2 "$plain" merge -q rdo c >/dev/null 2>&1
+		LD_PRELOAD=$tmp/cutfiles.so CUT_AT=$again CUT_LOSE=all "$plain" merge -q rdo c >/dev/null 2>&1
 		survives >found 2>&1
 		[ ! -s found ] || { wrong=$((wrong + 1)); diag "cut at $at, then at $again: $(cat found)"; }
 	done
@@ -212,7 +212,7 @@ begun() {
 	for at in $(seq 40); do
 		cp pristine rdo
 		cp --sparse=always keep c
-		LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=none "$plain" merge -q rdo c >/dev/null 2>&1
+		LD_PRELOAD=$tmp/cutfiles.so CUT_AT=$at CUT_LOSE=none "$plain" merge -q rdo c >/dev/null 2>&1
 		refused && ! cmp -s rdo pristine && break
 	done
 	cp --sparse=always c marked

@@ -7,7 +7,7 @@
 # shellcheck source=tests/host/lib.sh
 . "${0%/*}/lib.sh"
 
-cc -shared -fPIC -O1 -D_GNU_SOURCE -o powercut.so "$top/tests/host/powercut.c" -ldl || exit 1
+cc -shared -fPIC -O1 -D_GNU_SOURCE -o cutfiles.so "$top/tests/host/cutfiles.c" -ldl || exit 1
 plain=$top/build/tools/cowsetup # the compiler's checks don't like to be preloaded
 
 # add_tail IMAGE: what of rdo is behind the last unit
@@ -149,7 +149,7 @@ for units in 0,5-9,200-206/3,last ""; do
 	makecow c --format 1 --units "$units"
 	cp c old
 	wanted
-	LD_PRELOAD=$tmp/powercut.so CUT_COUNT=count "$plain" upgrade --rdo rdo c >/dev/null
+	LD_PRELOAD=$tmp/cutfiles.so CUT_COUNT=count "$plain" upgrade --rdo rdo c >/dev/null
 	shows "nothing cut: units $units" c
 	count=$(cat count) wrong=0 cuts=0 olds=0
 	[ "$count" -ge 5 ]
@@ -157,7 +157,7 @@ for units in 0,5-9,200-206/3,last ""; do
 	for lose in none all 1 2; do
 		for at in $(seq "$count"); do
 			cp --sparse=always old c
-			LD_PRELOAD=$tmp/powercut.so CUT_AT=$at CUT_LOSE=$lose "$plain" upgrade --rdo rdo c >/dev/null 2>&1
+			LD_PRELOAD=$tmp/cutfiles.so CUT_AT=$at CUT_LOSE=$lose "$plain" upgrade --rdo rdo c >/dev/null 2>&1
 			[ $? -eq 77 ] || { diag "not cut at $at"; wrong=$((wrong + 1)); }
 			cuts=$((cuts + 1))
 			rm -f .c.*

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * powercut: kills a program at its n-th change of a file, and takes back what
+ * cutfiles: kills a program at its n-th change of a file, and takes back what
  * would not have survived a power cut. To be preloaded:
  *
  *	CUT_AT=n	before change n (0: never)
