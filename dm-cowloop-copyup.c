@@ -24,9 +24,15 @@
  */
 #define COW_MAX_CACHED		(64 * 1024)
 
-/* A unit's memory, and the bio that stores it: bio_alloc_bioset() would cost as much again. */
+/*
+ * A unit that is copied up. The bio that stores it is in here, since bio_alloc_bioset() would
+ * cost as much as dm-io does for the read.
+ */
 struct cow_unit {
 	void *data;
+	struct cowloop *cow;
+	struct cow_io *io;		/* in the table; goes away with the last of its bios */
+	struct work_struct work;
 	struct bio store;
 	struct bio_vec vec;
 };
@@ -128,7 +134,12 @@ static void put_cache(struct kmem_cache *cache)
 
 struct cow_unit *cow_alloc_unit(struct cowloop *cow, gfp_t gfp)
 {
-	return mempool_alloc(&cow->copyups->units, gfp);
+	struct cow_copyups *c = cow->copyups;
+
+	/* The pool's reserve is for those who wait. */
+	if (!gfpflags_allow_blocking(gfp))
+		return alloc_unit(gfp | __GFP_NOWARN | __GFP_NOMEMALLOC, c);
+	return mempool_alloc(&c->units, gfp);
 }
 
 void cow_free_unit(struct cowloop *cow, struct cow_unit *unit)
@@ -138,14 +149,14 @@ void cow_free_unit(struct cowloop *cow, struct cow_unit *unit)
 
 /* ---- Reading and storing ---- */
 
-/* @io goes away with the last of its bios. */
-static void end_copyup(struct cow_io *io, blk_status_t status, bool unsure)
+static void end_copyup(struct cow_unit *unit, blk_status_t status, bool unsure)
 {
-	struct cowloop *cow = io->cowloop;
-	struct bio_list bios = io->copyup.folded;
+	struct bio_list bios = unit->io->copyup.folded;
+	struct cowloop *cow = unit->cow;
+	struct cow_io *io = unit->io;
 	struct bio *bio;
 
-	cow_free_unit(cow, io->copyup.unit);
+	cow_free_unit(cow, unit);
 	cow_end_copyup(cow, io, status);
 
 	while ((bio = bio_list_pop(&bios))) {
@@ -155,11 +166,11 @@ static void end_copyup(struct cow_io *io, blk_status_t status, bool unsure)
 	}
 }
 
-static sector_t copyup_sectors(struct cow_io *io)
+static sector_t unit_sectors(struct cow_unit *unit)
 {
-	struct cowloop *cow = io->cowloop;
+	const u64 nr = unit->io->entry.unit;
 
-	return cow_unit_end(cow, io->entry.unit) - cow_unit_start(cow, io->entry.unit);
+	return cow_unit_end(unit->cow, nr) - cow_unit_start(unit->cow, nr);
 }
 
 /* Lay the data of @bio over the unit at @data, which begins at sector @start. */
@@ -181,28 +192,24 @@ static void lay_over(void *data, sector_t start, struct bio *bio)
 
 static void unit_stored(struct bio *store)
 {
-	struct cow_io *io = store->bi_private;
+	struct cow_unit *unit = container_of(store, struct cow_unit, store);
 	const blk_status_t status = store->bi_status;
 
 	bio_uninit(store);
-	end_copyup(io, status, cow_may_lack_space(io->cowloop, status));
+	end_copyup(unit, status, cow_may_lack_space(unit->cow, status));
 }
 
-/* Send the unit, of @size bytes, to the cow device; as urgent as the bios it is for. */
-static void send_store(struct cow_io *io, size_t size)
+/* Send the unit, of @size bytes, to the cow device, with flags of the bios it is for. */
+static void send_store(struct cow_unit *unit, size_t size, blk_opf_t flags)
 {
-	struct cowloop *cow = io->cowloop;
-	blk_opf_t opf = REQ_OP_WRITE | cow->ways.flags;
-	struct cow_unit *unit = io->copyup.unit;
-	struct bio *bio, *store = &unit->store;
-
-	bio_list_for_each(bio, &io->copyup.folded)
-		opf |= bio->bi_opf & (REQ_SYNC | REQ_META | REQ_PRIO);
+	struct cowloop *cow = unit->cow;
+	struct bio *store = &unit->store;
 
 	/* dm-io, which reads the unit, would not tell when the cow device is out of space. */
-	bio_init(store, cow->cow_bdev, &unit->vec, 1, opf);
-	store->bi_iter.bi_sector = cow->layout.data_sector + cow_unit_start(cow, io->entry.unit);
-	store->bi_private = io;
+	bio_init(store, cow->cow_bdev, &unit->vec, 1,
+		 REQ_OP_WRITE | cow->ways.flags | (flags & (REQ_SYNC | REQ_META | REQ_PRIO)));
+	store->bi_iter.bi_sector = cow->layout.data_sector +
+				   cow_unit_start(cow, unit->io->entry.unit);
 	store->bi_end_io = unit_stored;
 	/* The memory is contiguous, and so one vector, however large. */
 	__bio_add_page(store, virt_to_page(unit->data), size, offset_in_page(unit->data));
@@ -212,78 +219,86 @@ static void send_store(struct cow_io *io, size_t size)
 /* Store the unit, with the data of all the bios laid over it. */
 static void store_unit(struct work_struct *work)
 {
-	struct cow_io *io = container_of(work, struct cow_io, work);
-	struct cowloop *cow = io->cowloop;
-	const sector_t start = cow_unit_start(cow, io->entry.unit);
-	const size_t length = copyup_sectors(io) << SECTOR_SHIFT;
+	struct cow_unit *unit = container_of(work, struct cow_unit, work);
+	struct cowloop *cow = unit->cow;
+	struct bio_list *folded = &unit->io->copyup.folded;
+	const sector_t start = cow_unit_start(cow, unit->io->entry.unit);
+	const size_t length = unit_sectors(unit) << SECTOR_SHIFT;
 	/* The last unit may end within a block of the cow device. */
 	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow_bdev)),
-				  1U << (cow->layout.unit_shift + SECTOR_SHIFT));
-	void *data = io->copyup.unit->data;
+				  cow->copyups->size);
+	blk_opf_t flags = 0;
 	struct bio *bio;
 
-	cow_end_folding(cow, io);
-	if (io->read_failed) {
-		end_copyup(io, BLK_STS_IOERR, false);
+	cow_end_folding(cow, unit->io);
+	if (unit->io->read_failed) {
+		end_copyup(unit, BLK_STS_IOERR, false);
 		return;
 	}
 
-	memset(data + length, 0, size - length);
-	bio_list_for_each(bio, &io->copyup.folded)
-		lay_over(data, start, bio);
-	if (cow->ways.zero_needs_commit && !memchr_inv(data, 0, size))
-		bio_list_for_each(bio, &io->copyup.folded)
+	if (size > length)
+		memset(unit->data + length, 0, size - length);
+	bio_list_for_each(bio, folded) {
+		lay_over(unit->data, start, bio);
+		flags |= bio->bi_opf;
+	}
+	if (cow->ways.zero_needs_commit && !memchr_inv(unit->data, 0, size))
+		bio_list_for_each(bio, folded)
 			cow_bio_to_io(bio)->commit = true;
-	send_store(io, size);
+	send_store(unit, size, flags);
 }
 
 static void unit_read(unsigned long error, void *context)
 {
-	struct cow_io *io = context;
+	struct cow_unit *unit = context;
 
-	io->read_failed = error;
-	INIT_WORK(&io->work, store_unit);
-	queue_work(io->cowloop->queues.io, &io->work);
+	unit->io->read_failed = error;
+	INIT_WORK(&unit->work, store_unit);
+	queue_work(unit->cow->queues.io, &unit->work);
 }
 
 COW_DM_IO_NOTIFY(unit_read)
 
 /* Sleeps, if there is no memory, until another such read has ended. */
-static void read_unit(struct cow_io *io)
+static void read_unit(struct cow_unit *unit)
 {
-	struct cowloop *cow = io->cowloop;
+	struct cowloop *cow = unit->cow;
 	struct dm_io_request req = {
 		.bi_opf = REQ_OP_READ,
 		.mem.type = DM_IO_KMEM,
-		.mem.ptr.addr = io->copyup.unit->data,
+		.mem.ptr.addr = unit->data,
 		.notify.fn = unit_read_notify,
-		.notify.context = io,
+		.notify.context = unit,
 		.client = cow->copyups->rdo_reads,
 	};
 	struct dm_io_region where = {
 		.bdev = cow->rdo_bdev,
-		.sector = cow_unit_start(cow, io->entry.unit),
-		.count = copyup_sectors(io),
+		.sector = cow_unit_start(cow, unit->io->entry.unit),
+		.count = unit_sectors(unit),
 	};
 
 	this_cpu_inc(cow->stats->copyups);
 	if (cow_dm_io(&req, 1, &where, NULL))
-		unit_read(1, io);
+		unit_read(1, unit);
 }
 
 static void read_unit_later(struct work_struct *work)
 {
-	read_unit(container_of(work, struct cow_io, work));
+	read_unit(container_of(work, struct cow_unit, work));
 }
 
-void cow_begin_copyup(struct cow_io *io, bool may_wait)
+void cow_begin_copyup(struct cowloop *cow, struct cow_io *io, bool may_wait)
 {
+	struct cow_unit *unit = io->copyup.unit;
+
+	unit->cow = cow;
+	unit->io = io;
 	if (may_wait) {
-		read_unit(io);
+		read_unit(unit);
 		return;
 	}
-	INIT_WORK(&io->work, read_unit_later);
-	queue_work(io->cowloop->queues.rdo, &io->work);
+	INIT_WORK(&unit->work, read_unit_later);
+	queue_work(cow->queues.rdo, &unit->work);
 }
 
 /* ---- Making and destroying ---- */

@@ -176,9 +176,8 @@ enum cow_io_state {
 
 /* A first write while it is in the table: see dm-cowloop-table.h. */
 struct cow_entry {
-	unsigned int nr;		/* units */
 	u64 unit;
-	struct cow_hold hold;		/* of them */
+	struct cow_hold hold;		/* of so many units from it on as it has */
 	struct cow_bucket *bucket;
 	struct hlist_node node;		/* in it */
 	struct bio_list waiters;	/* to be mapped again afterwards */
@@ -197,7 +196,6 @@ struct cow_range {
 /* A write as it was before it went to the cow device, in case that it has to be kept. */
 struct cow_origin {
 	struct bvec_iter iter;
-	struct block_device *bdev;
 	unsigned short flags;
 };
 
@@ -207,7 +205,16 @@ struct cow_copyup {
 	struct cow_unit *unit;
 };
 
-/* The state of a bio of COW_FLIGHT_WRITES. */
+/* Work that is queued for a bio of any kind. */
+struct cow_job {
+	struct cowloop *cow;
+	struct work_struct work;
+};
+
+/*
+ * The state of a bio of COW_FLIGHT_WRITES. Device-mapper has it cleared for each bio, of any
+ * kind: so its size counts.
+ */
 struct cow_io {
 	/* accept_write() sets these eight as one */
 	u8 state;
@@ -230,10 +237,10 @@ struct cow_io {
 		struct cow_range range;	/* of a discard */
 	};
 	struct cow_origin origin;
-	struct cow_copyup copyup;
-
-	struct cowloop *cowloop;	/* of a bio of any kind, while it has work */
-	struct work_struct work;
+	union {
+		struct cow_copyup copyup;
+		struct cow_job job;
+	};
 };
 
 /* ---- Units, and where they are ---- */
@@ -668,7 +675,7 @@ void cow_free_unit(struct cowloop *cow, struct cow_unit *unit);
  * Begin to copy up the unit of @io, which is in the table: now, if @may_wait, which may sleep
  * until another copy-up's read has ended; else in the queue rdo.
  */
-void cow_begin_copyup(struct cow_io *io, bool may_wait);
+void cow_begin_copyup(struct cowloop *cow, struct cow_io *io, bool may_wait);
 
 /* ---- Writes that have state: dm-cowloop-write.c ---- */
 

@@ -205,7 +205,7 @@ void cow_md_may_evict(struct cow_md *md);
 struct cow_hold {
 	struct cow_region *region;
 	u32 bit;
-	u32 nr;
+	u32 nr;			/* units; others may read it */
 	u32 claim;
 };
 

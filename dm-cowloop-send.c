@@ -59,16 +59,16 @@ void cow_queue_bio(struct cowloop *cow, struct bio *bio, struct workqueue_struct
 {
 	struct cow_io *io = dm_per_bio_data(bio, sizeof(*io));
 
-	io->cowloop = cow;
-	INIT_WORK(&io->work, function);
-	queue_work(wq, &io->work);
+	io->job.cow = cow;
+	INIT_WORK(&io->job.work, function);
+	queue_work(wq, &io->job.work);
 }
 
 struct bio *cow_work_to_bio(struct work_struct *work, struct cowloop **cow)
 {
-	struct cow_io *io = container_of(work, struct cow_io, work);
+	struct cow_io *io = container_of(work, struct cow_io, job.work);
 
-	*cow = io->cowloop;
+	*cow = io->job.cow;
 
 	return dm_bio_from_per_bio_data(io, sizeof(*io));
 }

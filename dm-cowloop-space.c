@@ -389,7 +389,6 @@ void cow_note_origin(struct bio *bio)
 	struct cow_origin *origin = &cow_bio_to_io(bio)->origin;
 
 	origin->iter = bio->bi_iter;
-	origin->bdev = bio->bi_bdev;
 	origin->flags = bio->bi_flags;
 }
 
@@ -398,12 +397,12 @@ void cow_note_origin(struct bio *bio)
  * made: a bio that was chained to, since a driver below has split it, counts its parts in
  * __bi_remaining, and says so in bi_flags. tests/queue.t finds it when that changes.
  */
-static void restore_bio(struct bio *bio)
+static void restore_bio(struct cowloop *cow, struct bio *bio)
 {
 	struct cow_io *io = cow_bio_to_io(bio);
 
 	bio->bi_iter = io->origin.iter;
-	bio->bi_bdev = io->origin.bdev;
+	bio->bi_bdev = dm_disk(dm_table_get_md(cow->ti->table))->part0;
 	bio->bi_flags = io->origin.flags;
 	bio->bi_status = BLK_STS_OK;
 	cow_let_wait(bio);
@@ -421,7 +420,7 @@ bool cow_keep_write(struct cowloop *cow, struct bio *bio)
 	unsigned long flags;
 	bool kept;
 
-	restore_bio(bio);
+	restore_bio(cow, bio);
 	spin_lock_irqsave(&s->lock, flags);
 	kept = worth_waiting(s, io->unsure);
 	io->kept = kept;

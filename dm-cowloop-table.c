@@ -190,7 +190,7 @@ void cow_withdraw_range(struct cowloop *cow, struct cow_range *range)
 /* Have the discards wait that @io, in the table, is in the way of. With the bucket's lock. */
 static void block_ranges(struct cow_table *t, struct cow_io *io)
 {
-	const u64 first = io->entry.unit, last = first + io->entry.nr - 1;
+	const u64 first = io->entry.unit, last = first + io->entry.hold.nr - 1;
 	struct cow_range *range;
 
 	spin_lock(&t->ranges_lock);

@@ -98,7 +98,7 @@ static inline struct cow_bucket *bucket_of(struct cowloop *cow, u64 unit)
 
 static inline bool overlaps(const struct cow_entry *entry, u64 unit, unsigned int nr)
 {
-	return unit < entry->unit + entry->nr && entry->unit < unit + nr;
+	return unit < entry->unit + entry->hold.nr && entry->unit < unit + nr;
 }
 
 static inline struct cow_io *find_overlap(struct cow_bucket *bucket, u64 unit, unsigned int nr)
@@ -148,14 +148,13 @@ static __always_inline int may_enter(struct cowloop *cow, struct bio *bio, u64 u
 }
 
 static inline void enter_table(struct cow_bucket *bucket, struct cow_io *io,
-			       enum cow_io_state state, u64 unit, unsigned int nr)
+			       enum cow_io_state state, u64 unit)
 {
 	struct cow_entry *entry = &io->entry;
 
 	lockdep_assert_held(&bucket->lock);
 	io->state = state;
 	entry->unit = unit;
-	entry->nr = nr;
 	entry->bucket = bucket;
 	bio_list_init(&entry->waiters);
 	hlist_add_head(&entry->node, &bucket->writes);

@@ -132,7 +132,7 @@ static __always_inline int write_units(struct cowloop *cow, struct bio *bio, u64
 	}
 	ready = may_enter(cow, bio, unit, nr);
 	if (likely(ready > 0))
-		enter_table(bucket, io, COW_IO_FIRST, unit, nr);
+		enter_table(bucket, io, COW_IO_FIRST, unit);
 	spin_unlock_irq(&bucket->lock);
 
 	if (unlikely(ready <= 0))
@@ -159,11 +159,10 @@ static void enter_copyup(struct cowloop *cow, struct bio *bio, struct cow_bucket
 {
 	struct cow_io *io = cow_bio_to_io(bio);
 
-	enter_table(bucket, io, COW_IO_COPYUP_READ, unit, 1);
+	enter_table(bucket, io, COW_IO_COPYUP_READ, unit);
 	bio_list_init(&io->copyup.folded);
 	bio_list_add(&io->copyup.folded, bio);
 	io->copyup.unit = *memory;
-	io->cowloop = cow;
 	*memory = NULL;
 	take_fua(io, bio);
 }
@@ -208,7 +207,7 @@ static int write_part(struct cowloop *cow, struct bio *bio, u64 unit, struct cow
 	if (ready <= 0)
 		return not_entered(cow, bio, ready);
 	/* Who must not wait for rdo leaves it to somebody else to find room in its queue. */
-	cow_begin_copyup(cow_bio_to_io(bio), !in_worker && !(bio->bi_opf & REQ_NOWAIT));
+	cow_begin_copyup(cow, cow_bio_to_io(bio), !in_worker && !(bio->bi_opf & REQ_NOWAIT));
 
 	return DM_MAPIO_SUBMITTED;
 }
