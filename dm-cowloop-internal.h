@@ -212,8 +212,8 @@ struct cow_job {
 };
 
 /*
- * The state of a bio of COW_FLIGHT_WRITES. Device-mapper has it cleared for each bio, of any
- * kind: so its size counts.
+ * The state of a bio of COW_FLIGHT_WRITES. Device-mapper allocates it with each bio, of any
+ * kind, so that its size counts.
  */
 struct cow_io {
 	/* accept_write() sets these eight as one */

@@ -92,9 +92,9 @@ analyzer() {
 	cat >"$tmp/analyzer.mk" <<-END
 		include Makefile
 		analyze: $(printf '%s.lint ' "${programs[@]}")
-		%.c.lint: %.c; @\$(CC) \$(STRICT) -DCOWSETUP_VERSION='""' -I. -Itests/unit \$(LIBS_CFLAGS) \$(CFLAGS) -pthread -fanalyzer $(tr -d '\n' <<<"$WARNINGS") -c -o /dev/null \$<
+		%.c.lint: %.c; @\$(CC) \$(STRICT) -DCOWSETUP_VERSION='""' -I. -Ilib -Itests/unit \$(LIBS_CFLAGS) \$(CFLAGS) -pthread -fanalyzer $(tr -d '\n' <<<"$WARNINGS") -c -o /dev/null \$<
 	END
-	make --no-print-directory -f "$tmp/analyzer.mk" analyze 2>&1
+	make --no-print-directory -k -f "$tmp/analyzer.mk" analyze 2>&1
 }
 
 # shellcheck disable=SC2016 # a regular expression

@@ -11,6 +11,7 @@
 
 #include <unistd.h>
 
+#pragma GCC diagnostic ignored "-Wunused-parameter" /* as the kernel has it */
 #include "../../dm-cowloop-bitmap.c"
 #include "../random.h"
 #include "tap.h"

@@ -50,7 +50,7 @@ typedef unsigned int blk_opf_t;
 #define smp_store_release(p, value)	__atomic_store_n(p, value, __ATOMIC_RELEASE)
 
 #define min(a, b)		({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a < _b ? _a : _b; })
-#define max(a, b)		({ __typeof__(a) _a = (a); __typeof__(b) _b = (b); _a > _b ? _a : _b; })
+#define max(a, b)		({ __typeof__(a) _c = (a); __typeof__(b) _d = (b); _c > _d ? _c : _d; })
 #define min_t(type, a, b)	min((type)(a), (type)(b))
 #define clamp_t(type, x, low, high)	max((type)(low), min_t(type, x, high))
 
