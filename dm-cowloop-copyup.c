@@ -32,6 +32,7 @@ struct cow_unit {
 	void *data;
 	struct cowloop *cow;
 	struct cow_io *io;		/* in the table; goes away with the last of its bios */
+	sector_t sectors;		/* the last unit may be short */
 	struct work_struct work;
 	struct bio store;
 	struct bio_vec vec;
@@ -69,14 +70,17 @@ static void *alloc_unit(gfp_t gfp, void *pool_data)
 	struct cow_unit *unit;
 	void *data;
 
-	data = c->cache ? kmem_cache_alloc(c->cache, gfp) : kmalloc(c->size, gfp);
-	if (!data)
-		return NULL;
-	unit = c->cache ? data + c->size : kmalloc(sizeof(*unit), gfp);
+	if (likely(c->cache)) {
+		data = kmem_cache_alloc(c->cache, gfp);
+		unit = data ? data + c->size : NULL;
+	} else {
+		data = kmalloc(c->size, gfp);
+		unit = data ? kmalloc(sizeof(*unit), gfp) : NULL;
+		if (!unit)
+			kfree(data);
+	}
 	if (unit)
 		unit->data = data;
-	else
-		kfree(data);
 
 	return unit;
 }
@@ -166,13 +170,6 @@ static void end_copyup(struct cow_unit *unit, blk_status_t status, bool unsure)
 	}
 }
 
-static sector_t unit_sectors(struct cow_unit *unit)
-{
-	const u64 nr = unit->io->entry.unit;
-
-	return cow_unit_end(unit->cow, nr) - cow_unit_start(unit->cow, nr);
-}
-
 /* Lay the data of @bio over the unit at @data, which begins at sector @start. */
 static void lay_over(void *data, sector_t start, struct bio *bio)
 {
@@ -213,7 +210,10 @@ static void send_store(struct cow_unit *unit, size_t size, blk_opf_t flags)
 	store->bi_end_io = unit_stored;
 	/* The memory is contiguous, and so one vector, however large. */
 	__bio_add_page(store, virt_to_page(unit->data), size, offset_in_page(unit->data));
-	cow_submit_write(cow, store);
+	if (likely(!cow->ways.sectors))
+		submit_bio_noacct(store);
+	else
+		cow_submit_write(cow, store);
 }
 
 /* Store the unit, with the data of all the bios laid over it. */
@@ -223,10 +223,8 @@ static void store_unit(struct work_struct *work)
 	struct cowloop *cow = unit->cow;
 	struct bio_list *folded = &unit->io->copyup.folded;
 	const sector_t start = cow_unit_start(cow, unit->io->entry.unit);
-	const size_t length = unit_sectors(unit) << SECTOR_SHIFT;
-	/* The last unit may end within a block of the cow device. */
-	const size_t size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow_bdev)),
-				  cow->copyups->size);
+	const size_t length = unit->sectors << SECTOR_SHIFT;
+	size_t size = cow->copyups->size;
 	blk_opf_t flags = 0;
 	struct bio *bio;
 
@@ -236,8 +234,12 @@ static void store_unit(struct work_struct *work)
 		return;
 	}
 
-	if (size > length)
+	/* The last unit may end within a block of the cow device. */
+	if (unlikely(length < size)) {
+		size = min_t(size_t, round_up(length, bdev_logical_block_size(cow->cow_bdev)),
+			     size);
 		memset(unit->data + length, 0, size - length);
+	}
 	bio_list_for_each(bio, folded) {
 		lay_over(unit->data, start, bio);
 		flags |= bio->bi_opf;
@@ -274,7 +276,7 @@ static void read_unit(struct cow_unit *unit)
 	struct dm_io_region where = {
 		.bdev = cow->rdo_bdev,
 		.sector = cow_unit_start(cow, unit->io->entry.unit),
-		.count = unit_sectors(unit),
+		.count = unit->sectors,
 	};
 
 	this_cpu_inc(cow->stats->copyups);
@@ -293,6 +295,7 @@ void cow_begin_copyup(struct cowloop *cow, struct cow_io *io, bool may_wait)
 
 	unit->cow = cow;
 	unit->io = io;
+	unit->sectors = cow_unit_end(cow, io->entry.unit) - cow_unit_start(cow, io->entry.unit);
 	if (may_wait) {
 		read_unit(unit);
 		return;

@@ -270,10 +270,13 @@ static inline unsigned int cow_bio_units(struct cowloop *cow, struct bio *bio)
 /* Where the contents of @unit, and of at most @nr (> 0) from it on, are. */
 static inline struct cow_run cow_lookup_now(struct cowloop *cow, u64 unit, unsigned int nr)
 {
-	struct cow_run run;
+	struct cow_run run = { .nr = 1 };
 
 	rcu_read_lock_sched();
-	run = cow_lookup_run(&cow->map, unit, nr);
+	if (nr == 1)
+		run.where = cow_lookup(&cow->map, unit);
+	else
+		run = cow_lookup_run(&cow->map, unit, nr);
 	rcu_read_unlock_sched();
 
 	return run;

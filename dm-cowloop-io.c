@@ -102,10 +102,13 @@ static noinline int map_read(struct cowloop *cow, struct bio *bio, struct cow_ru
 
 /* ---- Map ---- */
 
-/* Where all of a bio is, or COW_UNKNOWN if that is not to be said in one word. */
+/*
+ * Where all of a bio is, or COW_UNKNOWN if that is not to be said in one word. Within
+ * rcu_read_lock_sched().
+ */
 static noinline enum cow_where lookup_all(struct cowloop *cow, u64 unit, unsigned int nr)
 {
-	const struct cow_run run = cow_lookup_now(cow, unit, nr);
+	const struct cow_run run = cow_lookup_run(&cow->map, unit, nr);
 
 	return run.nr == nr ? run.where : COW_UNKNOWN;
 }
