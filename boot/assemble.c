@@ -321,6 +321,7 @@ static int open_one(struct cowloop_ctx *ctx, struct assembly *a, const struct co
 		if (!r)
 			r = cowloop_open(ctx, rdo, cow, name, &e->open, &device);
 		if (!r) {
+			device = xtext(device);
 			printf("%s\n", device);
 			free(device);
 		}

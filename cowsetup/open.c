@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../boot/memory.h"
 #include "../lib/monitor.h"
 #include "output.h"
 
@@ -23,6 +24,7 @@ int cmd_open(struct cowloop_ctx *ctx, int argc, char **argv)
 	r = cowloop_open(ctx, argv[0], argv[1], argc > 2 ? argv[2] : NULL, &opt.open, &device);
 	if (r)
 		return r;
+	device = xtext(device);
 	printf("%s\n", device);
 	if (opt.monitor)
 		monitor_opened(ctx, strrchr(device, '/') + 1);

@@ -210,13 +210,14 @@ static int check_data_v1(struct cowloop_ctx *ctx, struct check *k)
 		if (r || sector >= c->nr_sectors)
 			break;
 		s.sector = sector;
-		if (cow_scan_sector(ctx, c, &s)) {
-			r = is_cancelled(ctx) ? USAGE : OK;
-			if (r)
-				break;
+		r = cow_scan_sector(ctx, c, &s);
+		if (r && r != NO_MEMORY && is_cancelled(ctx))
+			r = USAGE;
+		if (r == NO_MEMORY || r == USAGE)
+			break;
+		if (r)
 			cow_fault(&k->faults, "data-unreadable", "data of units %llu to %llu cannot be read",
 				  sector * c->sector_units, (sector + 1) * c->sector_units - 1);
-		}
 		r = cow_read_bits(ctx, c, sector, bits);
 		if (r)
 			break;

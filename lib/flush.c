@@ -47,7 +47,9 @@ static int flush_buffers(dev_t dev)
 	char *path = dev_path(dev), *btrfs = dev_btrfs(dev);
 	int fd = path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1, err = 0;
 
-	if (fd < 0 || ioctl(fd, BLKFLSBUF))
+	if (!path)
+		err = ENOMEM;
+	else if (fd < 0 || ioctl(fd, BLKFLSBUF))
 		err = errno;
 	if (fd >= 0)
 		close(fd);
@@ -72,6 +74,9 @@ static int flush_all(dev_t dev, unsigned int depth)
 		if (one && one != ENOENT && one != ENXIO)
 			err = one;
 	}
+	/* A holder that is not known is not flushed. */
+	if (h.no_memory)
+		err = ENOMEM;
 	holders_free(&h);
 	one = flush_buffers(dev);
 	return one ? one : err;
@@ -87,22 +92,35 @@ static bool waits_for_space(const struct dm_device *d)
 	return !dm_look(d->name, &now) && now.mode == DM_MODE_OUT_OF_SPACE && strstr(now.options, "queue_if_no_space");
 }
 
+static const struct timespec pause_20ms = { .tv_nsec = 20 * 1000 * 1000 };
+
+/* The child may be where signals do not reach it: then whoever is there last waits for it. */
+static void end_child(pid_t child)
+{
+	kill(child, SIGKILL);
+	for (unsigned int n = 0; n < 10 && !waitpid(child, NULL, WNOHANG); n++)
+		nanosleep(&pause_20ms, NULL);
+}
+
 /* An errno, 0, or ENOSPC for what would have to wait for space. */
 static int wait_for_child(struct cowloop_ctx *ctx, const struct dm_device *d, pid_t child)
 {
-	const struct timespec pause = { .tv_nsec = 20 * 1000 * 1000 };
 	int status;
+	pid_t ended;
 
-	for (unsigned int n = 1; !waitpid(child, &status, WNOHANG); n++) {
+	for (unsigned int n = 1; !(ended = waitpid(child, &status, WNOHANG)); n++) {
 		if (is_cancelled(ctx) || (n % 50 == 0 && waits_for_space(d))) {
-			kill(child, SIGKILL);
+			end_child(child);
 			return is_cancelled(ctx) ? EINTR : ENOSPC;
 		}
 		if (n == 500)
 			warn(ctx, "%s: waiting until what is on it has written all that it holds in memory; ^C ends that, and leaves everything as it is.",
 			     d->name);
-		nanosleep(&pause, NULL);
+		nanosleep(&pause_20ms, NULL);
 	}
+	/* Somebody else has waited for it, or SIGCHLD is ignored: how it ended is not known. */
+	if (ended < 0)
+		return errno;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
 }
 

@@ -146,6 +146,11 @@ int check_new_options(struct cowloop_ctx *ctx, const struct cowloop_new *new, un
 {
 	const struct cow_head *head = NULL;
 
+	if (format != 1 && format != 2)
+		return error(ctx, USAGE, "--format: found %u, expected 1 or 2.", format);
+	if (new->mapunit && new->mapunit != COW_V1_MAPUNIT && !cow_v2_mapunit_valid(new->mapunit))
+		return error(ctx, USAGE, "--mapunit: found %u, expected 1024, or a power of two from %u to %u.",
+			     new->mapunit, COW_V2_MAPUNIT, COW_V2_MAPUNIT_MAX);
 	if (format == 1 && (new->label || new->rdo_spec))
 		return error(ctx, USAGE, "--label and --rdo-spec need format 2: format 1 has no room for them.");
 	if (format == 1 && new->mapunit && new->mapunit != COW_V1_MAPUNIT)

@@ -34,7 +34,7 @@
 /* Root, whoever runs this, and whoever has sudo run it. */
 static bool is_trusted(uid_t uid)
 {
-	const char *sudo = geteuid() ? NULL : getenv("SUDO_UID");
+	const char *sudo = geteuid() ? NULL : secure_getenv("SUDO_UID");
 	unsigned long caller;
 	char *end;
 

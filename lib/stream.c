@@ -450,7 +450,7 @@ int in_peek(struct cowloop_ctx *ctx, struct in_stream *i, u8 data[IN_PEEK])
 /* A file that has no name. */
 static int open_temporary(struct cowloop_ctx *ctx, int *fd)
 {
-	const char *dir = getenv("TMPDIR");
+	const char *dir = secure_getenv("TMPDIR");
 	char *path = text_of("%s/cowsetup-XXXXXX", dir ? dir : "/var/tmp");
 	int r = OK;
 

@@ -89,6 +89,7 @@ int main(int argc, char **argv)
 {
 	static const struct cowloop_callbacks callbacks = { on_log, on_progress, is_cancelled, ask };
 	const struct cowloop_new new = { .format = 1 }, wrong = { .format = 1, .label = "label" };
+	const struct cowloop_new no_unit = { .mapunit = 100 }, no_format = { .format = 3 };
 	const struct cowloop_repair repair = { .force = true };
 	struct calls calls = { 0 };
 	struct cowloop_ctx *ctx = cowloop_ctx_new(&callbacks, &calls), *silent = cowloop_ctx_new(NULL, NULL);
@@ -99,6 +100,8 @@ int main(int argc, char **argv)
 	if (argc != 3 || !ctx || !silent)
 		return 1;
 	printf("format: %d\n", cowloop_format(ctx, argv[1], argv[2], &wrong));
+	printf("no unit: %d\n", cowloop_format(ctx, argv[1], argv[2], &no_unit));
+	printf("no format: %d\n", cowloop_format(ctx, argv[1], argv[2], &no_format));
 	printf("format: %d\n", cowloop_format(ctx, argv[1], argv[2], &new));
 	printf("format: %d\n", cowloop_format(ctx, argv[1], argv[2], &new));
 	printf("format, silent: %d\n", cowloop_format(silent, argv[1], argv[2], &new));

@@ -29,6 +29,10 @@ while read -r what said; do
 done <<'END'
 error_text error: --label and --rdo-spec need format 2
 code_of_it format: 1$
+no_unit_of_ours error: --mapunit: found 100, expected
+its_code no unit: 1$
+no_format_of_ours error: --format: found 3, expected 1 or 2
+its_code_too no format: 1$
 format format: 0$
 said_on_the_way verbose: new.cow: new cowfile of format 1
 not_overwritten error: new.cow: holds a cowfile already, of format 1 with 0 units used
