@@ -63,6 +63,20 @@ static void construct_unit(void *data)
 {
 }
 
+static struct cow_unit *alloc_large(gfp_t gfp, unsigned int size)
+{
+	struct cow_unit *unit = kmalloc(sizeof(*unit), gfp);
+
+	if (!unit)
+		return NULL;
+	unit->data = kmalloc(size, gfp);
+	if (unit->data)
+		return unit;
+	kfree(unit);
+
+	return NULL;
+}
+
 /* For the mempool. In a cache, the struct lies behind the data. */
 static void *alloc_unit(gfp_t gfp, void *pool_data)
 {
@@ -70,17 +84,13 @@ static void *alloc_unit(gfp_t gfp, void *pool_data)
 	struct cow_unit *unit;
 	void *data;
 
-	if (likely(c->cache)) {
-		data = kmem_cache_alloc(c->cache, gfp);
-		unit = data ? data + c->size : NULL;
-	} else {
-		data = kmalloc(c->size, gfp);
-		unit = data ? kmalloc(sizeof(*unit), gfp) : NULL;
-		if (!unit)
-			kfree(data);
-	}
-	if (unit)
-		unit->data = data;
+	if (unlikely(!c->cache))
+		return alloc_large(gfp, c->size);
+	data = kmem_cache_alloc(c->cache, gfp);
+	if (!data)
+		return NULL;
+	unit = data + c->size;
+	unit->data = data;
 
 	return unit;
 }
