@@ -410,7 +410,7 @@ static inline bool cow_is_urgent(struct bio *bio)
 	return bio->bi_opf & REQ_META;
 }
 
-/* Such a write may find space where others would not: that proves nothing. */
+/* A write with reserved units may find space where others would not: that proves nothing. */
 static inline bool cow_is_reserved_for(struct cowloop *cow, struct bio *bio)
 {
 	return cow->opt.reserve && READ_ONCE(cow->opt.limit) && cow_is_urgent(bio);

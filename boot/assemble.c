@@ -104,7 +104,7 @@ static bool look_is_silent(struct cowloop_ctx *ctx, struct look *l, time_t until
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		n = poll(&p, 1, now.tv_sec < until ? (until - now.tv_sec) * 1000 : 0);
 	}
-	/* That it ends need not be so, in the kernel: it is not waited for. */
+	/* The child may hang in the kernel: nobody waits for it. */
 	if (n <= 0)
 		kill(l->pid, SIGKILL);
 	waitpid(l->pid, NULL, n <= 0 ? WNOHANG : 0);

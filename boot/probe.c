@@ -252,7 +252,7 @@ static void print_properties(const struct cowfile *c)
 	free(label);
 }
 
-/* What the device is to the cowloop devices there are; it is not read. */
+/* Tell which part of a cowloop device this one is; it is not read. */
 static int probe_part(struct cowloop_ctx *ctx, const char *path)
 {
 	struct stat st;

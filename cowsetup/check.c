@@ -54,7 +54,7 @@ static void list_note(void *data, const char *text)
 		tell(ctx, "%s: note: %s.", l->path, text);
 }
 
-/* What to do about what was found. */
+/* The advice for the faults that were found. */
 static void print_advice(struct cowloop_ctx *ctx, const char *path, const struct cowloop_check *k)
 {
 	const char *s = k->nr_faults == 1 ? "" : "s";

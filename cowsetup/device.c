@@ -149,7 +149,7 @@ static void report_cow_uuid(const struct dm_device *d)
 		report_text("", "UUID of the cowfile", known ? uuid : "");
 }
 
-/* What happens with space: of the limit and what goes with it only what is set, for people. */
+/* The space: of the limit and its companions only those that are set, for people. */
 static void report_space_options(const struct dm_device *d)
 {
 	if (opt.json || d->limit)

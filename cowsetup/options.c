@@ -152,7 +152,7 @@ static const struct option {
 
 #define NR_OPTIONS	(sizeof(options) / sizeof(options[0]))
 
-/* What popt returns: an index in options[] and 1, or one of these. */
+/* popt returns an index in options[] and 1, or one of these. */
 enum {
 	OPT_HELP = NR_OPTIONS + 1,
 	OPT_USAGE,

@@ -71,7 +71,7 @@ extern struct options opt;
 /* popt's context for the options that any of the commands in the mask takes. */
 poptContext options_context(int argc, char **argv, u64 commands);
 
-/* What is asked about cowsetup itself. */
+/* Questions about cowsetup itself. */
 enum question {
 	ASKED_NOTHING,
 	ASKED_HELP,

@@ -62,7 +62,7 @@ int error_memory(struct cowloop_ctx *ctx);
 void warn(struct cowloop_ctx *ctx, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void verbose(struct cowloop_ctx *ctx, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* What has come of it. */
+/* The result of a piece of work. */
 void tell(struct cowloop_ctx *ctx, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Ask. Returns OK, or USAGE when the answer is no. */

@@ -128,7 +128,7 @@ static int check_compressed(const struct cowfile *c, enum cowloop_compress compr
 	return WRONG;
 }
 
-/* What helps where the bitmap is damaged. */
+/* The advice where the bitmap is damaged. */
 static const char *bitmap_help(const struct cowfile *c)
 {
 	return c->state == COW_PACKED ? "a packed file is not repaired: get another copy of it" : "see cowsetup repair";

@@ -452,7 +452,7 @@ int dm_replace(struct cowloop_ctx *ctx, const struct dm_device *d, const char *p
 
 	if (err)
 		return err;
-	/* This program may be on the device, and its pages cannot be read while that is suspended. */
+	/* The program may be on the device, and its pages cannot be read while that is suspended. */
 	mlockall(MCL_CURRENT | MCL_FUTURE);
 	/* Without freezing a filesystem on it, which would want to write. */
 	task = new_task(DM_DEVICE_SUSPEND, d->name);

@@ -28,7 +28,7 @@ enum dm_mode {
 	DM_MODE_UNKNOWN = COWLOOP_MODE_UNKNOWN,	/* a newer module's */
 };
 
-/* What the target has counted. */
+/* The target's counters. */
 struct dm_counter {
 	char name[32];
 	u64 value;

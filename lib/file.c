@@ -53,7 +53,7 @@ int open_checked(const char *path, int flags, bool pipes)
 		return -1;
 	if (!fstat(name, &st)) {
 		if (is_right_kind(st.st_mode, pipes)) {
-			/* This leads to the same thing, whatever is at @path by now. */
+			/* /proc/self/fd leads to the same thing, whatever is at @path by now. */
 			snprintf(link, sizeof(link), "/proc/self/fd/%d", name);
 			if (!S_ISBLK(st.st_mode))
 				flags &= ~O_EXCL;

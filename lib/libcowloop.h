@@ -118,7 +118,7 @@ struct cowloop_new {
  */
 int cowloop_format(struct cowloop_ctx *ctx, const char *rdo, const char *cow, const struct cowloop_new *how);
 
-/* What a cowfile's head says. */
+/* The head of a cowfile. */
 struct cowloop_info {
 	unsigned int format;
 	enum cowloop_state state;
@@ -132,7 +132,7 @@ struct cowloop_info {
 /* Read the head of a cowfile, of any state, and check it. */
 int cowloop_info(struct cowloop_ctx *ctx, const char *cow, struct cowloop_info *info);
 
-/* What cowloop_check() calls while it reads; @data is that of this struct. Both are needed. */
+/* Callbacks of cowloop_check(), for all that it finds; @data is that of this struct. Both are needed. */
 struct cowloop_findings {
 	/* @id is one word, for programs; @text is for people, and without the name of the file. */
 	void (*fault)(void *data, const char *id, const char *text);
@@ -141,7 +141,7 @@ struct cowloop_findings {
 	void *data;
 };
 
-/* What it has found in all. */
+/* The result of cowloop_check(). */
 struct cowloop_check {
 	unsigned int format;		/* 0: not a cowfile: nothing is known but nr_faults */
 	enum cowloop_state state;

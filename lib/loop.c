@@ -111,7 +111,7 @@ static int try_attach(struct loop *l, int control, const struct file *f, bool di
 
 	config.info.lo_flags = LO_FLAGS_AUTOCLEAR | (direct ? LO_FLAGS_DIRECT_IO : 0) |
 			       (f->writable ? 0 : LO_FLAGS_READ_ONLY);
-	/* It is there before udev hears of the device, and stays as long as the file is attached. */
+	/* The mark is there before udev hears of the device, and stays as long as the file is attached. */
 	snprintf((char *)config.info.lo_file_name, LO_NAME_SIZE, LOOP_MARK "%s", f->path);
 	if (!ioctl(l->fd, LOOP_CONFIGURE, &config) && !fstat(l->fd, &st)) {
 		l->dev = st.st_rdev;

@@ -143,7 +143,7 @@ bool loop_file_is_removed(dev_t dev)
 	bool removed = n > m && !strcmp(file + n - m, mark);
 	struct stat st;
 
-	/* It may be called so. */
+	/* A file may really be called so. */
 	if (removed && loop_status(dev, &info) && !stat(file, &st) && is_file(&info, &st))
 		removed = false;
 	free(file);

@@ -74,7 +74,7 @@ static int read_link(struct cowloop_ctx *ctx, int fd, const char *path, char **t
 	struct statfs fs;
 	ssize_t n;
 
-	/* This goes by no name at all. */
+	/* A link of /proc leads to its file by no name at all. */
 	if (fstatfs(fd, &fs) || fs.f_type == PROC_SUPER_MAGIC)
 		return OK;
 	n = readlinkat(fd, "", to, sizeof(to) - 1);

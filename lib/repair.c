@@ -261,7 +261,7 @@ static int mend_details(struct cowloop_ctx *ctx, struct repair *p)
 	r = file_read(ctx, &p->c.file, 0, start, sizeof(start));
 	if (r)
 		return r;
-	/* That is mend_record()'s. */
+	/* The record of a merge is mend_record()'s. */
 	record = (const struct cow_merge_record *)(start + COW_RECORD_OFFSET);
 	keep = p->c.state == COW_MERGING || record_has_magic(record);
 	length = keep ? COW_RECORD_OFFSET : COW_V1_MAPUNIT;
