@@ -233,9 +233,9 @@ int cmd_map(struct cowloop_ctx *ctx, int argc, char **argv)
 		used += nr;
 		nr_runs++;
 	}
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, OK);
 	print_map_end(&c, used, nr_runs, runs.nr_bad);
 	cow_close(&c);
 
-	return runs.error ? runs.error : runs.nr_bad ? WRONG : OK;
+	return r ? r : runs.nr_bad ? WRONG : OK;
 }

@@ -133,6 +133,13 @@ char *advice_no_space(const char *name)
 
 /* ---- Modes ---- */
 
+static void add_reopen(struct text *t, const struct dm_device *d)
+{
+	add_close(t, d, "");
+	text_add(t, " && ");
+	add_open(t, d);
+}
+
 static void add_advice(struct text *t, const struct dm_device *d, const struct space *s)
 {
 	switch (d->mode) {
@@ -144,15 +151,11 @@ static void add_advice(struct text *t, const struct dm_device *d, const struct s
 		break;
 	case DM_MODE_RO:
 		text_add(t, "it takes no writes; to write again: ");
-		add_close(t, d, "");
-		text_add(t, " && ");
-		add_open(t, d);
+		add_reopen(t, d);
 		break;
 	case DM_MODE_CLOSED:
 		text_add(t, "it has let go of its cowfile, so what was modified cannot be read; to read it again, with the cowfile for COW: ");
-		add_close(t, d, "");
-		text_add(t, " && ");
-		add_open(t, d);
+		add_reopen(t, d);
 		break;
 	case DM_MODE_OUT_OF_SPACE:
 		text_add(t, "%s", dm_has_option(d, "queue_if_no_space") ?

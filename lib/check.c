@@ -20,6 +20,7 @@
 #include "record.h"
 #include "repair.h"
 #include "scan.h"
+#include "text.h"
 
 struct check {
 	struct cow_faults faults;
@@ -63,16 +64,14 @@ static void found_fault(struct cow_faults *faults, const char *id, const char *t
 static __attribute__((format(printf, 2, 3)))
 void note(struct check *k, const char *fmt, ...)
 {
-	char *text;
 	va_list ap;
-	int n;
+	char *text;
 
 	va_start(ap, fmt);
-	n = vasprintf(&text, fmt, ap);
+	text = text_vof(fmt, ap);
 	va_end(ap);
-	k->to->note(k->to->data, n < 0 ? fmt : text);
-	if (n >= 0)
-		free(text);
+	k->to->note(k->to->data, text ? text : fmt);
+	free(text);
 }
 
 /* ---- The bitmap ---- */
@@ -186,9 +185,7 @@ static int check_data(struct cowloop_ctx *ctx, struct check *k)
 		nr_read += nr;
 		progress_update(ctx, nr_read * c->geo.mapunit);
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	progress_end(ctx, !r);
 	free(buf);
 

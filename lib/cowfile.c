@@ -92,17 +92,15 @@ const char *cow_state_text(enum cow_state state)
 
 int cow_fault(struct cow_faults *faults, const char *id, const char *fmt, ...)
 {
-	char *text;
 	va_list ap;
-	int n;
+	char *text;
 
 	va_start(ap, fmt);
-	n = vasprintf(&text, fmt, ap);
+	text = text_vof(fmt, ap);
 	va_end(ap);
 	/* Without memory for more the word says it. */
-	faults->found(faults, id, n < 0 ? id : text);
-	if (n >= 0)
-		free(text);
+	faults->found(faults, id, text ? text : id);
+	free(text);
 
 	return WRONG;
 }
@@ -560,9 +558,10 @@ void cow_runs_start(struct cow_runs *r, const struct cowfile *c)
 	cow_map_start(&r->map, c);
 }
 
-void cow_runs_end(struct cow_runs *r)
+int cow_runs_end(struct cow_runs *r, int before)
 {
 	cow_map_end(&r->map);
+	return before ? before : r->error;
 }
 
 /* The first bit from @from on that is @set, or @nr. */
@@ -647,22 +646,23 @@ bool cow_runs_next(struct cowloop_ctx *ctx, struct cow_runs *r, u64 *first, u64 
 
 int cow_count(struct cowloop_ctx *ctx, const struct cowfile *c, u64 *used, u64 *end)
 {
-	struct cow_runs r;
+	struct cow_runs runs;
 	u64 first, nr;
+	int r;
 
 	*used = *end = 0;
-	cow_runs_start(&r, c);
-	while (cow_runs_next(ctx, &r, &first, &nr)) {
+	cow_runs_start(&runs, c);
+	while (cow_runs_next(ctx, &runs, &first, &nr)) {
 		*used += nr;
 		*end = first + nr;
 	}
-	cow_runs_end(&r);
+	r = cow_runs_end(&runs, OK);
 
-	if (!r.error && (c->state == COW_CLEAN || c->state == COW_PACKED) &&
+	if (!r && (c->state == COW_CLEAN || c->state == COW_PACKED) &&
 	    le64(c->head.cowused) != *used)
 		return error(ctx, WRONG, "%s: found cowused %llu, expected %llu, as the bitmap has; see cowsetup check.",
 			     c->file.path, le64(c->head.cowused), *used);
-	return r.error;
+	return r;
 }
 
 int cow_check_end(struct cowloop_ctx *ctx, const struct cowfile *c, u64 end)

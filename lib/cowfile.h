@@ -163,7 +163,8 @@ struct cow_runs {
 
 void cow_runs_start(struct cow_runs *r, const struct cowfile *c);
 bool cow_runs_next(struct cowloop_ctx *ctx, struct cow_runs *r, u64 *first, u64 *nr);
-void cow_runs_end(struct cow_runs *r);
+/* Returns @before, if something has failed before, or why the walk has. */
+int cow_runs_end(struct cow_runs *r, int before);
 
 /*
  * Count the units in the cowfile, *@used, and set *@end to one more than the

@@ -77,9 +77,7 @@ static int write_units(struct cowloop_ctx *ctx, const struct cowfile *c, const s
 			progress_update(ctx, done);
 		}
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	free(buf);
 	if (!r)
 		r = file_sync(ctx, rdo);
@@ -165,9 +163,7 @@ static int zero_units(struct cowloop_ctx *ctx, const struct cowfile *c)
 			progress_update(ctx, start + at);
 		}
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	progress_end(ctx, !r);
 	return r;
 }

@@ -285,6 +285,7 @@ static int refuse_truncated(struct cowloop_ctx *ctx, const struct cowfile *c)
 {
 	u64 first, nr, end = 0;
 	struct cow_runs runs;
+	int r;
 
 	cow_runs_start(&runs, c);
 	/* Where the bitmap is damaged the driver gives errors. */
@@ -292,8 +293,8 @@ static int refuse_truncated(struct cowloop_ctx *ctx, const struct cowfile *c)
 	runs.quiet = true;
 	while (cow_runs_next(ctx, &runs, &first, &nr))
 		end = first + nr;
-	cow_runs_end(&runs);
-	return runs.error ? runs.error : cow_check_end(ctx, c, end);
+	r = cow_runs_end(&runs, OK);
+	return r ? r : cow_check_end(ctx, c, end);
 }
 
 /* A loop device cannot grow with its file, so make room for all units now. A device is as long as it is. */

@@ -91,9 +91,7 @@ static int pack_units(struct cowloop_ctx *ctx, const struct cowfile *c, struct o
 		if (!r)
 			r = out_zeroes(ctx, out, nr * c->geo.mapunit - bytes);
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	free(buf);
 
 	return r;
@@ -352,9 +350,7 @@ static int unpack_units(struct cowloop_ctx *ctx, struct cowfile *c, struct in_st
 		done += nr;
 		progress_update(ctx, done * c->geo.mapunit);
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	progress_end(ctx, !r);
 	free(buf);
 

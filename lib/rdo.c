@@ -112,9 +112,7 @@ static int fingerprint_v1(struct cowloop_ctx *ctx, const struct file *rdo, const
 			r = add_sums(ctx, rdo, at, first * COW_V1_MAPUNIT, &sums);
 			at = (first + nr) * COW_V1_MAPUNIT;
 		}
-		if (!r)
-			r = runs.error;
-		cow_runs_end(&runs);
+		r = cow_runs_end(&runs, r);
 	}
 	if (!r)
 		r = add_sums(ctx, rdo, at, end, &sums);

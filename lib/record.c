@@ -236,9 +236,7 @@ static int compare_between(struct cowloop_ctx *ctx, struct comparison *cmp)
 	cow_runs_start(&runs, cmp->c);
 	while (!r && cmp->differs == SAME && cow_runs_next(ctx, &runs, &first, &nr) && first < end)
 		r = compare_run(ctx, cmp, first, min_u64(first + nr, end));
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	return r;
 }
 

@@ -81,8 +81,7 @@ static void say(const struct repair *p, const char *what, const char *fmt, va_li
 
 	if (p->quiet)
 		return;
-	if (vasprintf(&text, fmt, ap) < 0)
-		text = NULL;
+	text = text_vof(fmt, ap);
 	tell(ctx, "%s: %s: %s.", p->path, what, text ? text : fmt);
 	free(text);
 }

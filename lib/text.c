@@ -136,16 +136,22 @@ char *text_word(const char *text)
 	return word;
 }
 
-char *text_of(const char *fmt, ...)
+char *text_vof(const char *fmt, va_list ap)
 {
 	char *text;
+
+	return vasprintf(&text, fmt, ap) < 0 ? NULL : text;
+}
+
+char *text_of(const char *fmt, ...)
+{
 	va_list ap;
-	int n;
+	char *text;
 
 	va_start(ap, fmt);
-	n = vasprintf(&text, fmt, ap);
+	text = text_vof(fmt, ap);
 	va_end(ap);
-	return n < 0 ? NULL : text;
+	return text;
 }
 
 void text_add(struct text *t, const char *fmt, ...)

@@ -7,6 +7,7 @@
 #ifndef LIBCOWLOOP_TEXT_H
 #define LIBCOWLOOP_TEXT_H
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -35,6 +36,7 @@ char *text_word(const char *text);
 
 /* As asprintf(): to be freed; NULL: no memory. */
 char *text_of(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+char *text_vof(const char *fmt, va_list ap) __attribute__((format(printf, 1, 0)));
 
 /* A text that grows, all zeroes at first. */
 struct text {

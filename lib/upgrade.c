@@ -131,9 +131,7 @@ static int convert(struct cowloop_ctx *ctx, struct upgrade *up)
 		done += nr;
 		progress_update(ctx, done * COW_V1_MAPUNIT);
 	}
-	if (!r)
-		r = runs.error;
-	cow_runs_end(&runs);
+	r = cow_runs_end(&runs, r);
 	if (!r)
 		r = flush_bits(ctx, up);
 	progress_end(ctx, !r);
