@@ -70,7 +70,7 @@ size_t cow_bitmap_size(void)
 int cow_bitmap_init(struct cow_md *md)
 {
 	struct cow_bitmap *b = bitmap_of(md);
-	struct cow_layout *l = &md->layout;
+	struct cow_map_layout *l = &md->layout;
 	unsigned int i;
 
 	BUILD_BUG_ON(sizeof(struct cow_region) > 4096);
@@ -350,7 +350,7 @@ bool cow_md_changed(struct cow_md *md)
 {
 	struct cow_bitmap *b = bitmap_of(md);
 
-	/* Whoever has seen a bit must find its region queued, or taken. */
+	/* A caller that has seen a bit must find its region queued, or taken. */
 	smp_rmb();
 	if (!llist_empty(&b->changed))
 		return true;
@@ -363,7 +363,7 @@ bool cow_md_changed(struct cow_md *md)
 
 u64 cow_md_used(struct cow_md *md)
 {
-	/* Whoever changes a cowfile in use may have its bits counted once and cleared twice. */
+	/* In a cowfile that is changed while in use, bits may be counted once and cleared twice. */
 	return clamp_t(s64, atomic64_read(&bitmap_of(md)->used), 0, md->geo.nr_units);
 }
 

@@ -153,7 +153,7 @@ static bool commit_again(struct cow_commits *c, struct bio_list *bios, struct bi
 	struct cowloop *cow = c->cow;
 	bool kept;
 
-	/* Whoever has waiting end comes after this, or was there before. */
+	/* cow_end_waiting_commits() comes after this, or was there before. */
 	spin_lock_irq(&c->lock);
 	kept = cow_worth_waiting(cow, cow_md_unsure(cow->md));
 	if (kept) {

@@ -52,7 +52,7 @@ struct cow_copyups {
  * it, and so takes twice the memory of small units, but only of those that are in flight:
  * devices share the caches, one for each size of a unit, from 1 KiB on.
  */
-static struct {
+static struct unit_cache {
 	struct kmem_cache *cache;
 	unsigned int users;
 } caches[ilog2(COW_MAX_CACHED) - 10 + 1];
@@ -110,39 +110,36 @@ static void free_unit(void *element, void *pool_data)
 
 static struct kmem_cache *get_cache(unsigned int size)
 {
-	const unsigned int i = ilog2(size) - 10;
+	struct unit_cache *u = &caches[ilog2(size) - 10];
 	struct kmem_cache *cache;
 	char name[32];
 
 	mutex_lock(&caches_lock);
-	if (!caches[i].users) {
+	if (!u->users) {
 		snprintf(name, sizeof(name), "dm_cowloop_unit_%u", size);
 		/*
 		 * Some filesystems do direct I/O with nothing less than whole pages. Drivers
 		 * in userspace may have a unit copied from and to them.
 		 */
-		caches[i].cache = kmem_cache_create_usercopy(name, size + sizeof(struct cow_unit),
-							     min_t(unsigned int, size, PAGE_SIZE),
-							     0, 0, size, construct_unit);
+		u->cache = kmem_cache_create_usercopy(name, size + sizeof(struct cow_unit),
+						      min_t(unsigned int, size, PAGE_SIZE),
+						      0, 0, size, construct_unit);
 	}
-	cache = caches[i].cache;
+	cache = u->cache;
 	if (cache)
-		caches[i].users++;
+		u->users++;
 	mutex_unlock(&caches_lock);
 
 	return cache;
 }
 
-static void put_cache(struct kmem_cache *cache)
+static void put_cache(unsigned int size)
 {
-	unsigned int i;
+	struct unit_cache *u = &caches[ilog2(size) - 10];
 
 	mutex_lock(&caches_lock);
-	for (i = 0; i < ARRAY_SIZE(caches); i++)
-		if (caches[i].cache == cache && !--caches[i].users) {
-			kmem_cache_destroy(cache);
-			caches[i].cache = NULL;
-		}
+	if (!--u->users)
+		kmem_cache_destroy(u->cache);
 	mutex_unlock(&caches_lock);
 }
 
@@ -348,7 +345,7 @@ void cow_copyups_destroy(struct cowloop *cow)
 		return;
 	mempool_exit(&c->units);
 	if (c->cache)
-		put_cache(c->cache);
+		put_cache(c->size);
 	if (c->rdo_reads)
 		dm_io_client_destroy(c->rdo_reads);
 	kfree(c);

@@ -62,7 +62,7 @@ static int in_use(struct cowloop *cow, struct block_device *bdev, struct mapped_
 	return -EBUSY;
 }
 
-/* Nobody may have our cow device, which is @number, as its read-only device. */
+/* Our cow device, which is @number, may be nobody's read-only device. */
 static int check_read_only_devices(struct cowloop *cow, dev_t number)
 {
 	struct cowfile *file;
@@ -295,7 +295,7 @@ void cow_end_closing(struct cowloop *cow, bool closed)
 	mutex_unlock(&cowfiles_lock);
 
 	if (closed) {
-		/* Not even cowloop_iterate_devices() has it any more. */
+		/* After that cowloop_iterate_devices() has it no more, either. */
 		synchronize_srcu(&cow_devices_srcu);
 		dm_put_device(cow->ti, dev);
 	}
@@ -441,7 +441,7 @@ static void renew_device(struct cowloop *cow, const char *name, struct dm_dev **
 {
 	struct dm_dev *now;
 
-	/* Nothing is opened: a device that we have counted already is counted once more. */
+	/* A device that we have counted already is counted once more: nothing is opened. */
 	if (!dm_get_device(cow->ti, name, BLK_OPEN_READ, &now)) {
 		*dev = now;
 		dm_put_device(cow->ti, now);

@@ -117,7 +117,7 @@ struct cow_ways {
 	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
 };
 
-/* Who waits for whom: see dm-cowloop-send.c. */
+/* The workqueues: dm-cowloop-send.c says who waits for whom. */
 struct cow_queues {
 	struct workqueue_struct *rdo;
 	struct workqueue_struct *io;
@@ -470,9 +470,6 @@ int cow_space_create(struct cowloop *cow, void (*try_again)(struct cowloop *, st
 		     void (*waiting_is_over)(struct cowloop *));
 void cow_space_destroy(struct cowloop *cow);
 
-/* Set the first mode, before any bio comes. */
-void cow_set_first_mode(struct cowloop *cow, enum cow_mode mode);
-
 /* True if the mode was an earlier one: then an event is to be raised. */
 bool cow_change_mode(struct cowloop *cow, enum cow_mode mode);
 
@@ -483,7 +480,7 @@ void cow_set_mode(struct cowloop *cow, enum cow_mode mode);
 void cow_raise_event(struct cowloop *cow);
 void cow_flush_events(struct cowloop *cow);
 
-/* Whether a commit is owed may have changed. */
+/* The target is new, or whether a commit is owed may have changed. */
 void cow_update_map_state(struct cowloop *cow);
 
 /* The metadata could not be written, for errno @r, while @what was done. Sleeps. */

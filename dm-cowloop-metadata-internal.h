@@ -37,7 +37,7 @@ struct cow_regions;
 struct dm_buffer;
 
 /* How the bitmap is cut. Follows from the geometry. */
-struct cow_layout {
+struct cow_map_layout {
 	u32 sector_bytes;	/* bytes of bits in a bitmap sector */
 	u32 sector_units;	/* units in one */
 	u32 region_sectors;	/* bitmap sectors in a region */
@@ -49,7 +49,7 @@ struct cow_layout {
 /* An open cowfile: its rooms, and what is constant while it is open. */
 struct cow_md {
 	struct cow_geometry geo;
-	struct cow_layout layout;
+	struct cow_map_layout layout;
 	const char *name;		/* of the dm device, for messages */
 	struct block_device *cow;
 	unsigned int units_per_block;	/* of the devices; 1 if a block is no larger */

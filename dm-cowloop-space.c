@@ -74,16 +74,11 @@ static void set_map_state(struct cowloop *cow)
 	WRITE_ONCE(cow->map_bdev, cow->mode == COW_MODE_CLOSED ? NULL : cow->cow_bdev);
 }
 
-/* With the lock held, but before there are any bios. */
+/* With the lock held. */
 static void enter_mode(struct cowloop *cow, enum cow_mode mode)
 {
 	WRITE_ONCE(cow->mode, mode);
 	set_map_state(cow);
-}
-
-void cow_set_first_mode(struct cowloop *cow, enum cow_mode mode)
-{
-	enter_mode(cow, mode);
 }
 
 static bool kept_empty(struct cow_space *s)

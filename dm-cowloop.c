@@ -240,7 +240,10 @@ static int set_up(struct cowloop *cow)
 		       cow_name(cow), cow->cow_bdev);
 		cow->opt.read_only = true;
 	}
-	cow_set_first_mode(cow, cow->opt.read_only ? COW_MODE_RO : COW_MODE_RW);
+	cow_update_map_state(cow);
+	/* Nobody waits for an event yet. */
+	if (cow->opt.read_only)
+		cow_change_mode(cow, COW_MODE_RO);
 
 	return cow_copyups_create(cow, geo->mapunit);
 }
