@@ -17,6 +17,7 @@
 #include <linux/completion.h>
 #include <linux/dm-bufio.h>
 #include <linux/highmem.h>
+#include <linux/major.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/slab.h>
@@ -45,6 +46,11 @@ struct cow_blocks {
 bool cow_fua_flushes(struct block_device *cow)
 {
 	return bdev_write_cache(cow) && !bdev_fua(cow);
+}
+
+bool cow_takes_parts(struct block_device *cow)
+{
+	return cow->bd_disk->major == LOOP_MAJOR;
 }
 
 struct cow_blocks *cow_blocks_alloc(struct block_device *cow, unsigned int size)
@@ -251,8 +257,8 @@ int cow_blocks_wait(struct cow_blocks *b, int before)
 
 int cow_blocks_write(struct cow_blocks *b, struct dm_buffer *buf, bool fua)
 {
-	const blk_opf_t opf = REQ_OP_WRITE | REQ_META | REQ_SYNC | cow_write_flags(b->cow) |
-			      (fua ? REQ_FUA : 0);
+	const blk_opf_t opf = REQ_OP_WRITE | REQ_META | REQ_SYNC | (fua ? REQ_FUA : 0) |
+			      (cow_takes_parts(b->cow) ? REQ_NOMERGE : 0);
 	void *data = dm_bufio_get_block_data(buf);
 	struct page *page = NULL;
 	struct cow_write *w;

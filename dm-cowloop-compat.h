@@ -138,39 +138,4 @@ static inline bool cow_hides_no_space(struct block_device *bdev)
 #endif
 }
 
-/*
- * Loop devices take a write for done when the filesystem, being full, has taken the
- * beginning of it only: with direct I/O, if the filesystem does buffered I/O instead,
- * as tmpfs does since 6.6, and since 6.15 without it, too. What is certain to be
- * taken as a whole, or not at all, is what lies within 4 KiB of the file, which are
- * a page and a block in most cases: so many sectors, or 0 if all is well.
- */
-static inline unsigned int cow_write_sectors(struct block_device *bdev)
-{
-#ifdef COWLOOP_LOOP_WRITES_ALL
-	return 0;
-#else
-	return bdev->bd_disk->major == LOOP_MAJOR ? 4096 >> SECTOR_SHIFT : 0;
-#endif
-}
-
-static inline bool cow_takes_parts(struct block_device *bdev)
-{
-#ifdef COWLOOP_LOOP_WRITES_ALL
-	return false;
-#else
-	return cow_write_sectors(bdev);
-#endif
-}
-
-/*
- * Flags that writes to a cow device need. In either kind of loop device the error
- * of one bio may be lost if another one is in the same request: so each gets a
- * request of its own.
- */
-static inline blk_opf_t cow_write_flags(struct block_device *bdev)
-{
-	return cow_hides_no_space(bdev) || cow_write_sectors(bdev) ? REQ_NOMERGE : 0;
-}
-
 #endif /* DM_COWLOOP_COMPAT_H */

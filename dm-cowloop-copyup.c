@@ -211,13 +211,13 @@ static void send_store(struct cow_unit *unit, size_t size, blk_opf_t flags)
 
 	/* dm-io, which reads the unit, would not tell when the cow device is out of space. */
 	bio_init(store, cow->cow_bdev, &unit->vec, 1,
-		 REQ_OP_WRITE | cow->ways.flags | (flags & (REQ_SYNC | REQ_META | REQ_PRIO)));
+		 REQ_OP_WRITE | (flags & (REQ_SYNC | REQ_META | REQ_PRIO)));
 	store->bi_iter.bi_sector = cow->layout.data_sector +
 				   cow_unit_start(cow, unit->io->entry.unit);
 	store->bi_end_io = unit_stored;
 	/* The memory is contiguous, and so one vector, however large. */
 	__bio_add_page(store, virt_to_page(unit->data), size, offset_in_page(unit->data));
-	if (likely(!cow->ways.sectors))
+	if (likely(!cow->ways.in_pieces))
 		submit_bio_noacct(store);
 	else
 		cow_submit_write(cow, store);

@@ -33,6 +33,12 @@
  */
 #define COW_TRACK_SECTORS	2048
 
+/*
+ * A page and a block in most filesystems: a write within so many of a file is taken as
+ * a whole, or fails. Units begin at a multiple of this in the cowfile.
+ */
+#define COW_PIECE_SECTORS	(4096 >> SECTOR_SHIFT)
+
 /* How long changed bits wait for a flush before they are committed anyway. */
 #define COW_COMMIT_DELAY	(5 * HZ)
 
@@ -70,6 +76,7 @@ struct cow_options {
 	bool read_only;
 	bool queue_if_no_space;
 	bool no_discard_passdown;
+	bool whole_writes;
 	u64 limit;		/* units */
 	u64 low_water;		/* units */
 	u64 reserve;		/* units */
@@ -112,8 +119,8 @@ struct cow_layout {
 
 /* How the cow device is to be written, constant. */
 struct cow_ways {
-	blk_opf_t flags;		/* cow_write_flags() */
-	unsigned int sectors;		/* cow_write_sectors() */
+	bool in_pieces;			/* but for those that it takes whole */
+	bool whole_blocks;		/* it takes writes of whole COW_PIECE_SECTORS so */
 	bool zero_needs_commit;		/* format 1: repair can't tell zeroes from a hole */
 };
 
@@ -134,14 +141,20 @@ struct cow_unit;
 struct cow_discards;
 struct cow_devices;
 
+/* What map decides on alone. */
+struct cow_map_state {
+	blk_opf_t opf;			/* not bios with one of them */
+	blk_opf_t whole_opf;		/* likewise, for those that the cow device takes whole */
+	struct block_device *bdev;	/* the cow device; NULL in mode closed */
+};
+
 /* A target: what reads and rewrites need comes first, then what first writes need. */
 struct cowloop {
 	struct cow_map map;
 	struct cow_stats __percpu *stats;
-	blk_opf_t state_opf;		/* bios with one of them are not for map alone */
+	struct cow_map_state state;	/* the space room's */
 	struct cow_layout layout;
 	struct block_device *rdo_bdev;
-	struct block_device *map_bdev;	/* the cow device for map alone; NULL in mode closed */
 
 	enum cow_mode mode;		/* the space room's */
 	bool owes_commit;		/* the space room's: cow_md_owes_commit() */
@@ -395,6 +408,14 @@ static inline bool cow_is_error(blk_status_t status)
 	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
 }
 
+/* Whether the cow device takes a bio, at @sector of it, as a whole, or fails it. Any context. */
+static inline bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector)
+{
+	return !cow->ways.in_pieces || bio_op(bio) != REQ_OP_WRITE ||
+	       (cow->ways.whole_blocks &&
+		IS_ALIGNED(sector | bio_sectors(bio), COW_PIECE_SECTORS));
+}
+
 /* A first write has failed: maybe for want of space, which some devices can't tell? */
 static inline bool cow_may_lack_space(struct cowloop *cow, blk_status_t status)
 {
@@ -451,11 +472,11 @@ void cow_send_to_rdo(struct cowloop *cow, struct bio *bio);
 struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sectors);
 
 /*
- * Some cow devices may take a write in part: it is sent to them in pieces, of which each is
- * taken, or not. cow_send_in_pieces() is for map, and returns what map is to return;
- * cow_submit_write() sleeps. Both are for a write that has been remapped.
+ * Some cow devices may take a write in part, see cow_takes_parts(): with ways.in_pieces it
+ * is sent to them in pieces, of which each is taken, or not. cow_send_in_pieces() is for
+ * map, and returns what map is to return; cow_submit_write() sleeps. Both are for a write
+ * that has been remapped.
  */
-bool cow_in_pieces(struct cowloop *cow, struct bio *bio);
 int cow_send_in_pieces(struct cowloop *cow, struct bio *bio);
 void cow_submit_write(struct cowloop *cow, struct bio *bio);
 

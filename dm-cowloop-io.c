@@ -157,7 +157,6 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 		bio->bi_opf |= REQ_NOUNMAP;
 		fallthrough;
 	case REQ_OP_WRITE:
-		bio->bi_opf |= cow->ways.flags;
 		return cow_accept_and_map(cow, bio, cow_lookup_now(cow, unit, nr));
 	case REQ_OP_DISCARD:
 		return cow_map_discard(cow, bio);
@@ -168,9 +167,11 @@ static noinline int map_with_state(struct cowloop *cow, struct bio *bio)
 
 /*
  * Reads, and rewrites of whatever is in the cowfile, are decided on here, without a
- * lock. This is all that most bios see of us, so instructions count.
+ * lock. This is all that most bios see of us, so instructions count. Bios with one of
+ * *@opf are left to @otherwise.
  */
-int cowloop_map(struct dm_target *ti, struct bio *bio)
+static __always_inline int map_alone(struct dm_target *ti, struct bio *bio, const blk_opf_t *opf,
+				     int (*otherwise)(struct cowloop *cow, struct bio *bio))
 {
 	struct cowloop *cow = ti->private;
 	struct block_device *bdev;
@@ -180,9 +181,9 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 
 	/* See drain() in dm-cowloop-sync.c. */
 	rcu_read_lock_sched();
-	if (unlikely(bio->bi_opf & READ_ONCE(cow->state_opf))) {
+	if (unlikely(bio->bi_opf & READ_ONCE(*opf))) {
 		rcu_read_unlock_sched();
-		return map_with_state(cow, bio);
+		return otherwise(cow, bio);
 	}
 	bio->bi_iter.bi_sector = dm_target_offset(ti, bio->bi_iter.bi_sector);
 	first = cow_sector_to_unit(cow, bio->bi_iter.bi_sector);
@@ -190,7 +191,7 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 	where = first == last ? cow_lookup(&cow->map, first) :
 				lookup_all(cow, first, last - first + 1);
 	if (where == COW_IN_COW) {
-		bdev = READ_ONCE(cow->map_bdev);
+		bdev = READ_ONCE(cow->state.bdev);
 		if (likely(bdev)) {
 			flight = COW_FLIGHT_READS + op_is_write(bio->bi_opf);
 			__this_cpu_inc(cow->stats->begun[flight]);
@@ -210,6 +211,28 @@ int cowloop_map(struct dm_target *ti, struct bio *bio)
 	if (where == COW_IN_RDO && is_whole(cow, bio))
 		return cow_accept_whole(cow, bio);
 	return map_by_runs(cow, bio);
+}
+
+static noinline int map_whole(struct cowloop *cow, struct bio *bio)
+{
+	return map_alone(cow->ti, bio, &cow->state.whole_opf, map_with_state);
+}
+
+/* Where the cow device takes parts of writes, but this one as a whole, it is like any other. */
+static noinline int map_other(struct cowloop *cow, struct bio *bio)
+{
+	const sector_t sector = dm_target_offset(cow->ti, bio->bi_iter.bi_sector);
+
+	if (cow->ways.whole_blocks && cow_is_taken_whole(cow, bio, sector))
+		return map_whole(cow, bio);
+	return map_with_state(cow, bio);
+}
+
+int cowloop_map(struct dm_target *ti, struct bio *bio)
+{
+	struct cowloop *cow = ti->private;
+
+	return map_alone(ti, bio, &cow->state.opf, map_other);
 }
 
 /* ---- End of I/O ---- */

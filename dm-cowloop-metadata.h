@@ -329,6 +329,14 @@ bool cow_md_unsure(struct cow_md *md);
 bool cow_fua_flushes(struct block_device *cow);
 
 /*
+ * Whether @cow may take a part of a write, and say that it has taken all. Loop devices do
+ * when the filesystem is full, and has room for the beginning of the write only: those with
+ * direct I/O where the filesystem does buffered I/O instead, which some do for some
+ * files or some writes; and since 6.15 those without it, too. Any context.
+ */
+bool cow_takes_parts(struct block_device *cow);
+
+/*
  * Units whose bits have been set, and cleared, but are not so on disk. Nothing may be in
  * flight that changes bits. Sleeps, does I/O. Returns 0, or a negative errno if the bitmap
  * can't be read.

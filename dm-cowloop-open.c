@@ -268,7 +268,7 @@ static unsigned int choose_block_size(const struct cow_md_args *args,
 	/* A format 1 cowfile may end with its bitmap, which is no multiple of 4096. */
 	if (round_up(geo->moffset + geo->mapsize, size) > cow_bdev_bytes(args->cow))
 		size = max(COW_V1_MAPUNIT, lbs);
-	/* In a partition a block may lie in two pages of the file: see cow_write_sectors(). */
+	/* In a partition a block may lie in two pages of the file: see cow_takes_parts(). */
 	if (get_start_sect(args->cow) % (size >> SECTOR_SHIFT) && cow_takes_parts(args->cow))
 		size = lbs;
 	return size;

@@ -49,7 +49,7 @@ struct cow_sender {
 	struct work_struct rdo_work;
 
 	struct bio_set splits;		/* of deferred reads */
-	struct bio_set pieces;		/* of writes, with ways.sectors */
+	struct bio_set pieces;		/* of writes, with ways.in_pieces */
 };
 
 /* ---- Deferred bios ---- */
@@ -143,27 +143,24 @@ struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sector
 /* ---- Cow devices that may take a write in part ---- */
 
 /* The sectors up to where a piece of a write to the cow device ends. */
-static unsigned int piece_sectors(struct cowloop *cow, struct bio *bio)
+static unsigned int piece_sectors(struct bio *bio)
 {
-	const sector_t sector = bio->bi_iter.bi_sector + get_start_sect(bio->bi_bdev);
+	const sector_t start = bio->bi_iter.bi_sector + get_start_sect(bio->bi_bdev);
 
-	return cow->ways.sectors - (sector & (cow->ways.sectors - 1));
-}
-
-bool cow_in_pieces(struct cowloop *cow, struct bio *bio)
-{
-	return cow->ways.sectors && bio_op(bio) == REQ_OP_WRITE &&
-	       bio_sectors(bio) > piece_sectors(cow, bio);
+	return COW_PIECE_SECTORS - (start & (COW_PIECE_SECTORS - 1));
 }
 
 void cow_submit_write(struct cowloop *cow, struct bio *bio)
 {
-	while (cow_in_pieces(cow, bio)) {
-		struct bio *piece = bio_split(bio, piece_sectors(cow, bio), GFP_NOIO,
-					      &cow->sender->pieces);
+	if (!cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector)) {
+		bio->bi_opf |= REQ_NOMERGE;
+		while (bio_sectors(bio) > piece_sectors(bio)) {
+			struct bio *piece = bio_split(bio, piece_sectors(bio), GFP_NOIO,
+						      &cow->sender->pieces);
 
-		bio_chain(piece, bio);
-		submit_bio_noacct(piece);
+			bio_chain(piece, bio);
+			submit_bio_noacct(piece);
+		}
 	}
 	submit_bio_noacct(bio);
 }
@@ -178,6 +175,13 @@ static void submit_write_later(struct work_struct *work)
 
 int cow_send_in_pieces(struct cowloop *cow, struct bio *bio)
 {
+	if (cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector))
+		return DM_MAPIO_REMAPPED;
+	/* The pieces would be one request again, and one write. */
+	bio->bi_opf |= REQ_NOMERGE;
+	if (bio_sectors(bio) <= piece_sectors(bio))
+		return DM_MAPIO_REMAPPED;
+
 	/* Not all the pieces could be had in map, which submits none before it returns. */
 	cow_let_wait(bio);
 	cow_queue_bio(cow, bio, cow->queues.io, submit_write_later);

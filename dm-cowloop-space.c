@@ -58,20 +58,21 @@ struct cow_space {
 /*
  * Bios that map does not decide on alone: all but reads and writes; in general
  * those that have to do with durability, or are polled and the rest of another
- * one; and all writes, where they are refused, held back, or may have to be kept, or
- * where it matters whether a rewrite finds space. With the lock held.
+ * one; and all writes, where they are refused, held back, may have to be kept, or to be
+ * sent in pieces, or where it matters whether a rewrite finds space. With the lock held.
  */
 static void set_map_state(struct cowloop *cow)
 {
 	blk_opf_t opf = REQ_PREFLUSH | REQ_FUA | REQ_DRV | (REQ_OP_MASK & ~REQ_OP_WRITE);
 	const bool owes = cow_md_owes_commit(cow->md);
 
-	if (cow->mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || cow->ways.flags ||
-	    owes || cow->space->lacks & BIT(COW_LACK_REWRITE))
+	if (cow->mode > COW_MODE_OUT_OF_SPACE || cow->opt.queue_if_no_space || owes ||
+	    cow->space->lacks & BIT(COW_LACK_REWRITE))
 		opf |= REQ_OP_WRITE;
 	WRITE_ONCE(cow->owes_commit, owes);
-	WRITE_ONCE(cow->state_opf, opf);
-	WRITE_ONCE(cow->map_bdev, cow->mode == COW_MODE_CLOSED ? NULL : cow->cow_bdev);
+	WRITE_ONCE(cow->state.whole_opf, opf);
+	WRITE_ONCE(cow->state.opf, opf | (cow->ways.in_pieces ? REQ_OP_WRITE : 0));
+	WRITE_ONCE(cow->state.bdev, cow->mode == COW_MODE_CLOSED ? NULL : cow->cow_bdev);
 }
 
 /* With the lock held. */

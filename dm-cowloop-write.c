@@ -18,7 +18,7 @@
 static int write_to_cow(struct cowloop *cow, struct bio *bio)
 {
 	cow_remap_to_cow(cow, bio);
-	if (likely(!cow->ways.sectors) || !cow_in_pieces(cow, bio))
+	if (likely(!cow->ways.in_pieces))
 		return DM_MAPIO_REMAPPED;
 	return cow_send_in_pieces(cow, bio);
 }

@@ -106,6 +106,7 @@ static const struct cow_option {
 	  offsetof(struct cow_options, queue_if_no_space) },
 	{ "no_discard_passdown", COW_OPTION_FLAG,
 	  offsetof(struct cow_options, no_discard_passdown) },
+	{ "whole_writes", COW_OPTION_FLAG, offsetof(struct cow_options, whole_writes) },
 };
 
 /* Set the option that @arg is about, if it is this one: 1 if so, 0 if not, else -EINVAL. */
@@ -231,8 +232,9 @@ static int set_up(struct cowloop *cow)
 		.units_end = geo->rdo_sectors,
 	};
 	cow->ways = (struct cow_ways) {
-		.flags = cow_write_flags(cow->cow_bdev),
-		.sectors = cow_write_sectors(cow->cow_bdev),
+		.in_pieces = cow_takes_parts(cow->cow_bdev),
+		.whole_blocks = cow->opt.whole_writes && cow_takes_parts(cow->cow_bdev) &&
+				IS_ALIGNED(get_start_sect(cow->cow_bdev), COW_PIECE_SECTORS),
 		.zero_needs_commit = geo->format == 1,
 	};
 	if (!cow->opt.read_only && cow_md_must_be_read_only(cow->md)) {
@@ -278,6 +280,8 @@ static void free_cowloop(struct cowloop *cow)
  * reserve:<units>   how many of the limit are for filesystems' own blocks only
  * queue_if_no_space keep writes that find no space until there is some
  * no_discard_passdown  keep the space of discarded units in the cow device
+ * whole_writes      the cow device, a loop device, takes a write of whole 4096-byte blocks
+ *                   as a whole, or fails it: such writes are not cut
  */
 static int cowloop_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 {
