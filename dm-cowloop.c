@@ -576,7 +576,7 @@ static void cowloop_io_hints(struct dm_target *ti, struct queue_limits *limits)
 
 static struct target_type cowloop_target = {
 	.name = "cowloop",
-	.version = {1, 1, 2},
+	.version = {1, 1, 3},
 	.features = DM_TARGET_NOWAIT,
 	.module = THIS_MODULE,
 	.ctr = cowloop_ctr,

@@ -39,17 +39,35 @@ static int parse_mapunit(struct cowloop_ctx *ctx, const char *text)
 	return OK;
 }
 
+/* The place of a word among @words, of which the last is NULL; -1: it is none of them. */
+static int find_word(const char *const *words, const char *text)
+{
+	for (int i = 0; words[i]; i++)
+		if (!strcmp(text, words[i]))
+			return i;
+	return -1;
+}
+
 static int parse_compress(struct cowloop_ctx *ctx, const char *text)
 {
-	static const char *const types[] = { "none", "gzip", "zstd", "cowpack" };
+	static const char *const types[] = { "none", "gzip", "zstd", "cowpack", NULL };
+	const int type = find_word(types, text);
 
-	for (unsigned int i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
-		if (!strcmp(text, types[i])) {
-			opt.compress = i;
-			return OK;
-		}
-	}
-	return error(ctx, USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
+	if (type < 0)
+		return error(ctx, USAGE, "--compress %s: it must be none, gzip, zstd or cowpack.", text);
+	opt.compress = type;
+	return OK;
+}
+
+static int parse_rdo_cache(struct cowloop_ctx *ctx, const char *text)
+{
+	static const char *const whens[] = { "auto", "always", "never", NULL };
+	const int when = find_word(whens, text);
+
+	if (when < 0)
+		return error(ctx, USAGE, "--rdo-cache %s: it must be auto, always or never.", text);
+	opt.open.rdo_cache = when;
+	return OK;
 }
 
 static int parse_frequency(struct cowloop_ctx *ctx, const char *text)
@@ -136,6 +154,8 @@ static const struct option {
 	  C(OPEN), FLAG(open.queue) },
 	{ "rdo", 0, "RDO", "The read-only device of the cowfile",
 	  C(CHECK) | C(UPGRADE), TEXT(rdo) },
+	{ "rdo-cache", 0, "WHEN", "Keep what is read of an image in the page cache: auto (when several devices are over it), always or never",
+	  C(OPEN), .parse = parse_rdo_cache },
 	{ "rdo-spec", 0, "SPEC", "Where to find the read-only device: UUID=, LABEL=, PARTUUID=, PARTLABEL= or a path",
 	  C(FORMAT) | C(OPEN) | C(UPGRADE), TEXT(open.new.rdo_spec) },
 	{ "read-only", 'r', NULL, "Open for reading only; nothing is written to the cowfile",

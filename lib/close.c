@@ -21,6 +21,7 @@
 #include "loop.h"
 #include "lost.h"
 #include "monitor.h"
+#include "share.h"
 #include "sysfs.h"
 
 /* ---- sync ---- */
@@ -75,7 +76,7 @@ static int refuse_busy_loop(struct cowloop_ctx *ctx, const struct dm_device *d, 
 	char *path, *user;
 	int r = OK;
 
-	if (!loop_autoclear(loop))
+	if (!loop_autoclear(loop) || dev_is_shared(loop, d->dev))
 		return OK;
 	holders_find_device(&h, loop, HOLDERS_USES);
 	holders_drop(&h, d->dev);
@@ -176,6 +177,7 @@ static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, cons
 {
 	char *rdo_file, *cow_file;
 	bool rdo_autoclear, cow_autoclear, monitored = false;
+	struct stat image;
 	int err, r;
 
 	/* A user that is here to stay is not waited for. */
@@ -193,7 +195,7 @@ static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, cons
 	warn_cut(ctx, d);
 
 	rdo_file = loop_file(d->rdo);
-	rdo_autoclear = loop_autoclear(d->rdo);
+	rdo_autoclear = rdo_file && loop_autoclear(d->rdo) && loop_backing(d->rdo, &image);
 	cow_file = dm_has_cow(d) ? loop_file(d->cow) : NULL;
 	cow_autoclear = cow_file && loop_autoclear(d->cow);
 	/* Before it goes, or dmeventd logs an error; but a device in use stays for now, with --deferred. */
@@ -208,6 +210,8 @@ static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, cons
 		r = refuse_busy(ctx, d, err);
 	} else if (!dm_name_exists(d->name)) {
 		r = wait_for_loop(ctx, d->rdo, rdo_file, rdo_autoclear);
+		if (!r && rdo_autoclear)
+			loop_unshare(&image);
 		if (!r)
 			r = wait_for_loop(ctx, d->cow, cow_file, cow_autoclear);
 	}

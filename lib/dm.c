@@ -152,6 +152,17 @@ int dm_check_kernel(struct cowloop_ctx *ctx)
 		     DM_TARGET);
 }
 
+bool dm_target_has(unsigned int major_nr, unsigned int minor_nr, unsigned int patch)
+{
+	struct dm_task *task = new_task(DM_DEVICE_GET_TARGET_VERSION, DM_TARGET);
+	const struct dm_versions *v = run(task) ? NULL : dm_task_get_versions(task);
+	const bool has = v && (v->version[0] << 20 | v->version[1] << 10 | v->version[2]) >=
+			      (major_nr << 20 | minor_nr << 10 | patch);
+
+	end_task(task);
+	return has;
+}
+
 char *dm_loaded_version(struct cowloop_ctx *ctx)
 {
 	struct dm_versions *v;

@@ -99,6 +99,9 @@ int dm_check_kernel(struct cowloop_ctx *ctx);
 /* The version of the target, a text to be freed; NULL if it isn't loaded, and it stays so. */
 char *dm_loaded_version(struct cowloop_ctx *ctx);
 
+/* Is the target that is loaded of this version, or newer? */
+bool dm_target_has(unsigned int major_nr, unsigned int minor_nr, unsigned int patch);
+
 /* A name that device-mapper takes? Prints why not. */
 int dm_check_name(struct cowloop_ctx *ctx, const char *name);
 

@@ -202,6 +202,13 @@ int cowloop_upgrade(struct cowloop_ctx *ctx, const char *cow, const char *rdo, c
 
 /* ---- Devices ---- */
 
+/* Whether what is read of an image, a file, is kept in the page cache, for all devices over it. */
+enum cowloop_cache {
+	COWLOOP_CACHE_AUTO,	/* as soon as there is more than one */
+	COWLOOP_CACHE_ALWAYS,
+	COWLOOP_CACHE_NEVER,
+};
+
 struct cowloop_open {
 	/* Of a missing or blank cowfile; with one that is there, format and mapunit must agree. */
 	struct cowloop_new new;
@@ -213,6 +220,7 @@ struct cowloop_open {
 	__u64 limit;		/* of what is written into the cowfile; 0: none */
 	__u64 reserve;		/* of the limit: for filesystems' own blocks */
 	__u64 low_water;	/* raise an event when so little of the limit is left */
+	enum cowloop_cache rdo_cache;
 };
 
 /*

@@ -21,16 +21,22 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/fs.h>
 #include <linux/loop.h>
+#include <linux/magic.h>
 #include <linux/major.h>
 
 #include "sysfs.h"
 
 /* A direct read of so much, so aligned, suits any file and any device that can be used. */
 #define DIRECT_READ	4096
+
+/* The target's option whole_writes is about writes of whole blocks of so many bytes. */
+#define WHOLE_BLOCK	4096
 
 /* ---- What sysfs says ---- */
 
@@ -61,7 +67,7 @@ bool loop_wait_gone(dev_t dev, const char *file)
 		if (i)
 			nanosleep(&pause, NULL);
 		now = loop_file(dev);
-		gone = !now || strcmp(now, file);
+		gone = !now || strcmp(now, file) || dev_is_shared(dev, 0);
 		free(now);
 	}
 	return gone;
@@ -135,10 +141,10 @@ static int explain(struct cowloop_ctx *ctx, int control, const struct file *f)
 	return error_errno(ctx, "%s: cannot be attached to a loop device", f->path);
 }
 
-int loop_attach(struct cowloop_ctx *ctx, struct loop *l, const struct file *f)
+int loop_attach(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, enum loop_io io)
 {
 	const struct timespec pause = { .tv_nsec = 10 * 1000 * 1000 };
-	const bool direct = can_read_direct(f);
+	const bool direct = io == LOOP_DIRECT && can_read_direct(f);
 	int control, r = -1;
 
 	*l = LOOP_CLOSED;
@@ -168,4 +174,47 @@ void loop_close(struct loop *l)
 	if (l->fd >= 0)
 		close(l->fd);
 	l->fd = -1;
+}
+
+/* ---- Writes that are taken whole ---- */
+
+/*
+ * The file has direct I/O, for blocks of @block bytes. The kernel says so for ext4 and xfs, and
+ * knows of what has it do buffered I/O all the same: data=journal, encryption. DAX is another way.
+ */
+static bool has_direct_blocks(const struct file *f, unsigned int block)
+{
+	struct statx st;
+
+	return !statx(f->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) && st.stx_mask & STATX_DIOALIGN &&
+	       st.stx_dio_offset_align && st.stx_dio_offset_align <= block &&
+	       !(st.stx_attributes & STATX_ATTR_DAX);
+}
+
+/*
+ * A loop device takes a short write for a whole one, as it is when the filesystem is full and
+ * has room for its beginning. Direct I/O of whole blocks is never short on these filesystems:
+ * where they lack space in the midst of it, it fails. Buffered I/O may be short, and is what
+ * they fall back to: btrfs for a file with checksums; ext4 for one without extents, which it
+ * has from ext2 or ext3; xfs for parts of blocks that a copy shares.
+ */
+bool loop_takes_whole(const struct loop *l, const struct file *f)
+{
+	struct loop_info64 info;
+	struct statfs fs;
+	int flags;
+
+	if (ioctl(l->fd, LOOP_GET_STATUS64, &info) || !(info.lo_flags & LO_FLAGS_DIRECT_IO) ||
+	    fstatfs(f->fd, &fs) || fs.f_bsize > WHOLE_BLOCK || ioctl(f->fd, FS_IOC_GETFLAGS, &flags))
+		return false;
+	switch (fs.f_type) {
+	case EXT4_SUPER_MAGIC:
+		return flags & FS_EXTENT_FL && has_direct_blocks(f, WHOLE_BLOCK);
+	case XFS_SUPER_MAGIC:
+		return has_direct_blocks(f, WHOLE_BLOCK);
+	case BTRFS_SUPER_MAGIC:
+		return flags & FS_NOCOW_FL;
+	default:
+		return false;
+	}
 }

@@ -35,6 +35,7 @@
 #include "open.h"
 #include "rdo.h"
 #include "repair.h"
+#include "share.h"
 #include "size.h"
 #include "text.h"
 
@@ -385,10 +386,16 @@ static int attach(struct cowloop_ctx *ctx, struct opening *o)
 	int r = OK;
 
 	if (!o->rdo.block)
-		r = loop_attach(ctx, &o->rdo_loop, &o->rdo);
+		r = loop_share(ctx, &o->rdo_loop, &o->rdo, o->how->rdo_cache);
 	if (!r && (!o->c.file.block || needs_small_blocks(ctx, o)))
-		r = loop_attach(ctx, &o->cow_loop, &o->c.file);
+		r = loop_attach(ctx, &o->cow_loop, &o->c.file, LOOP_DIRECT);
 	return r;
+}
+
+/* Can the target be told that the file takes whole blocks as a whole? One that is older cuts all writes. */
+static bool takes_whole(const struct opening *o)
+{
+	return o->cow_loop.fd >= 0 && loop_takes_whole(&o->cow_loop, &o->c.file) && dm_target_has(1, 1, 3);
 }
 
 /* The table's options, *@options, to be freed, if they can be what was asked for. */
@@ -405,6 +412,8 @@ static int table_options(struct cowloop_ctx *ctx, const struct opening *o, char 
 			     size_text(how->reserve), size_text(how->limit));
 	text_add(&t, "%s%s%s", how->read_only ? "read_only" : "", how->queue ? " queue_if_no_space" : "",
 		 how->no_passdown ? " no_discard_passdown" : "");
+	if (!how->read_only && takes_whole(o))
+		text_add(&t, " whole_writes");
 	if (how->limit)
 		text_add(&t, " limit:%llu", how->limit / unit);
 	if (how->reserve)
@@ -507,14 +516,19 @@ static int create(struct cowloop_ctx *ctx, struct opening *o)
 
 static void drop_loop(struct loop *l)
 {
+	struct stat backing;
+	bool known;
 	char *file;
 
 	if (l->fd < 0)
 		return;
 	file = loop_file(l->dev);
+	known = loop_backing(l->dev, &backing);
 	loop_close(l);
 	if (file)
 		loop_wait_gone(l->dev, file);
+	if (known)
+		loop_unshare(&backing);
 	free(file);
 }
 

@@ -83,7 +83,7 @@ static int exchange_loop(struct cowloop_ctx *ctx, const struct dm_device *d, con
 {
 	char *options = read_only_options(d), *params, *said;
 	struct loop l;
-	int err, r = loop_attach(ctx, &l, f);
+	int err, r = loop_attach(ctx, &l, f, LOOP_DIRECT);
 
 	if (!r) {
 		params = options ? dm_params(d->rdo, l.dev, options) : NULL;

@@ -143,18 +143,23 @@ bool dev_stands_on_cowloop(dev_t dev)
 	return stands_on_cowloop(dev, 0);
 }
 
-static bool has_cowloop_holder(dev_t dev)
+/* Is it a part of a cowloop device other than @but? */
+static bool has_cowloop_holder(dev_t dev, dev_t but)
 {
 	struct dirent *entry;
 	char path[64], name[280];
 	bool found = false;
+	dev_t holder;
 	DIR *dir;
 
 	snprintf(path, sizeof(path), "/sys/dev/block/%u:%u/holders", major(dev), minor(dev));
 	dir = opendir(path);
 	while (dir && !found && (entry = readdir(dir))) {
+		if (entry->d_name[0] == '.')
+			continue;
 		snprintf(name, sizeof(name), "holders/%s/dev", entry->d_name);
-		found = entry->d_name[0] != '.' && dev_is_cowloop(number_attribute(dev, name));
+		holder = number_attribute(dev, name);
+		found = holder != but && dev_is_cowloop(holder);
 	}
 	if (dir)
 		closedir(dir);
@@ -165,7 +170,12 @@ bool dev_is_part_of_cowloop(dev_t dev)
 {
 	const dev_t disk = dev_disk(dev);
 
-	return has_cowloop_holder(dev) || (disk && has_cowloop_holder(disk));
+	return has_cowloop_holder(dev, 0) || (disk && has_cowloop_holder(disk, 0));
+}
+
+bool dev_is_shared(dev_t dev, dev_t with)
+{
+	return has_cowloop_holder(dev, with);
 }
 
 /* A device's name in the kernel: "dm-3"; to be freed, or NULL. */

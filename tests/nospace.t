@@ -11,6 +11,11 @@
 . /cowloop/tests/lib.sh
 cd /tmp || exit 1
 
+ONLY=
+case ${1:-} in
+ONLY=*) ONLY=${1#*=} ;; # one of the kinds below: ONLY='ext2 on'
+esac
+
 modprobe brd rd_nr=4 rd_size=$((512 * 1024))
 UNITS=3072
 dmsetup create rdo --table "0 $((UNITS * 8)) linear /dev/ram0 0"
@@ -28,11 +33,13 @@ part() {
 }
 open() { cowopen t $rdo "$cow" "$@" || { diag "$(dmesg | tail -n 3)"; echo 'Bail out! no device'; exit 1; }; }
 
-# fill: writes from unit 0 on until there is no space, not even for one unit more; $end is the first that has none
+# fill: writes of several sizes, of which none is in two MiB, from unit 0 on until there is no space, not even for one
+# unit more; $end is the first that has none
 fill() {
-	end=0
-	for count in 256 16 1; do
-		while [ $((end + count)) -le $total ] && out=$(put $end $count 2>&1); do
+	end=0 mib=$((1048576 / unit_size))
+	for size in $((mib * 5 / 9)) $((mib / 19 + 1)) 1; do
+		while count=$size left=$((mib - end % mib)) && { [ $count -le $left ] || count=$left; } &&
+			[ $((end + count)) -le $total ] && out=$(put $end $count 2>&1); do
 			end=$((end + count))
 		done
 	done
@@ -43,12 +50,15 @@ full() {
 	name=$1
 	shift
 	unit_size=4096 total=$UNITS
-	case " $* " in *' format:1 '*) unit_size=1024 total=$((UNITS * 4)) ;; esac
+	case " $* " in
+	*' format:1 '*) unit_size=1024 total=$((UNITS * 4)) ;;
+	*' mapunit:65536 '*) unit_size=65536 total=$((UNITS / 16)) ;;
+	esac
 	cp base.model model
 	open "$@"
 	fill
 	like "$out" 'ENOSPC' "$name: full after $end units of $total"
-	ok $((end < 100 || end > total - 100)) "$name: which is some and not all"
+	ok $((end < total / 30 || end > total - total / 30)) "$name: which is some and not all"
 	is "$(cowstat t used mode)" "$end out_of_space" "$name: they are used, mode out_of_space"
 	no_space "$name: no space for the next unit" put "$end"
 	no_space "$name: nor for a part of it" part "$end"
@@ -57,10 +67,12 @@ full() {
 	like "$(blkdiscard --zeroout -o $((end * unit_size)) -l 64K $dev 2>&1)" 'No space left' "$name: nor for zeroes"
 	runs "$name: a rewrite" put 0 64
 	runs "$name: rewrites of parts" part 70
-	runs "$name: with FUA" put 80 1 --fua
+	runs "$name: with FUA" put $((end - 1)) 1 --fua
 	runs "$name: a flush" cowtest io $dev --flush
 	runs "$name: sync" dmsetup message t 0 sync
 	is "$(cowstat t used state mode)" "$end clean out_of_space" "$name: nothing more is used"
+	# what the cowfile really has
+	echo 3 >/proc/sys/vm/drop_caches
 	runs "$name: all is right" cowtest verify $dev --model model
 	runs "$name: it can be closed" dmsetup remove t
 	open
@@ -93,41 +105,55 @@ writes_on() {
 
 # --- Data ---------------------------------------------------------------------------------------------------
 
+# wanted NAME: ONLY one of them may be
+wanted() { [ -z "$ONLY" ] || [ "$ONLY" = "$1" ]; }
+
 cow=/dev/mapper/cow
-dmsetup create cow --table '0 8195 linear /dev/ram1 0'
-blank
 room() { turn cow '0 26000 linear /dev/ram1 0'; }
-full 'short cow device'
-dmsetup remove cow
+if wanted 'short cow device'; then
+	dmsetup create cow --table '0 8195 linear /dev/ram1 0'
+	blank
+	full 'short cow device'
+	dmsetup remove cow
+fi
 
 pool() {
 	turn data "0 $1 linear /dev/ram3 0" &&
 	turn pool "0 $1 thin-pool /dev/ram2 /dev/mapper/data 128 0 1 error_if_no_space"
 }
-dmsetup create data --table '0 8192 linear /dev/ram3 0'
-dmsetup create pool --table '0 8192 thin-pool /dev/ram2 /dev/mapper/data 128 0 1 error_if_no_space'
-dmsetup message pool 0 'create_thin 0'
-dmsetup create thin --table "0 $((UNITS * 8 + 2048)) thin /dev/mapper/pool 0"
 cow=/dev/mapper/thin
 room() { pool 16384; }
-full 'thin pool'
-dmsetup remove thin pool data
+if wanted 'thin pool'; then
+	dmsetup create data --table '0 8192 linear /dev/ram3 0'
+	dmsetup create pool --table '0 8192 thin-pool /dev/ram2 /dev/mapper/data 128 0 1 error_if_no_space'
+	dmsetup message pool 0 'create_thin 0'
+	dmsetup create thin --table "0 $((UNITS * 8 + 2048)) thin /dev/mapper/pool 0"
+	full 'thin pool'
+	dmsetup remove thin pool data
+fi
 
 # filesystem MOUNT-ARGUMENT...: with ballast, and room for a few MiB
 filesystem() {
 	mount "$@" mnt
+	touch mnt/cow
+	[ "$kind" != nocow ] || chattr +C mnt/cow
 	dd if=/dev/zero of=mnt/ballast bs=1M count=2 status=none
 	sync
 	left=$(($(df --output=avail -k mnt | tail -n 1) - 5120))
-	[ $left -le 0 ] || fallocate -l ${left}K mnt/more
+	[ $left -le 0 ] || fallocate -l ${left}K mnt/more 2>/dev/null || head -c ${left}K /dev/zero >mnt/more
 	truncate -s $((UNITS * 4096 + 1048576)) mnt/cow
 }
 room() { rm mnt/ballast; }
+# The file is made before the filesystem is full, and so are its attributes.
 while read -r kind dio options; do
+	wanted "$kind $dio${options:+ $options}" || continue
 	case $kind in
 	tmpfs) filesystem -t tmpfs -o size=8M none ;;
 	ext4) mkfs.ext4 -q -F /dev/ram1 16M && filesystem /dev/ram1 ;;
+	ext2) mkfs.ext4 -q -F -O ^extent,^64bit /dev/ram1 16M && filesystem -t ext4 /dev/ram1 ;;
+	ext4-data) mkfs.ext4 -q -F /dev/ram1 24M && filesystem -o data=journal /dev/ram1 ;;
 	xfs) mkfs.xfs -q -f /dev/ram1 && filesystem /dev/ram1 ;;
+	nocow) mkfs.btrfs -q -f /dev/ram1 >/dev/null 2>&1 && filesystem /dev/ram1 ;;
 	esac
 	if ! cow=$(loopdev mnt/cow "--direct-io=$dio"); then
 		skip "$kind has no direct I/O in this kernel"
@@ -156,10 +182,18 @@ tmpfs on
 tmpfs off part
 ext4 off
 ext4 on
+ext4 on whole_writes
 ext4 on format:1
+ext4 on format:1 whole_writes
+ext2 on
+ext4-data on
 xfs off
 xfs off format:1
 xfs on
+xfs on whole_writes
+xfs on mapunit:65536 whole_writes
+nocow on whole_writes
+nocow on format:1 whole_writes
 END
 
 done_testing

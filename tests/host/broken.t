@@ -14,7 +14,7 @@ kdir=$(scripts/kernel "${KERNEL:-}" | sed -n 's/^kdir=//p')
 patches=(tests/broken/*.patch)
 echo "1..${#patches[@]}"
 
-# crash, flush, stress, hang OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
+# crash, flush, stress, hang, nospace OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
 # is part of it: only what is checked may fail.
 crash() {
 	scripts/vm "$@" tests/crash.t 'ONLY=format 2' >"$dir/out" 2>&1
@@ -34,6 +34,11 @@ hang() {
 	grep '^not ok .*: what needs the copy-up waits$' "$dir/out"
 }
 
+nospace() {
+	scripts/vm "$@" tests/nospace.t 'ONLY=ext2 on' >"$dir/out" 2>&1
+	grep '^not ok .*: all is right$' "$dir/out"
+}
+
 # build: the module as it is in $tmp/module, where only what has changed is compiled again
 build() { scripts/kernels/kbuild "$kdir" "$tmp/module" -s modules; }
 # patched [OPTION]: applies $patch there, or takes it back
@@ -44,8 +49,8 @@ caught() {
 	local dir=$tmp/$1 patch=tests/broken/$1.patch test
 	test=$(sed -n '1s/^test: \(.*\)\.t$/\1/p' "$patch")
 	case $test in
-	crash | flush | stress | hang) ;;
-	*) echo "$patch does not begin with \`test: ', and crash.t, flush.t, stress.t or hang.t"; return 1 ;;
+	crash | flush | stress | hang | nospace) ;;
+	*) echo "$patch does not begin with \`test: ', and crash.t, flush.t, stress.t, hang.t or nospace.t"; return 1 ;;
 	esac
 	mkdir "$dir"
 	patched >"$dir/log" 2>&1 || { echo "could not be applied"; cat "$dir/log"; return 1; }

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * libcowloop: the loop device of an image, which all devices over it share.
+ *
+ * What is read by one loop device in the page cache need not be read from the disk again,
+ * while with direct I/O each device reads all of it for itself. A single device has
+ * direct I/O, though: its reads are in the page cache above it already, and a copy below
+ * would take memory and time. So the page cache is used from the second device on, for
+ * as long as the loop device is there.
+ *
+ * Which loop device a file has is noted by a link in SHARE_DIR, so that it need not be
+ * looked for among a thousand. The note is a hint: the device itself is asked, and where
+ * no note can be made there is a loop device for each.
+ */
+
+#include "share.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <linux/fs.h>
+#include <linux/loop.h>
+
+#define RUN_DIR		"/run/cowsetup"
+#define SHARE_DIR	RUN_DIR "/images"
+
+/* The note of a file. */
+struct note {
+	int dir;		/* locked; -1: no notes can be made */
+	char name[64];
+};
+
+/* Wait until nobody else looks for a loop device, or attaches one. */
+static struct note open_note(const struct stat *st)
+{
+	struct note n = { .dir = -1 };
+
+	snprintf(n.name, sizeof(n.name), "%u:%u-%ju", major(st->st_dev), minor(st->st_dev), (uintmax_t)st->st_ino);
+	if ((mkdir(RUN_DIR, 0755) && errno != EEXIST) || (mkdir(SHARE_DIR, 0700) && errno != EEXIST))
+		return n;
+	n.dir = open(SHARE_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	if (n.dir >= 0 && flock(n.dir, LOCK_EX)) {
+		close(n.dir);
+		n.dir = -1;
+	}
+	return n;
+}
+
+static void close_note(struct note *n)
+{
+	if (n->dir >= 0)
+		close(n->dir);
+}
+
+static void write_note(const struct note *n, const struct loop *l)
+{
+	char path[32];
+
+	if (n->dir < 0)
+		return;
+	snprintf(path, sizeof(path), "/dev/loop%u", minor(l->dev));
+	unlinkat(n->dir, n->name, 0);
+	/* Without a note the next device has a loop device of its own. */
+	if (symlinkat(path, n->dir, n->name) && errno == EEXIST)
+		unlinkat(n->dir, n->name, 0);
+}
+
+/* Is it what loop_attach() would make of the file now? */
+static bool is_like_new(const struct loop *l, const struct file *f)
+{
+	struct loop_info64 info;
+	u64 size;
+	int block;
+
+	return !ioctl(l->fd, LOOP_GET_STATUS64, &info) &&
+	       !strncmp((const char *)info.lo_file_name, LOOP_MARK, strlen(LOOP_MARK)) &&
+	       info.lo_flags & LO_FLAGS_AUTOCLEAR && info.lo_flags & LO_FLAGS_READ_ONLY &&
+	       !info.lo_offset && !info.lo_sizelimit && loop_has_file(l->dev, f) &&
+	       !ioctl(l->fd, BLKGETSIZE64, &size) && size == f->size - f->size % LOOP_BLOCK &&
+	       !ioctl(l->fd, BLKSSZGET, &block) && block == LOOP_BLOCK;
+}
+
+/* Once it is open it stays what it is. */
+static bool find_noted(const struct note *n, struct loop *l, const struct file *f)
+{
+	char path[32];
+	struct stat st;
+	ssize_t length;
+
+	*l = LOOP_CLOSED;
+	length = n->dir < 0 ? -1 : readlinkat(n->dir, n->name, path, sizeof(path) - 1);
+	if (length < 0)
+		return false;
+	path[length] = 0;
+	l->fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (l->fd >= 0 && !fstat(l->fd, &st) && S_ISBLK(st.st_mode)) {
+		l->dev = st.st_rdev;
+		if (is_like_new(l, f))
+			return true;
+	}
+	loop_close(l);
+	return false;
+}
+
+int loop_share(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, enum cowloop_cache cache)
+{
+	struct note n = { .dir = -1 };
+	struct stat st;
+	int r = OK;
+
+	*l = LOOP_CLOSED;
+	if (!fstat(f->fd, &st))
+		n = open_note(&st);
+	if (!find_noted(&n, l, f)) {
+		r = loop_attach(ctx, l, f, cache == COWLOOP_CACHE_ALWAYS ? LOOP_CACHED : LOOP_DIRECT);
+		if (!r)
+			write_note(&n, l);
+	} else if (cache != COWLOOP_CACHE_NEVER && ioctl(l->fd, LOOP_SET_DIRECT_IO, 0UL)) {
+		warn(ctx, "%s: its loop device cannot use the page cache (%s): what several devices read is read from the disk by each.",
+		     f->path, strerror(errno));
+	}
+	close_note(&n);
+	return r;
+}
+
+void loop_unshare(const struct stat *backing)
+{
+	struct note n = open_note(backing);
+	char path[32];
+	ssize_t length;
+	struct stat st;
+
+	length = n.dir < 0 ? -1 : readlinkat(n.dir, n.name, path, sizeof(path) - 1);
+	if (length > 0) {
+		path[length] = 0;
+		/* Somebody may have attached another one by now. */
+		if (stat(path, &st) || !S_ISBLK(st.st_mode) || !loop_has(st.st_rdev, backing))
+			unlinkat(n.dir, n.name, 0);
+	}
+	close_note(&n);
+}

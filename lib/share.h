@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * libcowloop: the loop device of an image, which all devices over it share.
+ */
+
+#ifndef LIBCOWLOOP_SHARE_H
+#define LIBCOWLOOP_SHARE_H
+
+#include "loop.h"
+
+/*
+ * Open the loop device that other devices over a file have, or attach one as
+ * loop_attach() does. The file must be open for reading only.
+ */
+int loop_share(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, enum cowloop_cache cache);
+
+/* Forget the loop device of what loop_backing() has said, when it has gone. */
+void loop_unshare(const struct stat *backing);
+
+#endif /* LIBCOWLOOP_SHARE_H */
