@@ -23,6 +23,7 @@ make check-arch         the module and the tools on a big-endian machine, emulat
 make check-fresh        every command of the documents that fetches something, each with an empty cache
 make check-sign         signed modules, with and without Secure Boot
 make bench              instructions per I/O, against the targets in the kernel
+make bench-files        the same on files, on ext4, xfs and btrfs
 make bench-cpus         whether more CPUs do more, against dm-linear
 make bench-shared       whether CPUs get in each other's way
 make bench-scale        memory, metadata and time for large devices, and for slow ones
@@ -411,6 +412,12 @@ bench: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/bench
 
+bench-files: setup
+	$(Q)$(MAKE) --no-print-directory modules tools
+	$(Q)scripts/bench --files ext4
+	$(Q)scripts/bench --files xfs cowloop cowloop64k
+	$(Q)scripts/bench --files btrfs cowloop cowloop64k
+
 bench-cpus bench-scale bench-shared: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/measure/$(@:bench-%=%)
@@ -425,4 +432,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools install-lib check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
+.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-files bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools install-lib check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
