@@ -173,7 +173,7 @@ struct cow_run cow_lookup_run(const struct cow_map *map, u64 unit, unsigned int 
 /* ---- Holds and marks ---- */
 
 /* The bitmap sectors of a region that have the bits of @nr units from @bit on. */
-static u8 bits_to_sectors(const struct cow_map *map, u32 bit, u32 nr)
+static __always_inline u8 bits_to_sectors(const struct cow_map *map, u32 bit, u32 nr)
 {
 	const u32 first = bit / map->sector_units;
 

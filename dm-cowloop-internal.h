@@ -258,14 +258,20 @@ struct cow_io {
 
 /* ---- Units, and where they are ---- */
 
+/* The mask costs nothing, and spares the check of the shift in kernels with UBSAN. */
+static inline unsigned int cow_unit_shift(struct cowloop *cow)
+{
+	return cow->layout.unit_shift & (BITS_PER_LONG - 1);
+}
+
 static inline u64 cow_sector_to_unit(struct cowloop *cow, sector_t sector)
 {
-	return sector >> cow->layout.unit_shift;
+	return sector >> cow_unit_shift(cow);
 }
 
 static inline sector_t cow_unit_start(struct cowloop *cow, u64 unit)
 {
-	return (sector_t)unit << cow->layout.unit_shift;
+	return (sector_t)unit << cow_unit_shift(cow);
 }
 
 static inline sector_t cow_unit_end(struct cowloop *cow, u64 unit)

@@ -114,11 +114,11 @@ static noinline enum cow_where lookup_all(struct cowloop *cow, u64 unit, unsigne
 }
 
 /* Whether a bio consists of whole units in one MiB, the last and short one left aside. */
-static bool is_whole(struct cowloop *cow, struct bio *bio)
+static __always_inline bool is_whole(struct cowloop *cow, struct bio *bio)
 {
 	const sector_t start = bio->bi_iter.bi_sector, end = bio_end_sector(bio);
 
-	return !((start | end) & ((1U << cow->layout.unit_shift) - 1)) &&
+	return !((start | end) & (cow_unit_start(cow, 1) - 1)) &&
 	       start / COW_TRACK_SECTORS == (end - 1) / COW_TRACK_SECTORS;
 }
 

@@ -15,7 +15,7 @@
 /* ---- Rewrites ---- */
 
 /* Map a write to units that are in the cowfile, or will be. */
-static int write_to_cow(struct cowloop *cow, struct bio *bio)
+static __always_inline int write_to_cow(struct cowloop *cow, struct bio *bio)
 {
 	cow_remap_to_cow(cow, bio);
 	if (likely(!cow->ways.in_pieces))
