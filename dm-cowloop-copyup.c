@@ -214,9 +214,15 @@ static void send_store(struct cow_unit *unit, size_t size, blk_opf_t flags)
 		 REQ_OP_WRITE | (flags & (REQ_SYNC | REQ_META | REQ_PRIO)));
 	store->bi_iter.bi_sector = cow->layout.data_sector +
 				   cow_unit_start(cow, unit->io->entry.unit);
+	store->bi_iter.bi_size = size;
 	store->bi_end_io = unit_stored;
 	/* The memory is contiguous, and so one vector, however large. */
-	__bio_add_page(store, virt_to_page(unit->data), size, offset_in_page(unit->data));
+	unit->vec = (struct bio_vec) {
+		.bv_page = virt_to_page(unit->data),
+		.bv_len = size,
+		.bv_offset = offset_in_page(unit->data),
+	};
+	store->bi_vcnt = 1;
 	if (likely(!cow->ways.in_pieces))
 		submit_bio_noacct(store);
 	else
