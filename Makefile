@@ -393,7 +393,8 @@ FUZZ_COUNT ?= 1000000
 FUZZ_OPTIONS = -close_fd_mask=3 -timeout=10 -rss_limit_mb=1024 -max_len=60000
 check-fuzz: setup
 	$(Q)scripts/setup fuzz
-	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer build/tools-asan/mountfuzz build/tools-asan/tabfuzz
+	$(Q)$(MAKE) --no-print-directory build/tools-asan/cowsetup build/tools-asan/cowfuzz build/tools-asan/cowfuzz-libfuzzer \
+		build/tools-asan/mountfuzz build/tools-asan/tabfuzz
 	$(Q)build/tools-asan/cowfuzz $(FUZZ_COUNT) tests/fuzz/corpus/*
 	$(Q)build/tools-asan/mountfuzz $(FUZZ_COUNT)
 	$(Q)build/tools-asan/tabfuzz $(FUZZ_COUNT)
