@@ -26,14 +26,14 @@ all_right() { cowtest verify $dev --model model; }
 # The second block of the bitmap is for what is behind 127 MiB, in format 1 for what is behind 30. That a unit there
 # has room for its data does not help it.
 dmsetup create rdo --table "0 $((140 * 2048)) linear /dev/ram0 0"
-while read -r dio format block data unit; do
-	name="bitmap block, format $format, direct I/O $dio"
+while read -r dio format block data unit whole; do
+	name="bitmap block, format $format, direct I/O $dio${whole:+, $whole}"
 	mkfs.ext4 -q -F /dev/ram1 16M
 	mount /dev/ram1 mnt
 	truncate -s 141M mnt/cow
 	cow=$(loopdev mnt/cow "--direct-io=$dio")
 	new_model $rdo --zero-permille 1000 --region 0:4K
-	cowopen t $rdo "$cow" "format:$format"
+	cowopen t $rdo "$cow" "format:$format" ${whole:+"$whole"}
 	put 0 64
 	runs "$name: sync" message sync
 	fallocate -o $((data + unit * 4096)) -l 8192 mnt/cow
@@ -65,6 +65,7 @@ while read -r dio format block data unit; do
 done <<'END'
 off 2 2 12288 32600
 on 2 2 12288 32600
+on 2 2 12288 32600 whole_writes
 on 1 2 20480 15000
 END
 dmsetup remove rdo
@@ -74,8 +75,8 @@ dmsetup remove rdo
 # Each block, the head's first of all, needs space when it is written for the first time.
 truncate -s 320M fs
 dmsetup create rdo --table "0 $((16 * 2048)) linear /dev/ram0 0"
-while read -r dio format; do
-	name="shared blocks, format $format, direct I/O $dio"
+while read -r dio format whole; do
+	name="shared blocks, format $format, direct I/O $dio${whole:+, $whole}"
 	mkfs.xfs -q -f -m reflink=1 fs
 	fs=$(loopdev fs)
 	mount "$fs" mnt
@@ -97,7 +98,7 @@ while read -r dio format; do
 		sync
 	done
 	cow=$(loopdev mnt/cow "--direct-io=$dio")
-	cowopen t $rdo "$cow"
+	cowopen t $rdo "$cow" ${whole:+"$whole"}
 	no_space "$name: no first write" put 100
 	is "$(cowstat t state mode)" "clean out_of_space" "$name: out of space, and clean"
 	runs "$name: flushes" flush
@@ -117,6 +118,7 @@ while read -r dio format; do
 done <<'END'
 off 2
 on 2
+on 2 whole_writes
 off 1
 END
 dmsetup remove rdo
