@@ -27,6 +27,7 @@ make bench-files        the same on files, on ext4, xfs and btrfs
 make bench-cpus         whether more CPUs do more, against dm-linear
 make bench-shared       whether CPUs get in each other's way
 make bench-scale        memory, metadata and time for large devices, and for slow ones
+make bench-tail         how long reads and writes take while something large is going on
 make compile_commands.json  how each file is compiled, for editors and clang's tools; part of make
 make modules            the module; KDIR=<headers>: for that kernel
 make tools              the tools and test programs
@@ -419,7 +420,7 @@ bench-files: setup
 	$(Q)scripts/bench --files xfs cowloop cowloop64k
 	$(Q)scripts/bench --files btrfs cowloop cowloop64k
 
-bench-cpus bench-scale bench-shared: setup
+bench-cpus bench-scale bench-shared bench-tail: setup
 	$(Q)$(MAKE) --no-print-directory modules tools
 	$(Q)scripts/measure/$(@:bench-%=%)
 
@@ -433,4 +434,4 @@ clean:
 distclean: clean
 	$(Q)rm -rf "$${COWLOOP_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/dm-cowloop}"
 
-.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-files bench-cpus bench-scale bench-shared clean distclean check-stress check-hostile install-module install-tools install-lib check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh
+.PHONY: all help compile_commands.json modules kmod install uninstall tools setup check check-smoke check-kernels check-crash check-debug demo bench bench-files bench-cpus bench-scale bench-shared bench-tail clean distclean check-stress check-hostile install-module install-tools install-lib check-fuzz lint fuzz-corpus install-dkms deb rpm cowsetup patch install-initramfs check-assemble check-boot check-deb check-patch check-arch check-sign check-fresh

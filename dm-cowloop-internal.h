@@ -414,14 +414,6 @@ static inline bool cow_is_error(blk_status_t status)
 	return status && status != BLK_STS_NOTSUPP && status != BLK_STS_AGAIN;
 }
 
-/* Whether the cow device takes a bio, at @sector of it, as a whole, or fails it. Any context. */
-static inline bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector)
-{
-	return !cow->ways.in_pieces || bio_op(bio) != REQ_OP_WRITE ||
-	       (cow->ways.whole_blocks &&
-		IS_ALIGNED(sector | bio_sectors(bio), COW_PIECE_SECTORS));
-}
-
 /* A first write has failed: maybe for want of space, which some devices can't tell? */
 static inline bool cow_may_lack_space(struct cowloop *cow, blk_status_t status)
 {
@@ -482,7 +474,11 @@ struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sector
  * is sent to them in pieces, of which each is taken, or not. cow_send_in_pieces() is for
  * map, and returns what map is to return; cow_submit_write() sleeps. Both are for a write
  * that has been remapped.
+ *
+ * cow_is_taken_whole() says whether a bio, at @sector of the cow device, is taken as a whole,
+ * or fails, and need not be cut. Any context.
  */
+bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector);
 int cow_send_in_pieces(struct cowloop *cow, struct bio *bio);
 void cow_submit_write(struct cowloop *cow, struct bio *bio);
 

@@ -142,6 +142,25 @@ struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sector
 
 /* ---- Cow devices that may take a write in part ---- */
 
+bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector)
+{
+	struct bvec_iter iter;
+	struct bio_vec bv;
+
+	if (!cow->ways.in_pieces || bio_op(bio) != REQ_OP_WRITE)
+		return true;
+	if (!cow->ways.whole_blocks || !IS_ALIGNED(sector | bio_sectors(bio), COW_PIECE_SECTORS))
+		return false;
+	/*
+	 * Some filesystems have buffered I/O for memory that is not aligned; and a loop device
+	 * would split the bio where a vector ends.
+	 */
+	bio_for_each_bvec(bv, bio, iter)
+		if (!IS_ALIGNED(bv.bv_offset | bv.bv_len, COW_PIECE_SECTORS << SECTOR_SHIFT))
+			return false;
+	return true;
+}
+
 /* The sectors up to where a piece of a write to the cow device ends. */
 static unsigned int piece_sectors(struct bio *bio)
 {
@@ -150,10 +169,14 @@ static unsigned int piece_sectors(struct bio *bio)
 	return COW_PIECE_SECTORS - (start & (COW_PIECE_SECTORS - 1));
 }
 
+/*
+ * One request has one error for all its bios: a rewrite that was merged with a first write
+ * would find no space, and pieces would be one write again.
+ */
 void cow_submit_write(struct cowloop *cow, struct bio *bio)
 {
+	bio->bi_opf |= REQ_NOMERGE;
 	if (!cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector)) {
-		bio->bi_opf |= REQ_NOMERGE;
 		while (bio_sectors(bio) > piece_sectors(bio)) {
 			struct bio *piece = bio_split(bio, piece_sectors(bio), GFP_NOIO,
 						      &cow->sender->pieces);
@@ -175,11 +198,9 @@ static void submit_write_later(struct work_struct *work)
 
 int cow_send_in_pieces(struct cowloop *cow, struct bio *bio)
 {
-	if (cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector))
-		return DM_MAPIO_REMAPPED;
-	/* The pieces would be one request again, and one write. */
 	bio->bi_opf |= REQ_NOMERGE;
-	if (bio_sectors(bio) <= piece_sectors(bio))
+	if (bio_sectors(bio) <= piece_sectors(bio) ||
+	    cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector))
 		return DM_MAPIO_REMAPPED;
 
 	/* Not all the pieces could be had in map, which submits none before it returns. */

@@ -176,7 +176,7 @@ static bool is_used(const struct dm_device *d)
 static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, const struct cowloop_close *how, bool gone)
 {
 	char *rdo_file, *cow_file;
-	bool rdo_autoclear, cow_autoclear, monitored = false;
+	bool rdo_autoclear, rdo_known, cow_autoclear, monitored = false;
 	struct stat image;
 	int err, r;
 
@@ -195,7 +195,8 @@ static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, cons
 	warn_cut(ctx, d);
 
 	rdo_file = loop_file(d->rdo);
-	rdo_autoclear = rdo_file && loop_autoclear(d->rdo) && loop_backing(d->rdo, &image);
+	rdo_autoclear = loop_autoclear(d->rdo);
+	rdo_known = rdo_file && loop_backing(d->rdo, &image);
 	cow_file = dm_has_cow(d) ? loop_file(d->cow) : NULL;
 	cow_autoclear = cow_file && loop_autoclear(d->cow);
 	/* Before it goes, or dmeventd logs an error; but a device in use stays for now, with --deferred. */
@@ -210,8 +211,8 @@ static int close_device(struct cowloop_ctx *ctx, const struct dm_device *d, cons
 		r = refuse_busy(ctx, d, err);
 	} else if (!dm_name_exists(d->name)) {
 		r = wait_for_loop(ctx, d->rdo, rdo_file, rdo_autoclear);
-		if (!r && rdo_autoclear)
-			loop_unshare(&image);
+		if (!r && rdo_known)
+			loop_unshare(ctx, &image);
 		if (!r)
 			r = wait_for_loop(ctx, d->cow, cow_file, cow_autoclear);
 	}

@@ -25,6 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <linux/btrfs.h>
+#include <linux/btrfs_tree.h>
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <linux/magic.h>
@@ -191,11 +193,31 @@ static bool has_direct_blocks(const struct file *f, unsigned int block)
 	       !(st.stx_attributes & STATX_ATTR_DAX);
 }
 
+/* Some data of a btrfs is kept more than once, or may come to be: Linux 7 writes that by buffered I/O. */
+static bool btrfs_has_copies(const struct file *f)
+{
+	struct btrfs_ioctl_space_args count = { 0 }, *all;
+	bool copies = true;
+
+	if (ioctl(f->fd, BTRFS_IOC_SPACE_INFO, &count))
+		return true;
+	all = calloc(1, sizeof(*all) + count.total_spaces * sizeof(all->spaces[0]));
+	if (all) {
+		all->space_slots = count.total_spaces;
+		copies = ioctl(f->fd, BTRFS_IOC_SPACE_INFO, all);
+		for (u64 i = 0; i < all->total_spaces && i < all->space_slots && !copies; i++)
+			copies = all->spaces[i].flags & BTRFS_BLOCK_GROUP_DATA &&
+				 all->spaces[i].flags & BTRFS_BLOCK_GROUP_PROFILE_MASK & ~BTRFS_BLOCK_GROUP_RAID0;
+	}
+	free(all);
+	return copies;
+}
+
 /*
  * A loop device takes a short write for a whole one, as it is when the filesystem is full and
  * has room for its beginning. Direct I/O of whole blocks is never short on these filesystems:
  * where they lack space in the midst of it, it fails. Buffered I/O may be short, and is what
- * they fall back to: btrfs for a file with checksums; ext4 for one without extents, which it
+ * they fall back to: btrfs for a file with checksums or copies; ext4 for one without extents, which it
  * has from ext2 or ext3; xfs for parts of blocks that a copy shares.
  */
 bool loop_takes_whole(const struct loop *l, const struct file *f)
@@ -213,7 +235,7 @@ bool loop_takes_whole(const struct loop *l, const struct file *f)
 	case XFS_SUPER_MAGIC:
 		return has_direct_blocks(f, WHOLE_BLOCK);
 	case BTRFS_SUPER_MAGIC:
-		return flags & FS_NOCOW_FL;
+		return flags & FS_NOCOW_FL && !btrfs_has_copies(f);
 	default:
 		return false;
 	}

@@ -514,7 +514,7 @@ static int create(struct cowloop_ctx *ctx, struct opening *o)
 
 /* ---- Undoing it ---- */
 
-static void drop_loop(struct loop *l)
+static void drop_loop(struct cowloop_ctx *ctx, struct loop *l)
 {
 	struct stat backing;
 	bool known;
@@ -528,7 +528,7 @@ static void drop_loop(struct loop *l)
 	if (file)
 		loop_wait_gone(l->dev, file);
 	if (known)
-		loop_unshare(&backing);
+		loop_unshare(ctx, &backing);
 	free(file);
 }
 
@@ -686,8 +686,8 @@ int cowloop_open(struct cowloop_ctx *ctx, const char *rdo, const char *cow, cons
 	if (!r)
 		r = do_open(ctx, &o);
 	if (r && !o.kept) {
-		drop_loop(&o.cow_loop);
-		drop_loop(&o.rdo_loop);
+		drop_loop(ctx, &o.cow_loop);
+		drop_loop(ctx, &o.rdo_loop);
 		undo_cow(ctx, &o);
 	} else if (!r) {
 		*device = text_of("%s/%s", DM_NODES, o.name);

@@ -18,15 +18,19 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <linux/fs.h>
 #include <linux/loop.h>
+
+#include "sysfs.h"
 
 #define RUN_DIR		"/run/cowsetup"
 #define SHARE_DIR	RUN_DIR "/images"
@@ -37,8 +41,22 @@ struct note {
 	char name[64];
 };
 
-/* Wait until nobody else looks for a loop device, or attaches one. */
-static struct note open_note(const struct stat *st)
+/* How long to wait for others that look for a loop device, or attach one. */
+#define LOCK_TRIES	500
+#define LOCK_PAUSE	((struct timespec){ .tv_nsec = 10 * 1000 * 1000 })
+
+/* An image may be slow, or hang, while somebody has the lock: this waits for a bounded time. */
+static bool lock_notes(struct cowloop_ctx *ctx, int dir, unsigned int tries)
+{
+	while (flock(dir, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK || !--tries || is_cancelled(ctx))
+			return false;
+		nanosleep(&LOCK_PAUSE, NULL);
+	}
+	return true;
+}
+
+static struct note open_note(struct cowloop_ctx *ctx, const struct stat *st, unsigned int tries)
 {
 	struct note n = { .dir = -1 };
 
@@ -46,7 +64,7 @@ static struct note open_note(const struct stat *st)
 	if ((mkdir(RUN_DIR, 0755) && errno != EEXIST) || (mkdir(SHARE_DIR, 0700) && errno != EEXIST))
 		return n;
 	n.dir = open(SHARE_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-	if (n.dir >= 0 && flock(n.dir, LOCK_EX)) {
+	if (n.dir >= 0 && !lock_notes(ctx, n.dir, tries)) {
 		close(n.dir);
 		n.dir = -1;
 	}
@@ -61,15 +79,15 @@ static void close_note(struct note *n)
 
 static void write_note(const struct note *n, const struct loop *l)
 {
-	char path[32];
+	char *path = n->dir < 0 ? NULL : dev_path(l->dev);
 
-	if (n->dir < 0)
-		return;
-	snprintf(path, sizeof(path), "/dev/loop%u", minor(l->dev));
-	unlinkat(n->dir, n->name, 0);
 	/* Without a note the next device has a loop device of its own. */
-	if (symlinkat(path, n->dir, n->name) && errno == EEXIST)
+	if (path) {
 		unlinkat(n->dir, n->name, 0);
+		if (symlinkat(path, n->dir, n->name) && errno == EEXIST)
+			unlinkat(n->dir, n->name, 0);
+	}
+	free(path);
 }
 
 /* Is it what loop_attach() would make of the file now? */
@@ -117,7 +135,7 @@ int loop_share(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, en
 
 	*l = LOOP_CLOSED;
 	if (!fstat(f->fd, &st))
-		n = open_note(&st);
+		n = open_note(ctx, &st, LOCK_TRIES);
 	if (!find_noted(&n, l, f)) {
 		r = loop_attach(ctx, l, f, cache == COWLOOP_CACHE_ALWAYS ? LOOP_CACHED : LOOP_DIRECT);
 		if (!r)
@@ -130,9 +148,10 @@ int loop_share(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, en
 	return r;
 }
 
-void loop_unshare(const struct stat *backing)
+void loop_unshare(struct cowloop_ctx *ctx, const struct stat *backing)
 {
-	struct note n = open_note(backing);
+	/* A note that stays is not worth waiting for. */
+	struct note n = open_note(ctx, backing, 1);
 	char path[32];
 	ssize_t length;
 	struct stat st;

@@ -15,6 +15,6 @@
 int loop_share(struct cowloop_ctx *ctx, struct loop *l, const struct file *f, enum cowloop_cache cache);
 
 /* Forget the loop device of what loop_backing() has said, when it has gone. */
-void loop_unshare(const struct stat *backing);
+void loop_unshare(struct cowloop_ctx *ctx, const struct stat *backing);
 
 #endif /* LIBCOWLOOP_SHARE_H */

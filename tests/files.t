@@ -30,6 +30,7 @@ filesystem() {
 	ext4*) mkfs.ext4 -q -F /dev/mapper/disk ;;
 	ext2) mkfs.ext4 -q -F -O ^extent,^64bit /dev/mapper/disk ;;
 	xfs) mkfs.xfs -q -f /dev/mapper/disk ;;
+	btrfs-dup) mkfs.btrfs -q -f -d dup /dev/mapper/disk >/dev/null 2>&1 ;;
 	btrfs*) mkfs.btrfs -q -f /dev/mapper/disk >/dev/null 2>&1 ;;
 	esac
 	case $1 in
@@ -61,6 +62,7 @@ ext4-journal cut
 ext2 cut
 xfs whole
 btrfs whole
+btrfs-dup cut
 btrfs-copied cut
 tmpfs cut
 END
