@@ -9,6 +9,7 @@
 # shellcheck source=/dev/null
 . /cowloop/tests/lib.sh
 cd /tmp || exit 1
+out='' # what exits() leaves
 
 modprobe brd rd_nr=1 rd_size=$((400 * 1024))
 # a disk that counts what is read from it
@@ -42,7 +43,7 @@ filesystem() {
 }
 
 while read -r kind want; do
-	filesystem $kind
+	filesystem "$kind"
 	case $kind in
 	btrfs-copied) cp mine.cow m ;; # with checksums
 	esac
@@ -105,19 +106,32 @@ is "$(image_loops)" ' 0 1;' "some are closed, the rest has its loop device"
 runs "which can be read" cmp -n 25165824 /dev/mapper/9 $image
 runs "one is opened again" cowsetup open $image m/1.cow
 is "$(image_loops)" ' 0 1;' "over the same loop device"
-runs "all are closed at the same time" sh -c 'for i in 1 4 5 6 8 9 10 11; do cowsetup close $i & pids="$pids $!"; done
-	for pid in $pids; do wait "$pid" || exit 1; done'
+# at_once COMMAND: with each of $numbers, all at the same time
+at_once() {
+	pids=''
+	for i in $numbers; do
+		"$1" "$i" >/dev/null &
+		pids="$pids $!"
+	done
+	for pid in $pids; do
+		wait "$pid" || return 1
+	done
+}
+close_one() { cowsetup close "$1"; }
+open_one() { cowsetup open $image "m/$1.cow"; }
+numbers='1 4 5 6 8 9 10 11'
+runs "all are closed at the same time" at_once close_one
 is "$(all_loops)" '' "no loop device is left"
 is "$(ls /run/cowsetup/images)" '' "nor a note of one"
 
 # many at the same time: one loop device
-runs "eight are opened at the same time" sh -c 'for i in 1 2 3 4 5 6 8 9; do cowsetup open m/golden.img m/$i.cow >/dev/null & pids="$pids $!"; done
-	for pid in $pids; do wait "$pid" || exit 1; done'
+numbers='1 2 3 4 5 6 8 9'
+runs "eight are opened at the same time" at_once open_one
 is "$(image_loops)" ' 0 1;' "they have one loop device"
 # without cowsetup: the note stays, and is worth nothing
-for i in 1 2 3 4 5 6 8 9; do dmsetup remove $i; done
+for i in $numbers; do dmsetup remove "$i"; done
 settles '' "no loop device is left without cowsetup" all_loops
-ok "$([ -L /run/cowsetup/images/* ]; echo $?)" "but a note is"
+is "$(find /run/cowsetup/images -type l | wc -l)" 1 "but a note is"
 other=$(loopdev m/1.cow)
 runs "another file has the loop device; open" cowsetup open $image m/2.cow
 is "$(image_loops)" ' 1 1;' "has the image, and not that file"

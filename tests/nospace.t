@@ -98,7 +98,7 @@ blank() { dd if=/dev/zero of=$cow bs=64K count=1 oflag=direct status=none; }
 # after a write that found space, too, the mode may be out_of_space for a while
 writes_on() {
 	[ "$(cowstat t mode)" != rw ] || return 0
-	put $next
+	put "$next"
 	next=$((next + 1))
 	return 1
 }
