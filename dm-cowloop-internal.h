@@ -141,7 +141,7 @@ struct cow_unit;
 struct cow_discards;
 struct cow_devices;
 
-/* What map decides on alone. */
+/* Bios that map decides on alone. */
 struct cow_map_state {
 	blk_opf_t opf;			/* not bios with one of them */
 	blk_opf_t whole_opf;		/* likewise, for those that the cow device takes whole */
@@ -475,8 +475,8 @@ struct bio *cow_split_read(struct cowloop *cow, struct bio *bio, sector_t sector
  * map, and returns what map is to return; cow_submit_write() sleeps. Both are for a write
  * that has been remapped.
  *
- * cow_is_taken_whole() says whether a bio, at @sector of the cow device, is taken as a whole,
- * or fails, and need not be cut. Any context.
+ * cow_is_taken_whole() says, with ways.in_pieces, whether a bio, at @sector of the cow device,
+ * is taken as a whole, or fails, and need not be cut. Any context.
  */
 bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector);
 int cow_send_in_pieces(struct cowloop *cow, struct bio *bio);

@@ -147,7 +147,7 @@ bool cow_is_taken_whole(struct cowloop *cow, struct bio *bio, sector_t sector)
 	struct bvec_iter iter;
 	struct bio_vec bv;
 
-	if (!cow->ways.in_pieces || bio_op(bio) != REQ_OP_WRITE)
+	if (bio_op(bio) != REQ_OP_WRITE)
 		return true;
 	if (!cow->ways.whole_blocks || !IS_ALIGNED(sector | bio_sectors(bio), COW_PIECE_SECTORS))
 		return false;
@@ -175,15 +175,15 @@ static unsigned int piece_sectors(struct bio *bio)
  */
 void cow_submit_write(struct cowloop *cow, struct bio *bio)
 {
-	bio->bi_opf |= REQ_NOMERGE;
-	if (!cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector)) {
-		while (bio_sectors(bio) > piece_sectors(bio)) {
-			struct bio *piece = bio_split(bio, piece_sectors(bio), GFP_NOIO,
-						      &cow->sender->pieces);
+	const bool whole = cow_is_taken_whole(cow, bio, bio->bi_iter.bi_sector);
 
-			bio_chain(piece, bio);
-			submit_bio_noacct(piece);
-		}
+	bio->bi_opf |= REQ_NOMERGE;
+	while (!whole && bio_sectors(bio) > piece_sectors(bio)) {
+		struct bio *piece = bio_split(bio, piece_sectors(bio), GFP_NOIO,
+					      &cow->sender->pieces);
+
+		bio_chain(piece, bio);
+		submit_bio_noacct(piece);
 	}
 	submit_bio_noacct(bio);
 }

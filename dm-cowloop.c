@@ -243,7 +243,7 @@ static int set_up(struct cowloop *cow)
 		cow->opt.read_only = true;
 	}
 	cow_update_map_state(cow);
-	/* Nobody waits for an event yet. */
+	/* No event is raised: the table is not live yet. */
 	if (cow->opt.read_only)
 		cow_change_mode(cow, COW_MODE_RO);
 

@@ -7,12 +7,9 @@
 #ifndef COWSETUP_COWTAB_H
 #define COWSETUP_COWTAB_H
 
-#include "../lib/context.h"
+#include "../lib/share.h"
 
 #define COWTAB		"/etc/cowtab"
-
-/* The lock of assemble, and the mark that has udev call it for all devices. */
-#define COWSETUP_RUN	"/run/cowsetup"
 
 /* The names of devices that a line, or the kernel's command line, names: a file for each, for udev's rules. */
 #define COWSETUP_NAMED	COWSETUP_RUN "/named"

@@ -2,8 +2,8 @@
 /*
  * libcowloop: the loop device of an image, which all devices over it share.
  *
- * What is read by one loop device in the page cache need not be read from the disk again,
- * while with direct I/O each device reads all of it for itself. A single device has
+ * Blocks that one loop device has read into the page cache need not be read from the disk
+ * again, while with direct I/O each device reads all of them for itself. A single device has
  * direct I/O, though: its reads are in the page cache above it already, and a copy below
  * would take memory and time. So the page cache is used from the second device on, for
  * as long as the loop device is there.
@@ -32,8 +32,7 @@
 
 #include "sysfs.h"
 
-#define RUN_DIR		"/run/cowsetup"
-#define SHARE_DIR	RUN_DIR "/images"
+#define SHARE_DIR	COWSETUP_RUN "/images"
 
 /* The note of a file. */
 struct note {
@@ -61,7 +60,7 @@ static struct note open_note(struct cowloop_ctx *ctx, const struct stat *st, uns
 	struct note n = { .dir = -1 };
 
 	snprintf(n.name, sizeof(n.name), "%u:%u-%ju", major(st->st_dev), minor(st->st_dev), (uintmax_t)st->st_ino);
-	if ((mkdir(RUN_DIR, 0755) && errno != EEXIST) || (mkdir(SHARE_DIR, 0700) && errno != EEXIST))
+	if ((mkdir(COWSETUP_RUN, 0755) && errno != EEXIST) || (mkdir(SHARE_DIR, 0700) && errno != EEXIST))
 		return n;
 	n.dir = open(SHARE_DIR, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 	if (n.dir >= 0 && !lock_notes(ctx, n.dir, tries)) {
@@ -105,18 +104,26 @@ static bool is_like_new(const struct loop *l, const struct file *f)
 	       !ioctl(l->fd, BLKSSZGET, &block) && block == LOOP_BLOCK;
 }
 
-/* Once it is open it stays what it is. */
+/* The path in the note; false: there is none. */
+static bool read_note(const struct note *n, char path[32])
+{
+	const ssize_t length = n->dir < 0 ? -1 : readlinkat(n->dir, n->name, path, 31);
+
+	if (length < 0)
+		return false;
+	path[length] = 0;
+	return true;
+}
+
+/* A loop device that is open stays what it is. */
 static bool find_noted(const struct note *n, struct loop *l, const struct file *f)
 {
 	char path[32];
 	struct stat st;
-	ssize_t length;
 
 	*l = LOOP_CLOSED;
-	length = n->dir < 0 ? -1 : readlinkat(n->dir, n->name, path, sizeof(path) - 1);
-	if (length < 0)
+	if (!read_note(n, path))
 		return false;
-	path[length] = 0;
 	l->fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (l->fd >= 0 && !fstat(l->fd, &st) && S_ISBLK(st.st_mode)) {
 		l->dev = st.st_rdev;
@@ -153,15 +160,11 @@ void loop_unshare(struct cowloop_ctx *ctx, const struct stat *backing)
 	/* A note that stays is not worth waiting for. */
 	struct note n = open_note(ctx, backing, 1);
 	char path[32];
-	ssize_t length;
 	struct stat st;
 
-	length = n.dir < 0 ? -1 : readlinkat(n.dir, n.name, path, sizeof(path) - 1);
-	if (length > 0) {
-		path[length] = 0;
-		/* Somebody may have attached another one by now. */
-		if (stat(path, &st) || !S_ISBLK(st.st_mode) || !loop_has(st.st_rdev, backing))
-			unlinkat(n.dir, n.name, 0);
-	}
+	/* Somebody may have attached another one by now. */
+	if (read_note(&n, path) &&
+	    (stat(path, &st) || !S_ISBLK(st.st_mode) || !loop_has(st.st_rdev, backing)))
+		unlinkat(n.dir, n.name, 0);
 	close_note(&n);
 }

@@ -8,6 +8,9 @@
 
 #include "loop.h"
 
+/* The directory of cowsetup's locks and notes. */
+#define COWSETUP_RUN	"/run/cowsetup"
+
 /*
  * Open the loop device that other devices over a file have, or attach one as
  * loop_attach() does. The file must be open for reading only.

@@ -143,8 +143,7 @@ bool dev_stands_on_cowloop(dev_t dev)
 	return stands_on_cowloop(dev, 0);
 }
 
-/* Is it a part of a cowloop device other than @but? */
-static bool has_cowloop_holder(dev_t dev, dev_t but)
+bool dev_is_shared(dev_t dev, dev_t with)
 {
 	struct dirent *entry;
 	char path[64], name[280];
@@ -159,7 +158,7 @@ static bool has_cowloop_holder(dev_t dev, dev_t but)
 			continue;
 		snprintf(name, sizeof(name), "holders/%s/dev", entry->d_name);
 		holder = number_attribute(dev, name);
-		found = holder != but && dev_is_cowloop(holder);
+		found = holder != with && dev_is_cowloop(holder);
 	}
 	if (dir)
 		closedir(dir);
@@ -170,12 +169,7 @@ bool dev_is_part_of_cowloop(dev_t dev)
 {
 	const dev_t disk = dev_disk(dev);
 
-	return has_cowloop_holder(dev, 0) || (disk && has_cowloop_holder(disk, 0));
-}
-
-bool dev_is_shared(dev_t dev, dev_t with)
-{
-	return has_cowloop_holder(dev, with);
+	return dev_is_shared(dev, 0) || (disk && dev_is_shared(disk, 0));
 }
 
 /* A device's name in the kernel: "dm-3"; to be freed, or NULL. */

@@ -32,7 +32,7 @@ char *dev_btrfs(dev_t dev);
 /* Is it, or the disk it is a partition of, a part of a cowloop device: its rdo or its cow device? */
 bool dev_is_part_of_cowloop(dev_t dev);
 
-/* Is it a part of a cowloop device other than @with, which has it, too? */
+/* Is it a part of a cowloop device other than @with, which has it, too? 0: of any. */
 bool dev_is_shared(dev_t dev, dev_t with);
 
 #endif /* LIBCOWLOOP_SYSFS_H */

@@ -14,8 +14,8 @@ kdir=$(scripts/kernel "${KERNEL:-}" | sed -n 's/^kdir=//p')
 patches=(tests/broken/*.patch)
 echo "1..${#patches[@]}"
 
-# crash, flush, stress, hang, nospace OPTION...: run that test on a module, and have it find what it is for. That the work itself goes well
-# is part of it: only what is checked may fail.
+# crash, flush, stress, hang, nospace OPTION...: run that test on a module, and have it find what it is for. That the work
+# itself goes well is part of it: only what is checked may fail.
 crash() {
 	scripts/vm "$@" tests/crash.t 'ONLY=format 2' >"$dir/out" 2>&1
 	grep -q '^ok .*: the work' "$dir/out" && grep -q '^not ok .*nothing flushed is lost' "$dir/out" &&
